@@ -1,0 +1,69 @@
+"""The public names of ``tdistill.core``; ``lazy_loader`` reads this list at run time."""
+
+from .bellman import implied_reward, soft_bellman_backup
+from .bounds import kappa, sampled_gap_bound
+from .divergences import cross_entropy, forward_kl, set_forward_kl
+from .head import LinearHead, log_normaliser, map_steps
+from .iq_learn import (
+    chi_square_phi,
+    identity_phi,
+    iq_learn_linear_term,
+    iq_learn_loss,
+    iq_learn_nonlinear_term,
+    iq_learn_reward_term,
+    iq_learn_value_term,
+)
+from .projection import log_set_mass, project
+from .reduction import WeightedSum, masked_sum
+from .segments import (
+    row_index,
+    segment_cumsum,
+    segment_logsumexp,
+    segment_max,
+    segment_sum,
+)
+from .shift import clip_q, set_max_shift
+from .top_p import TopPSets, check_top_p, top_p_sets, truncate
+from .transitions import Transitions, successor, transitions
+from .value import expectation, policy_value, soft_value
+
+__all__ = [
+    "LinearHead",
+    "TopPSets",
+    "Transitions",
+    "WeightedSum",
+    "check_top_p",
+    "chi_square_phi",
+    "clip_q",
+    "cross_entropy",
+    "expectation",
+    "forward_kl",
+    "identity_phi",
+    "implied_reward",
+    "iq_learn_linear_term",
+    "iq_learn_loss",
+    "iq_learn_nonlinear_term",
+    "iq_learn_reward_term",
+    "iq_learn_value_term",
+    "kappa",
+    "log_normaliser",
+    "log_set_mass",
+    "map_steps",
+    "masked_sum",
+    "policy_value",
+    "project",
+    "row_index",
+    "sampled_gap_bound",
+    "segment_cumsum",
+    "segment_logsumexp",
+    "segment_max",
+    "segment_sum",
+    "set_forward_kl",
+    "set_max_shift",
+    "soft_bellman_backup",
+    "soft_value",
+    "successor",
+    "top_p_sets",
+    "transitions",
+    "truncate",
+]

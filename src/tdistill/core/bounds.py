@@ -1,0 +1,66 @@
+"""What restricting actions to the top-p set can cost: kappa (Prop 2), the per-state bound (3.3)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tdistill.core.top_p import check_top_p
+from tdistill.errors import InvalidValueError
+
+
+def kappa(set_top_p: float, discount: float) -> float:
+    """``kappa(p) = -gamma / (1 - gamma) log p``, the uniform bound of Prop 2 and 4.
+
+    Args:
+        set_top_p: mass p in (0, 1].
+        discount: gamma in [0, 1).
+
+    Returns:
+        Bound on the loss of Q, nats.
+
+    Raises:
+        InvalidValueError: for p or gamma out of range.
+
+    Example:
+        >>> round(kappa(0.8, 0.99), 1)
+        22.1
+    """
+    check_top_p(set_top_p)
+    if not 0.0 <= discount < 1.0:
+        raise InvalidValueError(f"discount: expected a value in [0, 1), found {discount}")
+    return -discount / (1.0 - discount) * math.log(set_top_p)
+
+
+def sampled_gap_bound(
+    neg_log_mass: Float[Tensor, " T"], lengths: Int[Tensor, " B"], *, discount: float
+) -> Float[Tensor, " T"]:
+    """``sum_{k>=1} gamma^k (-log m_p(s_{t+k}))`` along each sampled response (3.3).
+
+    On responses drawn from proj_p of the teacher this is an unbiased draw of the per-state bound,
+    up to what a cut response does not show: nothing is lost after its last observed step.
+
+    Args:
+        neg_log_mass: ``-log m_p`` of the set of each step, nats.
+        lengths: steps of each response, laid end to end.
+        discount: gamma in [0, 1].
+
+    Returns:
+        The sampled bound at every step, nats; 0 at the last step of a response.
+
+    Example:
+        >>> loss = torch.tensor([9.0, 1.0, 2.0])
+        >>> sampled_gap_bound(loss, torch.tensor([3]), discount=0.5).tolist()
+        [1.0, 1.0, 0.0]
+    """
+    rows = torch.nn.utils.rnn.pad_sequence(
+        list(neg_log_mass.split(lengths.tolist())), batch_first=True
+    )
+    gap = torch.zeros_like(rows)
+    for t in range(rows.shape[1] - 2, -1, -1):
+        gap[:, t] = discount * (rows[:, t + 1] + gap[:, t + 1])
+    real = torch.arange(rows.shape[1], device=rows.device) < lengths[:, None]
+    return gap[real]

@@ -1,0 +1,80 @@
+"""Steps and transitions of responses laid end to end, from their lengths alone.
+
+A batch of B responses is one flat sequence of T steps. Whether a step is trained on and whether
+its response ended there are two facts (method.md, section 1), never read off token identity: the
+padding id of many models is their end id.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Transitions:
+    """The Markov structure of T flat steps.
+
+    Attributes:
+        discount: gamma, 0 at the last step of a finished response.
+        has_successor: whether the next flat step is the successor state of this one.
+        can_bootstrap: false only at the last step of a response cut at the length limit, whose
+            V(s') is unknown: such a step is left out of every term that needs it.
+    """
+
+    discount: Float[Tensor, " T"]
+    has_successor: Bool[Tensor, " T"]
+    can_bootstrap: Bool[Tensor, " T"]
+
+
+def transitions(
+    lengths: Int[Tensor, " B"], ended: Bool[Tensor, " B"], *, discount: float
+) -> Transitions:
+    """Transitions of B responses laid end to end.
+
+    Args:
+        lengths: steps of each response, the end token included where there is one; each >= 1.
+        ended: whether the response finished with its end token (true) or was cut (false).
+        discount: gamma in [0, 1].
+
+    Returns:
+        The structure of the ``lengths.sum()`` flat steps.
+
+    Example:
+        >>> two = transitions(torch.tensor([2, 2]), torch.tensor([True, False]), discount=0.5)
+        >>> two.discount.tolist()
+        [0.5, 0.0, 0.5, 0.5]
+        >>> two.can_bootstrap.tolist()
+        [True, True, True, False]
+    """
+    total = int(lengths.sum())
+    last = lengths.cumsum(0) - 1
+    is_last = torch.zeros(total, dtype=torch.bool, device=lengths.device)
+    is_last[last] = True
+    finishes = torch.zeros_like(is_last)
+    finishes[last] = ended
+    gamma = torch.full((total,), discount, device=lengths.device)
+    return Transitions(gamma.masked_fill(finishes, 0.0), ~is_last, ~is_last | finishes)
+
+
+def successor(
+    values: Float[Tensor, " T"], has_successor: Bool[Tensor, " T"]
+) -> Float[Tensor, " T"]:
+    """``V(s_{t+1})`` at every step: the value of the next flat step, 0 where there is none.
+
+    Args:
+        values: a value per step.
+        has_successor: see :class:`Transitions`.
+
+    Returns:
+        The successor's value per step.
+
+    Example:
+        >>> successor(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([True, False, False])).tolist()
+        [2.0, 0.0, 0.0]
+    """
+    following = torch.cat([values[1:], values.new_zeros(1)])[: values.numel()]
+    return torch.where(has_successor, following, torch.zeros_like(following))

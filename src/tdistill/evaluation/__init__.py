@@ -1,0 +1,1 @@
+"""Evaluation of a student next to its teacher: scores and their intervals."""

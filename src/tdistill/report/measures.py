@@ -1,0 +1,175 @@
+"""What each metric is called, its unit, which way is better, and how numbers are written."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from tdistill.report.records import Estimate
+
+MINUS = "\N{MINUS SIGN}"
+DASH = "\N{EN DASH}"
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A metric as readers see it; ``better`` is +1 (higher), -1 (lower) or 0 (neither)."""
+
+    title: str
+    unit: str
+    better: int
+    digits: int
+    meaning: str
+
+
+MEASURES = {
+    "forward_kl": Measure(
+        "Forward KL",
+        "nats/step",
+        -1,
+        2,
+        "KL divergence from teacher to student over the full vocabulary, exact, on held-out "
+        "teacher responses.",
+    ),
+    "set_kl": Measure(
+        "KL in the set",
+        "nats/step",
+        -1,
+        2,
+        "The same divergence between teacher and student, both normalised on the teacher's "
+        "top-p set.",
+    ),
+    "leak": Measure(
+        "Leak", "share", -1, 3, "Share of the student's probability off the teacher's top-p set."
+    ),
+    "rouge_l": Measure(
+        "Rouge-L",
+        "0\N{EN DASH}100",
+        1,
+        1,
+        "Longest common subsequence with the best-matching reference response (F measure, stemmed).",
+    ),
+    "exact_match": Measure(
+        "Exact match", "0\N{EN DASH}100", 1, 1, "Responses equal to a reference, in percent."
+    ),
+    "teacher_nll": Measure(
+        "Teacher NLL",
+        "nats/token",
+        -1,
+        2,
+        "Negative log-likelihood of a model's own responses under the teacher. It falls with "
+        "sharper decoding too, so compare within one decoding.",
+    ),
+    "reverse_kl": Measure(
+        "Reverse KL",
+        "nats/token",
+        -1,
+        2,
+        "KL divergence from student to teacher, estimated on the student's own samples at T = 1.",
+    ),
+    "response_tokens": Measure("Tokens", "a response", 0, 1, "Mean response length in tokens."),
+    "ended": Measure(
+        "Ended", "share", 0, 2, "Share of responses that ended before the length limit."
+    ),
+    "loss": Measure("Loss", "", -1, 3, "Each objective's own loss."),
+    "implied_reward": Measure(
+        "Implied reward",
+        "nats",
+        0,
+        2,
+        "Q(s, a) minus the discounted soft value of the next state: the reward that the student's "
+        "logits imply for a token.",
+    ),
+    "value": Measure("Soft value V", "nats", 0, 2, "Log-sum-exp of Q over the set."),
+}
+
+MODEL_NAMES = {
+    "teacher": "Teacher",
+    "start": "Start",
+    "sft": "SFT",
+    "seqkd": "SeqKD",
+    "kd": "KD",
+    "bellman_distill": "Bellman Distill",
+}
+
+DECODINGS = {
+    "greedy": "Greedy",
+    "sample": "Sampled, T = 1",
+    "nucleus": "Nucleus 0.8",
+    "tuned": "Tuned temperature",
+}
+
+
+def measure(name: str) -> Measure:
+    """The measure of a metric; an unknown metric keeps its own name and claims no direction."""
+    return MEASURES.get(name) or Measure(name, "", 0, 3, "")
+
+
+def model_name(label: str) -> str:
+    """A model label as readers see it; labels that users chose stay as they are."""
+    return MODEL_NAMES.get(label, label)
+
+
+def decoding_name(decoding: str) -> str:
+    """A decoding as readers see it."""
+    return DECODINGS.get(decoding, decoding)
+
+
+def in_order(found: list[str], order: list[str]) -> list[str]:
+    """Distinct entries, those of ``order`` first and in that order, then the others as found."""
+    seen = dict.fromkeys(found)
+    return [x for x in order if x in seen] + [x for x in seen if x not in order]
+
+
+def number(value: float | None, digits: int) -> str:
+    """A number with a fixed count of decimals and a true minus sign; a dash for None.
+
+    Example:
+        >>> number(-0.456, 2), number(None, 2), number(float("inf"), 2)
+        ('−0.46', '–', '∞')
+    """
+    if value is None:
+        return DASH
+    if not math.isfinite(value):
+        return "nan" if value != value else ("" if value > 0 else MINUS) + "\N{INFINITY}"
+    text = f"{value:.{digits}f}"
+    if float(text) == 0:
+        text = text.lstrip("-")
+    return text.replace("-", MINUS)
+
+
+def interval(estimate: Estimate, digits: int) -> str:
+    """Low and high in brackets, or the remark that none was recorded."""
+    if estimate.low is None or estimate.high is None:
+        return "no interval recorded"
+    return f"[{number(estimate.low, digits)}, {number(estimate.high, digits)}]"
+
+
+def count(value: float | None) -> str:
+    """A large count in three figures or so.
+
+    Example:
+        >>> count(134_515_008), count(1_700), count(12)
+        ('134.5M', '1.7k', '12')
+    """
+    if value is None:
+        return DASH
+    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.1f}{letter}"
+    return f"{value:g}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them.
+
+    Example:
+        >>> duration(7.25), duration(252), duration(7384)
+        ('7.2 s', '4 min 12 s', '2 h 3 min')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
