@@ -4,9 +4,9 @@ Transitions are deterministic, as appending a token is. Letters: S state, V voca
 Every function is plain tensor algebra, so gradients flow through scores, policies and rewards, and
 an objective can be minimised on the same MDP that this module solves exactly.
 
-A policy is a tensor of probabilities with one row a state; a family of action sets is a boolean mask
-of the same shape with at least one action a state. ``torch.ones_like`` of that mask is the full
-vocabulary, which makes Q_p* of (2.4) the ordinary soft-optimal Q*.
+A policy is a tensor of probabilities with one row a state; a family of action sets is a boolean
+mask of the same shape with at least one action a state. With the full vocabulary as the set, Q_p*
+of (2.4) is the ordinary soft-optimal Q*.
 
 Reference: Yu, Li, Zhang, "Language Model Distillation: A Temporal Difference Imitation Learning
 Perspective" (arXiv 2505.20335), propositions 1 to 4.
@@ -40,8 +40,8 @@ class TokenMDP:
         discount: gamma in [0, 1), applied at every transition that does not end the episode.
 
     Raises:
-        InvalidValueError: for tensors of another shape or type, a successor that is no state, or a
-            discount outside [0, 1).
+        InvalidValueError: for tensors of another shape or type, a successor that is no state, a
+            reward that is not finite, or a discount outside [0, 1).
 
     Example:
         >>> TokenMDP(torch.tensor([[0, -1]]), torch.zeros(1, 2).double(), 0.9).num_states
@@ -53,6 +53,7 @@ class TokenMDP:
     discount: float
 
     def __post_init__(self) -> None:
+        """Refuse tables that do not describe an MDP."""
         shape = list(self.next_state.shape)
         if len(shape) != 2 or 0 in shape or list(self.reward.shape) != shape:
             raise InvalidValueError(
@@ -69,6 +70,8 @@ class TokenMDP:
             raise InvalidValueError(
                 f"next_state: expected -1 or a state below {shape[0]}, found values {low} to {high}"
             )
+        if not self.reward.isfinite().all():
+            raise InvalidValueError("reward: expected finite numbers, found NaN or infinity")
         if not 0.0 <= self.discount < 1.0:
             raise InvalidValueError(f"discount: expected gamma in [0, 1), found {self.discount}")
 
@@ -99,8 +102,8 @@ def prefix_tree(
 ) -> TokenMDP:
     """All responses of up to ``depth`` tokens: a state is a token prefix, an action the next token.
 
-    The end token and every token of the last step end the episode. States are numbered breadth first,
-    the empty prefix is state 0.
+    The end token and every token of the last step end the episode. States are numbered breadth
+    first, the empty prefix is state 0.
 
     Args:
         vocabulary_size: number of tokens, the end token included; at least 2.
@@ -129,7 +132,7 @@ def prefix_tree(
         )
     branches = vocabulary_size - 1
     num_states = sum(branches**level for level in range(depth))
-    # Breadth-first numbers of a complete tree: the children of s are branches * s + 1 and following.
+    # Breadth-first numbers of a complete tree: the children of s start at branches * s + 1.
     children = torch.arange(1, num_states * branches + 1).view(num_states, branches)
     children = children.where(children < num_states, TERMINAL)
     end = torch.full((num_states, 1), TERMINAL)
@@ -175,8 +178,8 @@ def random_mdp(
 def with_teacher(mdp: TokenMDP, teacher_scores: Table) -> TokenMDP:
     """The same MDP with the reward whose soft-optimal Q is the teacher's scores.
 
-    r(s,a) = Q(s,a) - gamma V(s'), (4.1) over the full vocabulary: any finite scores are soft-optimal
-    for exactly one reward.
+    r(s,a) = Q(s,a) - gamma V(s'), (4.1) over the full vocabulary: any finite scores are
+    soft-optimal for exactly one reward.
 
     Args:
         mdp: successors and discount; its reward is not used.
@@ -246,8 +249,8 @@ def top_p_mask(policy: Table, set_top_p: float, *, max_size: int | None = None) 
     Args:
         policy: teacher probabilities over the full vocabulary.
         set_top_p: mass p in (0, 1].
-        max_size: hard cap on the members of a set. Where it binds the set holds less than p, and the
-            bounds by kappa(p) do not apply; (3.3) does.
+        max_size: hard cap on the members of a set. Where it binds the set holds less than p and
+            the bounds by kappa(p) do not apply; (3.3) does.
 
     Returns:
         True for the members.
@@ -335,12 +338,12 @@ def soft_optimal_q(mdp: TokenMDP, allowed: Sets) -> Table:
         allowed: the action sets; the full vocabulary gives Q*.
 
     Returns:
-        Q in nats, for every token, also outside the sets, to about 1e-14 / (1 - gamma) of the largest.
+        Q in nats, for every token, also outside the sets, to a relative 1e-14 / (1 - gamma).
 
     Example:
         >>> loop = TokenMDP(torch.tensor([[0, 0]]), torch.zeros(1, 2).double(), 0.5)
-        >>> soft_optimal_q(loop, loop.full_vocabulary).exp()
-        tensor([[2.0000, 2.0000]], dtype=torch.float64)
+        >>> soft_optimal_q(loop, loop.full_vocabulary).exp().round(decimals=9).tolist()
+        [[2.0, 2.0]]
     """
     rounding = 64 * torch.finfo(torch.float64).eps / (1 - mdp.discount)
     scores, change = mdp.reward, float("inf")
@@ -351,7 +354,7 @@ def soft_optimal_q(mdp: TokenMDP, allowed: Sets) -> Table:
 
 
 def per_state_gap(mdp: TokenMDP, policy: Table, allowed: Sets) -> Table:
-    """E_{proj_p pi*}[sum_{k>=1} gamma^k (-log m_p(s_{t+k}))], the right-hand side of (3.3), exactly.
+    """E_{proj_p pi*}[sum_{k>=1} gamma^k (-log m_p(s_{t+k}))], the right side of (3.3), exactly.
 
     Args:
         mdp: successors and discount; the reward plays no part.
@@ -364,8 +367,9 @@ def per_state_gap(mdp: TokenMDP, policy: Table, allowed: Sets) -> Table:
     Example:
         >>> loop = TokenMDP(torch.tensor([[0, 0]]), torch.zeros(1, 2).double(), 0.5)
         >>> uniform = torch.full((1, 2), 0.5, dtype=torch.float64)
-        >>> per_state_gap(loop, uniform, torch.tensor([[True, False]])).exp()
-        tensor([[2.0000, 2.0000]], dtype=torch.float64)
+        >>> gap = per_state_gap(loop, uniform, torch.tensor([[True, False]]))
+        >>> gap.exp().round(decimals=9).tolist()
+        [[2.0, 2.0]]
     """
     left_out = (policy * ~allowed).sum(1)
     cost = -torch.log1p(-left_out)

@@ -7,8 +7,8 @@ from torch import Tensor
 
 
 def soft_bellman_backup(
-    reward: Float[Tensor, " T"], next_value: Float[Tensor, " T"], discount: Float[Tensor, " T"]
-) -> Float[Tensor, " T"]:
+    reward: Float[Tensor, " *T"], next_value: Float[Tensor, " *T"], discount: Float[Tensor, " *T"]
+) -> Float[Tensor, " *T"]:
     """``r + discount V(s')``: the right-hand side of (3.1) for one sampled transition.
 
     Args:
@@ -29,8 +29,8 @@ def soft_bellman_backup(
 
 
 def implied_reward(
-    q_a: Float[Tensor, " T"], next_value: Float[Tensor, " T"], discount: Float[Tensor, " T"]
-) -> Float[Tensor, " T"]:
+    q_a: Float[Tensor, " *T"], next_value: Float[Tensor, " *T"], discount: Float[Tensor, " *T"]
+) -> Float[Tensor, " *T"]:
     """``r = Q(s,a) - discount V(s')`` (4.1): the reward for which Q is consistent.
 
     Args:

@@ -56,6 +56,8 @@ def sampled_gap_bound(
         >>> sampled_gap_bound(loss, torch.tensor([3]), discount=0.5).tolist()
         [1.0, 1.0, 0.0]
     """
+    if lengths.numel() == 0:
+        return torch.zeros_like(neg_log_mass)
     rows = torch.nn.utils.rnn.pad_sequence(
         list(neg_log_mass.split(lengths.tolist())), batch_first=True
     )

@@ -30,8 +30,8 @@ def forward_kl(
 def set_forward_kl(
     teacher_log_probs: Float[Tensor, " M"],
     student_log_probs: Float[Tensor, " M"],
-    offsets: Int[Tensor, " T+1"],
-) -> Float[Tensor, " T"]:
+    offsets: Int[Tensor, " R"],
+) -> Float[Tensor, " R-1"]:
     """``KL(proj_p pi* || q)``, nats per step, for a student q on the members.
 
     With q normalised over the set this is blind to off-set mass; with q normalised over the

@@ -9,8 +9,8 @@ from tdistill.core.segments import row_index, segment_logsumexp
 
 
 def log_set_mass(
-    log_probs: Float[Tensor, " M"], offsets: Int[Tensor, " T+1"]
-) -> Float[Tensor, " T"]:
+    log_probs: Float[Tensor, " M"], offsets: Int[Tensor, " R"]
+) -> Float[Tensor, " R-1"]:
     """``log m_p(s)``, the log of the mass that a policy puts on the set (2.2).
 
     Args:
@@ -28,7 +28,7 @@ def log_set_mass(
     return segment_logsumexp(log_probs, offsets)
 
 
-def project(scores: Float[Tensor, " M"], offsets: Int[Tensor, " T+1"]) -> Float[Tensor, " M"]:
+def project(scores: Float[Tensor, " M"], offsets: Int[Tensor, " R"]) -> Float[Tensor, " M"]:
     """``log proj_p pi(a|s)`` on the set (2.3): the policy renormalised over A_p(s).
 
     Scores may be log-probabilities of any normalisation or raw logits: a constant per step cancels.

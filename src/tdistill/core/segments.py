@@ -2,6 +2,8 @@
 
 Sets have a median of 4 members and a maximum of hundreds, so padding to the widest row would waste
 most of the work; these functions cost what the members cost.
+
+In the shapes, R counts row boundaries: T rows have R = T + 1 of them.
 """
 
 from __future__ import annotations
@@ -10,8 +12,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+_UNIT = 2.0**-52
 
-def row_index(offsets: Int[Tensor, " T+1"]) -> Int[Tensor, " M"]:
+
+def row_index(offsets: Int[Tensor, " R"]) -> Int[Tensor, " M"]:
     """The row of every flat member.
 
     Args:
@@ -28,18 +32,19 @@ def row_index(offsets: Int[Tensor, " T+1"]) -> Int[Tensor, " M"]:
     return torch.repeat_interleave(rows, offsets.diff())
 
 
-def segment_sum(values: Float[Tensor, " M"], offsets: Int[Tensor, " T+1"]) -> Float[Tensor, " T"]:
+def segment_sum(values: Float[Tensor, " M"], offsets: Int[Tensor, " R"]) -> Float[Tensor, " R-1"]:
     """Sum of each row; an empty row gives 0.
 
     Example:
         >>> segment_sum(torch.tensor([1.0, 2.0, 5.0]), torch.tensor([0, 2, 2, 3])).tolist()
         [3.0, 0.0, 5.0]
     """
-    total = values.new_zeros(offsets.numel() - 1)
-    return total.index_add(0, row_index(offsets), values)
+    # One long chain of additions a row: in float32 a row of 50k members loses two digits.
+    total = values.new_zeros(offsets.numel() - 1, dtype=torch.float64)
+    return total.index_add(0, row_index(offsets), values.double()).to(values.dtype)
 
 
-def segment_max(values: Float[Tensor, " M"], offsets: Int[Tensor, " T+1"]) -> Float[Tensor, " T"]:
+def segment_max(values: Float[Tensor, " M"], offsets: Int[Tensor, " R"]) -> Float[Tensor, " R-1"]:
     """Largest value of each row; an empty row gives minus infinity.
 
     Example:
@@ -51,8 +56,8 @@ def segment_max(values: Float[Tensor, " M"], offsets: Int[Tensor, " T+1"]) -> Fl
 
 
 def segment_logsumexp(
-    values: Float[Tensor, " M"], offsets: Int[Tensor, " T+1"]
-) -> Float[Tensor, " T"]:
+    values: Float[Tensor, " M"], offsets: Int[Tensor, " R"]
+) -> Float[Tensor, " R-1"]:
     """Log of the sum of exponentials of each row, without overflow.
 
     Example:
@@ -67,14 +72,17 @@ def segment_logsumexp(
     return segment_sum(shifted.exp(), offsets).log() + peak
 
 
-def segment_cumsum(values: Float[Tensor, " M"], offsets: Int[Tensor, " T+1"]) -> Tensor:
-    """Running sum within each row, accumulated and returned in float64.
+def segment_cumsum(values: Float[Tensor, " M"], offsets: Int[Tensor, " R"]) -> Tensor:
+    """Running sum within each row, in float64, of values that sum to less than 1,000 a row.
 
-    The sum runs over the whole array, so float32 would lose the digits of the late rows.
+    Probabilities are meant. They are added as whole multiples of 2^-52, exact in any order, so that
+    a row gives the same sums whatever the other rows hold.
 
     Example:
         >>> segment_cumsum(torch.tensor([1.0, 2.0, 5.0]), torch.tensor([0, 2, 3])).tolist()
         [1.0, 3.0, 5.0]
     """
-    running = torch.cat([values.new_zeros(1, dtype=torch.float64), values.double().cumsum(0)])
-    return running[1:] - running[offsets[:-1]][row_index(offsets)]
+    units = (values.double() / _UNIT).round().long()
+    # int64 wraps around after 2,000 rows of mass 1; the difference within a row wraps back.
+    running = torch.cat([units.new_zeros(1), units.cumsum(0)])
+    return (running[1:] - running[offsets[:-1]][row_index(offsets)]).double() * _UNIT

@@ -16,7 +16,7 @@ from tdistill.core.segments import segment_max
 Shift = Literal["raw", "set-max", "vocabulary-max", "normalised"]
 
 
-def set_max_shift(scores: Float[Tensor, " M"], offsets: Int[Tensor, " T+1"]) -> Float[Tensor, " T"]:
+def set_max_shift(scores: Float[Tensor, " M"], offsets: Int[Tensor, " R"]) -> Float[Tensor, " R-1"]:
     """The constant that pins the largest Q of the set to 0.
 
     Example:

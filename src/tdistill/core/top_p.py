@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -27,7 +28,7 @@ class TopPSets:
 
     ids: Int[Tensor, " M"]
     log_probs: Float[Tensor, " M"]
-    offsets: Int[Tensor, " T+1"]
+    offsets: Int[Tensor, " R"]
 
     def __len__(self) -> int:
         """Number of steps."""
@@ -191,13 +192,14 @@ def _member_count(values: Tensor, set_top_p: float, max_size: int | None) -> Ten
     """Members of each row's set among its k largest entries; k where they do not reach the mass."""
     count = (values > float("-inf")).sum(1)
     if set_top_p < 1.0:
-        mass = values.exp().cumsum(1, dtype=torch.float64).to(values.dtype)
+        rows = torch.arange(values.shape[0] + 1, device=values.device) * values.shape[1]
+        mass = segment_cumsum(values.exp().flatten(), rows).view_as(values).to(values.dtype)
         count = torch.minimum(count, (mass < set_top_p).sum(1) + 1)
     return count if max_size is None else count.clamp(max=max_size)
 
 
 def _compress(
-    found: list[tuple[Tensor, Tensor, Tensor, Tensor]], num_steps: int, like: Tensor
+    found: Collection[tuple[Tensor, Tensor, Tensor, Tensor]], num_steps: int, like: Tensor
 ) -> TopPSets:
     sizes = torch.zeros(num_steps, dtype=torch.long, device=like.device)
     for rows, count, _, _ in found:

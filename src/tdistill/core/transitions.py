@@ -56,7 +56,7 @@ def transitions(
     is_last[last] = True
     finishes = torch.zeros_like(is_last)
     finishes[last] = ended
-    gamma = torch.full((total,), discount, device=lengths.device)
+    gamma = torch.full((total,), float(discount), device=lengths.device)
     return Transitions(gamma.masked_fill(finishes, 0.0), ~is_last, ~is_last | finishes)
 
 

@@ -9,8 +9,8 @@ from tdistill.core.segments import segment_logsumexp, segment_sum
 
 
 def soft_value(
-    q: Float[Tensor, " M"], offsets: Int[Tensor, " T+1"], *, temperature: float = 1.0
-) -> Float[Tensor, " T"]:
+    q: Float[Tensor, " M"], offsets: Int[Tensor, " R"], *, temperature: float = 1.0
+) -> Float[Tensor, " R-1"]:
     """``V_p(s) = tau log sum_{a in A_p(s)} exp(Q(s,a) / tau)`` (3.2).
 
     Args:
@@ -33,8 +33,8 @@ def soft_value(
 
 
 def expectation(
-    values: Float[Tensor, " M"], log_policy: Float[Tensor, " M"], offsets: Int[Tensor, " T+1"]
-) -> Float[Tensor, " T"]:
+    values: Float[Tensor, " M"], log_policy: Float[Tensor, " M"], offsets: Int[Tensor, " R"]
+) -> Float[Tensor, " R-1"]:
     """``E_{a ~ pi}[f(s,a)]`` for a policy given by its log-probabilities on the set.
 
     Example:
@@ -47,8 +47,8 @@ def expectation(
 
 
 def policy_value(
-    q: Float[Tensor, " M"], log_policy: Float[Tensor, " M"], offsets: Int[Tensor, " T+1"]
-) -> Float[Tensor, " T"]:
+    q: Float[Tensor, " M"], log_policy: Float[Tensor, " M"], offsets: Int[Tensor, " R"]
+) -> Float[Tensor, " R-1"]:
     """``E_{a ~ pi}[Q(s,a) - log pi(a|s)]``, the bracket of (3.1).
 
     For ``pi = softmax(Q)`` on the set it equals :func:`soft_value`.

@@ -19,8 +19,8 @@ class DataConfig:
     ``demo:SPLIT`` (the prompts that ship with the package).
 
     Attributes:
-        train: source of the training prompts; ``valid`` and ``test`` likewise. Null ``valid``: none.
-        limit_train: use the first N rows of ``train`` only; ``limit_valid``, ``limit_test`` likewise.
+        train: source of the training prompts; ``valid`` (null: none) and ``test`` likewise.
+        limit_train: use only the first N rows; ``limit_valid``, ``limit_test`` likewise.
         format: which columns to read; ``auto`` takes the only format that the columns fit.
         template: how a prompt is rendered. ``chat``: the tokenizer's chat template; ``alpaca``: the
             instruction template of Stanford Alpaca; ``plain``: the text as it stands. ``auto``:
@@ -51,6 +51,7 @@ class DataConfig:
     lm_text: str | None = None
 
     def __post_init__(self) -> None:
+        """Check the values."""
         for name, allowed in (("format", get_args(Format)), ("template", get_args(Template))):
             if getattr(self, name) not in allowed:
                 raise RecipeError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -22,7 +22,7 @@ UNDERSTOOD = (
 
 @dataclass(frozen=True)
 class Row:
-    """One row as read: ``values`` by column, ``where`` for messages (``file:line`` or row index)."""
+    """One row as read: ``values`` by column, ``where`` (``file:line`` or row index) for errors."""
 
     where: str
     values: dict[str, Any]
@@ -50,7 +50,7 @@ def read_rows(source: str, *, limit: int | None = None) -> list[Row]:
     return list(itertools.islice(rows, limit))
 
 
-def column_names(rows: list[Row]) -> tuple[str, ...]:
+def column_names(rows: Sequence[Row]) -> tuple[str, ...]:
     """All columns of the rows that hold a value somewhere, in order of appearance."""
     return tuple(
         dict.fromkeys(
@@ -120,26 +120,36 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}: expected UTF-8 text; found byte {error.object[error.start]:#04x} "
-            f"at offset {error.start}. Convert the file to UTF-8."
-        ) from error
+        raise _not_utf8(path, error) from error
+
+
+def _not_utf8(path: Path, error: UnicodeDecodeError) -> DataError:
+    return DataError(
+        f"{path}: expected UTF-8 text; found byte {error.object[error.start]:#04x} "
+        f"({error.reason}). Convert the file to UTF-8."
+    )
 
 
 def _jsonl_rows(path: Path) -> Iterator[Row]:
-    # Split at line feeds only: str.splitlines would also break a row at U+2028 inside a string.
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{path}:{number}"
+    # Lines end at line feeds only: a lone carriage return is white space within a JSON object.
+    with path.open(encoding="utf-8-sig", newline="\n") as file:
         try:
-            value = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(
-                f"{where}: expected one JSON object on the line; found {_excerpt(line)} "
-                f"({error.msg} at column {error.colno}). Correct the line or remove it."
-            ) from error
-        yield Row(where, _as_object(value, where))
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield _jsonl_row(line, f"{path}:{number}")
+        except UnicodeDecodeError as error:
+            raise _not_utf8(path, error) from error
+
+
+def _jsonl_row(line: str, where: str) -> Row:
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{where}: expected one JSON object on the line; found {_excerpt(line)} "
+            f"({error.msg} at column {error.colno}). Correct the line or remove it."
+        ) from error
+    return Row(where, _as_object(value, where))
 
 
 def _json_rows(path: Path) -> Iterator[Row]:
@@ -205,7 +215,7 @@ def _folder_rows(path: Path) -> Iterator[Row]:
             f"read ({error}). Save the dataset again."
         ) from error
     assert isinstance(dataset, Dataset)
-    for index, value in enumerate(dataset):
+    for index, value in enumerate(dataset.with_format(None)):
         yield Row(_row_place(path, index), dict(value))
 
 

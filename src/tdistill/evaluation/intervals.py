@@ -46,7 +46,8 @@ def bootstrap_interval(
     whole column, such as a training seed, is not in the interval.
 
     With one prompt (or one prompt of positive weight) nothing is known about other prompts, and
-    the bounds are None rather than equal to the mean.
+    the bounds are None rather than equal to the mean. With few prompts the interval is too
+    narrow: of normal values, a 95% interval covers 93% with 20 prompts, 91% with 10, 84% with 5.
 
     Args:
         values: ``[prompts]`` or ``[prompts, seeds]``, finite.
@@ -106,7 +107,7 @@ def paired_interval(
     Reference:
         Koehn 2004, "Statistical Significance Tests for Machine Translation Evaluation".
 
-    >>> paired_interval([2.0, 12.0, 102.0], [1.0, 11.0, 101.0])
+    >>> paired_interval([2.0, 12.0, 42.0, 102.0], [1.0, 11.0, 41.0, 101.0])
     Interval(mean=1.0, low=1.0, high=1.0)
     """
     _check_options(level, resamples)

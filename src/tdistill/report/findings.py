@@ -7,7 +7,7 @@ from typing import Literal
 
 from tdistill.report.measures import (
     count,
-    decoding_name,
+    decoding_phrase,
     in_order,
     interval,
     measure,
@@ -110,16 +110,14 @@ def headline(record: Record) -> str:
         whose = f"a {count(student)} student" if sizes else "the student"
         whom = f"its {count(teacher)} teacher" if sizes else "its teacher"
         return f"{name} {moved} the forward KL of {whose} to {whom} from {a} to {b} nats a step"
-    reason = (
-        "the intervals overlap" if result == "overlap" else "without intervals, not a ranking"
-    )
+    reason = "the intervals overlap" if result == "overlap" else "without intervals, not a ranking"
     return f"Forward KL to the teacher: {a} nats a step before {name}, {b} after; {reason}"
 
 
 def summary(record: Record) -> list[str]:
-    """The sentences under the title, in the order of importance; those without numbers are left out."""
+    """The sentences under the title; those that lack their numbers are left out."""
     sentences = [_sizes(record), _from_start(record)]
-    sentences += [_against_baselines(record, c) for c in contests(record) if c.metric != "leak"][:4]
+    sentences += _against_baselines(record)
     sentences += [_against_teacher(record), *_tuned(record)]
     return [s for s in sentences if s]
 
@@ -175,40 +173,52 @@ def _from_start(record: Record) -> str:
     )
 
 
-def _listing(labels: list[str]) -> str:
-    names = [model_name(x) for x in labels]
-    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
+def _against_baselines(record: Record) -> list[str]:
+    """Which baselines are above, below, or not separated: forward KL, then Rouge-L.
+
+    Decodings with the same outcome share one sentence.
+    """
+    if record.distilled is None:
+        return []
+    name = model_name(record.distilled)
+    outcomes: dict[tuple[str, str], list[str]] = {}
+    for contest in contests(record):
+        outcome = _outcome(record, contest)
+        if outcome and contest.metric in ("forward_kl", "rouge_l"):
+            places = outcomes.setdefault((contest.metric, outcome), [])
+            places += [decoding_phrase(contest.decoding)] if contest.decoding else []
+    return [
+        f"{measure(metric).title} of {name}{_places(places)} is {outcome}."
+        for (metric, outcome), places in outcomes.items()
+    ]
 
 
-def _against_baselines(record: Record, contest: Contest) -> str:
-    """One sentence on one measure: which baselines are above, below, or not separated."""
+def _places(phrases: list[str]) -> str:
+    if len(phrases) == len(SHARED_DECODINGS):
+        return " in all three decodings"
+    return f", {_listed(phrases)}," if phrases else ""
+
+
+def _outcome(record: Record, contest: Contest) -> str:
+    """What one measure says, in words; empty where it compares nothing."""
     # The start is dealt with by its own sentence where forward KL is concerned.
     skip = START if contest.metric == "forward_kl" else None
     groups: dict[str, list[str]] = {}
     for label in record.baselines:
         if label != skip:
             result = comparison(record, label, contest).verdict
-            groups.setdefault(result, []).append(label)
-    what = measure(contest.metric)
+            groups.setdefault(result, []).append(model_name(label))
+    up = measure(contest.metric).better > 0
     words = {
-        "better": "higher than {}" if what.better > 0 else "lower than {}",
-        "worse": "lower than {}" if what.better > 0 else "higher than {}",
-        "overlap": "not separated from {} (intervals overlap)",
+        "better": f"{'higher' if up else 'lower'} than that of {{}}",
+        "worse": f"{'lower' if up else 'higher'} than that of {{}}",
+        "overlap": "not separated from that of {} (intervals overlap)",
     }
-    parts = [words[k].format(_listing(groups[k])) for k in words if k in groups]
-    if not parts or record.distilled is None:
-        return ""
-    place = f", {_decoding_phrase(contest.decoding)}," if contest.decoding else ""
-    return f"{what.title} of {model_name(record.distilled)}{place} is {'; '.join(parts)}."
+    return "; ".join(words[k].format(_listed(groups[k])) for k in words if k in groups)
 
 
-def _decoding_phrase(decoding: str) -> str:
-    phrases = {
-        "greedy": "decoded greedily",
-        "sample": "sampled at T = 1",
-        "nucleus": "sampled from the 0.8 nucleus",
-    }
-    return phrases.get(decoding, f"in decoding {decoding}")
+def _listed(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
 
 
 def _against_teacher(record: Record) -> str:
@@ -219,7 +229,7 @@ def _against_teacher(record: Record) -> str:
         if theirs is not None and ours is not None:
             return (
                 f"The teacher itself reaches Rouge-L {number(theirs.mean, 1)} "
-                f"{interval(theirs, 1)} {_decoding_phrase(decoding)}, against "
+                f"{interval(theirs, 1)} {decoding_phrase(decoding)}, against "
                 f"{number(ours.mean, 1)} {interval(ours, 1)}."
             )
     return ""
@@ -236,7 +246,7 @@ def _tuned(record: Record) -> list[str]:
         if score is None or theirs is None or ours is None or record.distilled is None:
             continue
         at = "" if score.temperature is None else f" (T = {score.temperature:g})"
-        how = "tuned too" if decoding == "tuned" else decoding_name("sample")
+        how = "tuned too" if decoding == "tuned" else decoding_phrase("sample")
         result = {
             "better": "higher, intervals disjoint",
             "worse": "lower, intervals disjoint",

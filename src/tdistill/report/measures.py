@@ -47,7 +47,7 @@ MEASURES = {
         "0\N{EN DASH}100",
         1,
         1,
-        "Longest common subsequence with the best-matching reference response (F measure, stemmed).",
+        "Longest common subsequence with the best-matching reference (F measure, stemmed).",
     ),
     "exact_match": Measure(
         "Exact match", "0\N{EN DASH}100", 1, 1, "Responses equal to a reference, in percent."
@@ -99,6 +99,13 @@ DECODINGS = {
     "tuned": "Tuned temperature",
 }
 
+PHRASES = {
+    "greedy": "decoded greedily",
+    "sample": "sampled at T = 1",
+    "nucleus": "sampled from the 0.8 nucleus",
+    "tuned": "sampled at its tuned temperature",
+}
+
 
 def measure(name: str) -> Measure:
     """The measure of a metric; an unknown metric keeps its own name and claims no direction."""
@@ -111,8 +118,13 @@ def model_name(label: str) -> str:
 
 
 def decoding_name(decoding: str) -> str:
-    """A decoding as readers see it."""
+    """A decoding as a heading."""
     return DECODINGS.get(decoding, decoding)
+
+
+def decoding_phrase(decoding: str) -> str:
+    """A decoding inside a sentence."""
+    return PHRASES.get(decoding, f"in decoding {decoding}")
 
 
 def in_order(found: list[str], order: list[str]) -> list[str]:
@@ -131,7 +143,7 @@ def number(value: float | None, digits: int) -> str:
     if value is None:
         return DASH
     if not math.isfinite(value):
-        return "nan" if value != value else ("" if value > 0 else MINUS) + "\N{INFINITY}"
+        return "nan" if math.isnan(value) else ("" if value > 0 else MINUS) + "\N{INFINITY}"
     text = f"{value:.{digits}f}"
     if float(text) == 0:
         text = text.lstrip("-")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, TypeVar
 
 from tdistill.errors import DataError
@@ -268,11 +269,12 @@ def _cache(part: Mapping[str, Any] | None) -> Cache | None:
         return None
     at = "cache.set_size_histogram"
     histogram = _optional(part, "set_size_histogram", Mapping, "an object", "cache.") or {}
+    _optional(part, "set_size", Mapping, "an object", "cache.")
     edges = _numbers(histogram, "edges", f"{at}.")
     counts = _numbers(histogram, "counts", f"{at}.")
     if (edges or counts) and len(edges) != len(counts) + 1:
         raise _wrong(at, "one more edge than counts", f"{len(edges)} and {len(counts)}")
-    if any(not 0 < a < b for a, b in zip(edges, edges[1:], strict=False)):
+    if any(not 0 < a < b for a, b in pairwise(edges)):
         raise _wrong(f"{at}.edges", "positive edges in ascending order", edges)
     bounds = []
     for where, row in _items(part, "bounds", "cache."):
@@ -290,8 +292,8 @@ def _curves(part: Mapping[str, Any]) -> dict[str, list[dict[str, float]]]:
         for where, row in _items(part, label, "curves."):
             _expect(row.get("step"), _Number, f"{where}.step", "a number")
             # What is not a number here is a trainer's remark (a null, a string), not a curve.
-            point = {k: v for k, v in row.items() if isinstance(v, _Number) and v == v}
-            curve.append({k: v for k, v in point.items() if not math.isinf(v)})
+            point = {k: v for k, v in row.items() if isinstance(v, _Number)}
+            curve.append({k: v for k, v in point.items() if math.isfinite(v)})
         if curve:
             curves[str(label)] = curve
     return curves

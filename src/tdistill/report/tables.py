@@ -24,6 +24,15 @@ if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
 
+_SHORT = {"greedy": "greedy", "sample": "T = 1", "nucleus": "nucleus"}
+_TERMINAL_TITLES = {
+    "rouge_l": "Rouge",
+    "teacher_nll": "NLL",
+    "forward_kl": "KL",
+    "leak": "leak",
+    "response_tokens": "tokens",
+}
+
 
 @dataclass(frozen=True)
 class Column:
@@ -79,29 +88,47 @@ class Grid:
 def score_grid(record: Record) -> Grid:
     """Models as rows; Rouge-L and teacher NLL a decoding, then forward KL, leak and tokens.
 
+    A model decoded at a tuned temperature is a further row, its numbers in the columns of sampling.
     Columns in which no model has a number are left out.
     """
     decodings = in_order([s.decoding for s in record.scores], list(DECODINGS))
+    shared = ["sample" if d == "tuned" else d for d in decodings]
     columns = [
         Column(metric, decoding, decoding_name(decoding))
-        for decoding in decodings
+        for decoding in dict.fromkeys(shared)
         for metric in ("rouge_l", "teacher_nll")
     ]
-    columns += [Column(metric, None, "Imitation") for metric in ("forward_kl", "leak")]
-    length = "sample" if "sample" in decodings else (decodings or ["sample"])[0]
-    columns.append(Column("response_tokens", length, f"Length, {_short(length)}"))
-    columns = [c for c in columns if any(_get(record, m, c) is not None for m in record.models)]
-    rows = [
-        Row(
-            label=model,
-            name=model_name(model),
-            parameters=count(record.parameter_count(model)),
-            cells=[_cell(record, model, c) for c in columns],
-            distilled=model == record.distilled,
-        )
-        for model in record.models
-    ]
+    columns += [Column(metric, None, "Teacher responses") for metric in ("forward_kl", "leak")]
+    length = "sample" if "sample" in shared else (shared or ["sample"])[0]
+    columns.append(Column("response_tokens", length, f"Length, {_SHORT.get(length, length)}"))
+    lines = [(m, tuned) for m in record.models for tuned in _decoded(record, m)]
+    columns = [c for c in columns if any(_get(record, *line, c) is not None for line in lines)]
+    rows = [_row(record, model, tuned, columns) for model, tuned in lines]
     return Grid(columns, rows)
+
+
+def _decoded(record: Record, model: str) -> list[bool]:
+    """The lines of a model: one in the shared decodings, one more if its temperature was tuned."""
+    return [False, True] if record.score(model, "tuned") else [False]
+
+
+def _row(record: Record, model: str, tuned: bool, columns: list[Column]) -> Row:
+    score = record.score(model, "tuned") if tuned else None
+    at = f" = {score.temperature:g}" if score and score.temperature is not None else ""
+    return Row(
+        label=model,
+        name=f"{model_name(model)}, tuned T{at}" if tuned else model_name(model),
+        parameters=count(record.parameter_count(model)),
+        cells=[
+            written(
+                _get(record, model, tuned, c),
+                c.measure,
+                best=not tuned and _is_best(record, model, c),
+            )
+            for c in columns
+        ],
+        distilled=model == record.distilled,
+    )
 
 
 def full_rows(record: Record) -> tuple[list[str], list[tuple[str, str, list[Cell]]]]:
@@ -138,28 +165,19 @@ def written(estimate: Estimate | None, what: Measure, *, best: bool = False) -> 
     )
 
 
-def _short(decoding: str) -> str:
-    return {"sample": "T = 1"}.get(decoding, decoding_name(decoding).lower())
-
-
-def _get(record: Record, model: str, column: Column) -> Estimate | None:
-    return record.estimate(model, column.metric, column.decoding)
-
-
-def _cell(record: Record, model: str, column: Column) -> Cell:
-    ours = _get(record, model, column)
-    cell = written(ours, column.measure, best=_is_best(record, model, column))
-    score = record.score(model, column.decoding) if column.decoding == "tuned" else None
-    if score is None or score.temperature is None or ours is None:
-        return cell
-    return Cell(cell.mean, cell.spread, f"T = {score.temperature:g}: {cell.hint}", cell.best)
+def _get(record: Record, model: str, tuned: bool, column: Column) -> Estimate | None:
+    if not tuned:
+        return record.estimate(model, column.metric, column.decoding)
+    return record.estimate(model, column.metric, "tuned") if column.decoding == "sample" else None
 
 
 def _is_best(record: Record, model: str, column: Column) -> bool:
     """Best student mean of the column, or an interval that overlaps with the best one's."""
     better = column.measure.better
     students = [m for m in record.models if m != TEACHER]
-    known = {m: e for m in students if (e := _get(record, m, column)) is not None and e.comparable}
+    known = {
+        m: e for m in students if (e := _get(record, m, False, column)) is not None and e.comparable
+    }
     if better == 0 or model not in known or len(known) < 2:
         return False
     best = max(known.values(), key=lambda e: better * e.mean)
@@ -185,31 +203,28 @@ def score_table(metrics: Mapping[str, Any]) -> Table:
 
     grid = score_grid(read_record(metrics))
     caption = "mean \N{PLUS-MINUS SIGN} half-width; bold: best student, or overlaps with the best"
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=caption, caption_justify="left")
-    table.add_column("model", no_wrap=True)
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        padding=(0, 0),
+        pad_edge=False,
+        caption=caption,
+        caption_justify="left",
+    )
+    # Only the model's name may wrap: each row has two lines anyway.
+    table.add_column("model", min_width=7)
     table.add_column("size", justify="right", no_wrap=True)
     for i, column in enumerate(grid.columns):
         first = i == 0 or grid.columns[i - 1].group != column.group
-        group = _TERMINAL_GROUPS.get(column.decoding or "", column.decoding or "") if first else ""
+        group = _SHORT.get(column.decoding or "", column.decoding or "") if first else ""
         title = _TERMINAL_TITLES.get(column.metric, column.measure.title)
-        table.add_column(Text(f"{group}\n{title}"), justify="right")
+        table.add_column(Text(f"{group}\n{title}"), justify="right", no_wrap=True)
     for row in grid.rows:
         cells = [
-            Text(f"{c.mean} {c.spread}".strip(), style="bold" if c.best else "") for c in row.cells
+            Text(f"{c.mean}\n{c.spread}".strip(), style="bold" if c.best else "") for c in row.cells
         ]
         style = "cyan" if row.distilled else "dim" if row.label == TEACHER else ""
         table.add_row(Text(row.name), Text(row.parameters), *cells, style=style)
     return table
-
-
-_TERMINAL_GROUPS = {"greedy": "greedy", "sample": "T = 1", "nucleus": "nucleus", "tuned": "tuned"}
-_TERMINAL_TITLES = {
-    "rouge_l": "Rouge",
-    "teacher_nll": "NLL",
-    "forward_kl": "KL",
-    "leak": "leak",
-    "response_tokens": "tokens",
-}
 
 
 def sample_panel(metrics: Mapping[str, Any], n: int = 2) -> Group:

@@ -85,7 +85,9 @@ def options_of(kind: Any) -> tuple[Any, ...]:
 
 def classes_of(kind: Any) -> tuple[type, ...]:
     """Return the dataclasses among the members of a type."""
-    return tuple(option for option in options_of(kind) if is_dataclass(option))
+    return tuple(
+        option for option in options_of(kind) if isinstance(option, type) and is_dataclass(option)
+    )
 
 
 def tag_of(cls: type) -> Tag | None:
@@ -119,31 +121,30 @@ def nearest(name: object, known: Iterable[str]) -> str:
 
 def type_text(kind: Any) -> str:
     """Return what a type accepts, in words."""
-    options = options_of(kind)
+    options, classes = options_of(kind), classes_of(kind)
+    if len(classes) > 1:
+        rest = [type_text(option) for option in options if option not in classes]
+        return " or ".join([f"a section ({' | '.join(tags_of(classes))})", *rest])
     if len(options) > 1:
-        classes = classes_of(kind)
-        if len(classes) > 1:
-            rest = [option for option in options if option not in classes]
-            words = [f"a section ({' | '.join(tags_of(classes))})", *map(type_text, rest)]
-        else:
-            words = [type_text(option) for option in options]
-        return " or ".join(words)
+        return " or ".join(map(type_text, options))
+    if classes:
+        return f"a section ({', '.join(fields_of(kind))})"
+    return _WORDS[kind] if kind in _WORDS else _generic_text(kind)
+
+
+def _generic_text(kind: Any) -> str:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
-        return " | ".join(str(value) for value in arguments)
-    if origin in (list, tuple):
-        if origin is list or arguments[1:] == (...,):
-            return f"a list (each {type_text(arguments[0])})"
-        return f"a list of {len(arguments)} ({', '.join(map(type_text, arguments))})"
+        return " | ".join(map(str, arguments))
     if origin is dict:
         return f"named entries (each {type_text(arguments[1])})"
-    if is_dataclass(kind):
-        return f"a section ({', '.join(fields_of(typing.cast(type, kind)))})"
-    if kind in _WORDS:
-        return _WORDS[kind]
+    if origin is list or (origin is tuple and arguments[1:] == (...,)):
+        return f"a list (each {type_text(arguments[0])})"
+    if origin is tuple:
+        return f"a list of {len(arguments)} ({', '.join(map(type_text, arguments))})"
     raise InvalidValueError(
         f"{kind!r} is not a type of a recipe; use int, float, bool, str, Path, None, Literal, "
-        "list, tuple, dict[str, ...], dataclasses and unions of these"
+        "list[...], tuple[...], dict[str, ...], dataclasses and unions of these"
     )
 
 

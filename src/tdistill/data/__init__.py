@@ -1,0 +1,19 @@
+"""Prompts and responses: sources, formats, rendering, and the data doctor."""
+
+from __future__ import annotations
+
+from tdistill.data.config import DataConfig
+from tdistill.data.doctor import DoctorReport, Sample
+from tdistill.data.examples import load_examples
+from tdistill.data.text import load_text_chunks
+from tdistill.data.tokens import Example, response_end_id
+
+__all__ = [
+    "DataConfig",
+    "DoctorReport",
+    "Example",
+    "Sample",
+    "load_examples",
+    "load_text_chunks",
+    "response_end_id",
+]

@@ -1,0 +1,187 @@
+"""Batches: rows laid end to end, the teacher's evidence at their steps, masks and discounts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from tdistill.core import TopPSets, transitions
+from tdistill.errors import DataError
+from tdistill.teacher.evidence import Evidence, Row
+from tdistill.teacher.source import TeacherSource, pack
+
+OutOfSet = Literal["insert", "drop", "refuse"]
+PaddingSide = Literal["right", "left"]
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """B rows of T response steps in all, with M set members; the one kind that objectives consume.
+
+    Attributes:
+        input_ids: prompts and responses (the last action is predicted, never read).
+        attention_mask: 1 on tokens, 0 on padding.
+        row: sequence of each step.
+        position: position whose output predicts the action of each step.
+        action: the response's token at each step.
+        discount: gamma, 0 where the response ended (method.md, section 1).
+        has_successor: whether the next flat step is the successor state.
+        can_bootstrap: false at the last step of a cut response.
+        trained: steps that count; false where an out-of-set action was dropped.
+        out_of_set: steps whose action was not in the teacher's set.
+        set_ids: token of every member.
+        set_log_probs: the teacher's log-probability of every member, over the vocabulary, nats.
+        set_offsets: rows of the sets.
+        teacher_log_normaliser: log-sum-exp of the teacher's logits, nats.
+        text_ids: equal-length chunks of plain text for the language-model stream, or None.
+    """
+
+    input_ids: Int[Tensor, "B L"]
+    attention_mask: Int[Tensor, "B L"]
+    row: Int[Tensor, " T"]
+    position: Int[Tensor, " T"]
+    action: Int[Tensor, " T"]
+    discount: Float[Tensor, " T"]
+    has_successor: Bool[Tensor, " T"]
+    can_bootstrap: Bool[Tensor, " T"]
+    trained: Bool[Tensor, " T"]
+    out_of_set: Bool[Tensor, " T"]
+    set_ids: Int[Tensor, " M"]
+    set_log_probs: Float[Tensor, " M"]
+    set_offsets: Int[Tensor, " T+1"]
+    teacher_log_normaliser: Float[Tensor, " T"]
+    text_ids: Int[Tensor, "N C"] | None = None
+
+    @property
+    def sets(self) -> TopPSets:
+        """The teacher's candidate sets, inserted actions included."""
+        return TopPSets(self.set_ids, self.set_log_probs, self.set_offsets)
+
+    @property
+    def has_sets(self) -> bool:
+        """Whether there is teacher evidence at all."""
+        return self.set_ids.numel() > 0
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The fields as a dictionary, as data loaders and trainers pass batches around."""
+        items = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: tensor for name, tensor in items.items() if tensor is not None}
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Makes batches from rows.
+
+    Attributes:
+        source: the teacher's evidence; None for objectives that need none.
+        pad_id: fills the rest of the rows; no mask depends on it.
+        set_top_p: mass of the candidate sets; None takes what was captured.
+        out_of_set: what happens to a step whose action is not in its set.
+        discount: gamma.
+        padding_side: either gives the same loss.
+        text: chunks of plain text, chosen by the index of the row.
+    """
+
+    source: TeacherSource | None
+    pad_id: int
+    set_top_p: float | None = None
+    out_of_set: OutOfSet = "insert"
+    discount: float = 0.99
+    padding_side: PaddingSide = "right"
+    text: Sequence[tuple[int, ...]] = ()
+
+    def __call__(self, items: Sequence[tuple[int, Row]]) -> dict[str, Tensor]:
+        """The tensors of the batch of these (index, row) pairs.
+
+        Raises:
+            DataError: for an action outside its set under ``refuse``.
+        """
+        rows = [row for _, row in items]
+        ids, mask, row, position = pack(rows, pad_id=self.pad_id, padding_side=self.padding_side)
+        action = torch.tensor([a for r in rows for a in r.response_ids])
+        structure = transitions(
+            torch.tensor([len(r.response_ids) for r in rows]),
+            torch.tensor([r.ended for r in rows]),
+            discount=self.discount,
+        )
+        evidence = self._evidence(rows, len(action))
+        outside = outside_set(evidence.sets, action) & (evidence.sets.sizes > 0)
+        sets = self._admit(evidence, action, outside)
+        text = [self.text[i % len(self.text)] for i, _ in items] if self.text else None
+        return Batch(
+            input_ids=ids,
+            attention_mask=mask,
+            row=row,
+            position=position,
+            action=action,
+            discount=structure.discount,
+            has_successor=structure.has_successor,
+            can_bootstrap=structure.can_bootstrap,
+            trained=~outside if self.out_of_set == "drop" else torch.ones_like(outside),
+            out_of_set=outside,
+            set_ids=sets.ids,
+            set_log_probs=sets.log_probs,
+            set_offsets=sets.offsets,
+            teacher_log_normaliser=evidence.log_normaliser,
+            text_ids=None if text is None else torch.tensor(text),
+        ).tensors()
+
+    def _evidence(self, rows: Sequence[Row], steps: int) -> Evidence:
+        if self.source is not None:
+            return self.source.evidence(rows, set_top_p=self.set_top_p)
+        none = torch.zeros(0, dtype=torch.long)
+        empty = TopPSets(none, none.float(), torch.zeros(steps + 1, dtype=torch.long))
+        return Evidence(empty, torch.zeros(steps), torch.zeros(steps))
+
+    def _admit(self, evidence: Evidence, action: Tensor, outside: Tensor) -> TopPSets:
+        if self.out_of_set == "refuse" and outside.any():
+            step = int(outside.nonzero()[0])
+            raise DataError(
+                f"expected every response token in the teacher's set, found {int(outside.sum())} of "
+                f"{len(action)} outside in this batch (first: token {int(action[step])} at step "
+                f"{step}); set out_of_set to insert or drop, or raise set_top_p"
+            )
+        if self.out_of_set != "insert" or not outside.any():
+            return evidence.sets
+        return insert_actions(evidence.sets, action, evidence.action_log_prob, outside)
+
+
+def outside_set(sets: TopPSets, action: Int[Tensor, " T"]) -> Bool[Tensor, " T"]:
+    """Steps whose action is not a member of their set.
+
+    Example:
+        >>> sets = TopPSets(torch.tensor([4, 7]), torch.zeros(2), torch.tensor([0, 1, 2]))
+        >>> outside_set(sets, torch.tensor([4, 5])).tolist()
+        [False, True]
+    """
+    hits = (sets.ids == action[sets.step]).long()
+    return torch.zeros_like(action).index_add(0, sets.step, hits) == 0
+
+
+def insert_actions(
+    sets: TopPSets,
+    action: Int[Tensor, " T"],
+    action_log_prob: Float[Tensor, " T"],
+    where: Bool[Tensor, " T"],
+) -> TopPSets:
+    """Sets with the action as one more, last member at the steps where it was outside.
+
+    Example:
+        >>> sets = TopPSets(torch.tensor([4, 7]), torch.zeros(2), torch.tensor([0, 1, 2]))
+        >>> outside = torch.tensor([False, True])
+        >>> insert_actions(sets, torch.tensor([4, 5]), torch.zeros(2), outside).row(1)[0].tolist()
+        [7, 5]
+    """
+    step = torch.cat([sets.step, where.nonzero().squeeze(1)])
+    order = step.argsort(stable=True)
+    sizes = sets.sizes + where.long()
+    return TopPSets(
+        torch.cat([sets.ids, action[where]])[order],
+        torch.cat([sets.log_probs, action_log_prob[where]])[order],
+        torch.cat([sizes.new_zeros(1), sizes.cumsum(0)]),
+    )

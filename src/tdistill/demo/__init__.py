@@ -1,0 +1,1 @@
+"""What ships with the package for `tdistill demo`: short instructions with reference answers."""

@@ -1,0 +1,185 @@
+"""Sampling responses: one batched loop with a key-value cache that drops finished rows.
+
+The loop leaves the choice of each token to a sampler, so that capturing the teacher's top-p sets
+happens in the same pass as sampling from them, and so that every model is decoded by the same code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tdistill.core import TopPSets, check_top_p, segment_cumsum, top_p_sets
+from tdistill.errors import InvalidValueError
+from tdistill.lm import LanguageModel
+from tdistill.scores import forward_inputs
+
+Sampler = Callable[[Float[Tensor, "A V"], Int[Tensor, " A"]], Int[Tensor, " A"]]
+"""Maps logits of the active rows and the indices of those rows to one token each."""
+
+
+@dataclass(frozen=True)
+class Response:
+    """A response to one prompt.
+
+    Attributes:
+        ids: tokens, the end token included where the response ended.
+        ended: whether it finished with an end token; false if it was cut at the length limit.
+    """
+
+    ids: tuple[int, ...]
+    ended: bool
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How tokens are chosen from the logits.
+
+    Attributes:
+        greedy: take the most probable token (then the other fields do not matter).
+        temperature: divides the logits.
+        sampling_top_p: nucleus mass after the temperature; 1 samples from everything.
+    """
+
+    greedy: bool = False
+    temperature: float = 1.0
+    sampling_top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_top_p(self.sampling_top_p)
+        if not self.temperature > 0.0:
+            raise InvalidValueError(
+                f"temperature: expected a value above 0 (or greedy: true), found {self.temperature}"
+            )
+
+
+@torch.inference_mode()
+def generate(
+    lm: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    sampler: Sampler,
+    *,
+    max_new_tokens: int,
+) -> list[Response]:
+    """One response to each prompt, as one batch.
+
+    Args:
+        lm: the model.
+        prompts: token ids of each prompt, none empty.
+        sampler: chooses the next token of each active row.
+        max_new_tokens: length limit; a response that reaches it without an end token is cut.
+
+    Returns:
+        The responses in the order of the prompts.
+
+    Raises:
+        InvalidValueError: for an empty prompt.
+    """
+    from transformers import DynamicCache
+
+    if not all(prompts):
+        raise InvalidValueError("prompts: expected at least one token in each, found an empty one")
+    ids, mask = _left_padded(prompts, lm.pad_id, lm.device)
+    ends = torch.tensor(lm.end_ids, device=lm.device)
+    cache: Any = DynamicCache(config=lm.model.config)
+    active = torch.arange(len(prompts), device=lm.device)
+    tokens: list[list[int]] = [[] for _ in prompts]
+    ended = [False] * len(prompts)
+    for _ in range(max_new_tokens):
+        inputs = forward_inputs(lm.model, ids, mask)
+        if "position_ids" in inputs:
+            inputs["position_ids"] = inputs["position_ids"][:, -ids.shape[1] :]
+        out = lm.model(**inputs, cache=cache, use_cache=True, logits_to_keep=1)
+        chosen = sampler(out.logits[:, -1, : lm.vocabulary_size].float(), active)
+        finished = torch.isin(chosen, ends)
+        for row, token, end in zip(
+            active.tolist(), chosen.tolist(), finished.tolist(), strict=True
+        ):
+            tokens[row].append(token)
+            ended[row] = end
+        if finished.all():
+            break
+        if finished.any():
+            keep = (~finished).nonzero().squeeze(1)
+            cache.batch_select_indices(keep)
+            active, chosen, mask = active[keep], chosen[keep], mask[keep]
+        ids = chosen[:, None]
+        mask = torch.cat([mask, mask.new_ones(len(ids), 1)], 1)
+    return [Response(tuple(row), end) for row, end in zip(tokens, ended, strict=True)]
+
+
+def decoding_sampler(decoding: Decoding, rows: int, *, seed: int, device: Any = "cpu") -> Sampler:
+    """The sampler of a plain decoding; row i draws the same numbers whoever else is active.
+
+    Args:
+        decoding: how tokens are chosen.
+        rows: rows of the batch.
+        seed: of this batch's random numbers.
+        device: of the logits.
+
+    Returns:
+        A sampler for :func:`generate`.
+    """
+    uniform = row_uniforms(rows, seed=seed, device=device)
+
+    def sample(logits: Tensor, active: Tensor) -> Tensor:
+        if decoding.greedy:
+            return logits.argmax(-1)
+        log_probs = (logits / decoding.temperature).log_softmax(-1)
+        draws = uniform()[active]
+        if decoding.sampling_top_p < 1.0:
+            return draw_from_sets(top_p_sets(log_probs, decoding.sampling_top_p), draws)
+        mass = log_probs.exp().cumsum(-1, dtype=torch.float64)
+        target = draws * mass[:, -1]
+        return torch.searchsorted(mass, target[:, None]).squeeze(1).clamp(max=mass.shape[1] - 1)
+
+    return sample
+
+
+def row_uniforms(rows: int, *, seed: int, device: Any = "cpu") -> Callable[[], Tensor]:
+    """A stream of uniform numbers, one a row and call, drawn for all rows at every call.
+
+    Drawing for finished rows too keeps each row's numbers independent of the others' lengths.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw() -> Tensor:
+        return torch.rand(rows, generator=generator, dtype=torch.float64).to(device)
+
+    return draw
+
+
+def draw_from_sets(sets: TopPSets, uniform: Float[Tensor, " T"]) -> Int[Tensor, " T"]:
+    """One token of each set, from the policy projected onto it (2.3), by inverting its sums.
+
+    Args:
+        sets: candidate sets.
+        uniform: a number in [0, 1) for each step.
+
+    Returns:
+        Token ids.
+
+    Example:
+        >>> sets = top_p_sets(torch.tensor([[0.5, 0.25, 0.25]]).log(), 0.7)
+        >>> draw_from_sets(sets, torch.tensor([0.9])).tolist()
+        [1]
+    """
+    mass = segment_cumsum(sets.log_probs.exp(), sets.offsets)
+    total = mass[sets.offsets[1:] - 1]
+    below = (mass <= (uniform * total)[sets.step]).long()
+    passed = torch.zeros_like(sets.sizes).index_add(0, sets.step, below)
+    return sets.ids[sets.offsets[:-1] + torch.minimum(passed, sets.sizes - 1)]
+
+
+def _left_padded(
+    prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    width = max(len(p) for p in prompts)
+    ids = [[pad_id] * (width - len(p)) + list(p) for p in prompts]
+    mask = [[0] * (width - len(p)) + [1] * len(p) for p in prompts]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)

@@ -1,0 +1,199 @@
+"""Scores of the steps of a batch: the one place where a network's outputs are read.
+
+The linear form reads hidden states times the needed rows of the output layer; the dense form, for
+heads that are not a linear map, keeps the full logits of the steps. Both give the same numbers.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from tdistill.core import LinearHead, map_steps
+from tdistill.errors import ModelError
+from tdistill.lm import inner_model
+
+HeadMode = Literal["auto", "linear", "full"]
+
+
+class StepScores(Protocol):
+    """Unnormalised scores (logits, nats) of T steps over the shared vocabulary."""
+
+    def at(self, ids: Int[Tensor, " M"], step: Int[Tensor, " M"]) -> Float[Tensor, " M"]:
+        """Scores of chosen tokens at chosen steps."""
+        ...
+
+    def reduce(self, function: Any, *per_step: Tensor, chunk_size: int) -> Float[Tensor, "T ..."]:
+        """``function(logits [c, V], *chunks)`` over chunks of steps, recomputed when needed."""
+        ...
+
+    def rows(self, start: int, stop: int) -> Float[Tensor, "c V"]:
+        """Full logits of the steps from ``start`` to ``stop``."""
+        ...
+
+    def __len__(self) -> int:
+        """Number of steps."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class LinearStepScores:
+    """Scores from hidden states; no tensor over steps and vocabulary exists."""
+
+    head: LinearHead
+    hidden: Float[Tensor, "T D"]
+
+    def at(self, ids: Tensor, step: Tensor) -> Tensor:
+        """Scores of chosen tokens: hidden states times their rows."""
+        return self.head.scores(self.hidden, ids, step)
+
+    def reduce(self, function: Any, *per_step: Tensor, chunk_size: int) -> Tensor:
+        """Chunks of full logits, never all at once."""
+        return map_steps(
+            lambda hidden, *rest: function(self.head.logits(hidden), *rest),
+            self.hidden,
+            *per_step,
+            chunk_size=chunk_size,
+        )
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Full logits of a few steps."""
+        return self.head.logits(self.hidden[start:stop])
+
+    def __len__(self) -> int:
+        """Number of steps."""
+        return len(self.hidden)
+
+
+@dataclass(frozen=True, eq=False)
+class DenseStepScores:
+    """Scores from the model's own logits."""
+
+    logits: Float[Tensor, "T V"]
+
+    def at(self, ids: Tensor, step: Tensor) -> Tensor:
+        """Scores of chosen tokens."""
+        return self.logits[step, ids]
+
+    def reduce(self, function: Any, *per_step: Tensor, chunk_size: int) -> Tensor:
+        """Chunks of the logits."""
+        return map_steps(function, self.logits, *per_step, chunk_size=chunk_size)
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Full logits of a few steps."""
+        return self.logits[start:stop]
+
+    def __len__(self) -> int:
+        """Number of steps."""
+        return len(self.logits)
+
+
+def linear_head(model: nn.Module, vocabulary_size: int) -> LinearHead | None:
+    """The model's output layer as a :class:`LinearHead`, or None if it is not known to be one."""
+    lm = inner_model(model)
+    head = lm.get_output_embeddings()
+    if type(head) is not nn.Linear:
+        return None
+    config = lm.config.get_text_config()
+    scale = float(getattr(config, "logit_scale", None) or 1.0)
+    scale /= float(getattr(config, "logits_scaling", None) or 1.0)
+    softcap = getattr(config, "final_logit_softcapping", None)
+    bias = None if head.bias is None else head.bias[:vocabulary_size]
+    return LinearHead(head.weight[:vocabulary_size], bias, scale, softcap)
+
+
+def step_scores(
+    model: nn.Module,
+    input_ids: Int[Tensor, "B L"],
+    attention_mask: Int[Tensor, "B L"],
+    row: Int[Tensor, " T"],
+    position: Int[Tensor, " T"],
+    *,
+    vocabulary_size: int,
+    head: HeadMode = "auto",
+) -> StepScores:
+    """One forward pass, read at the steps ``(row[t], position[t])``.
+
+    Under DDP or FSDP call this inside the wrapped module's forward.
+
+    Args:
+        model: the causal language model.
+        input_ids: tokens, padded on either side.
+        attention_mask: 1 on tokens, 0 on padding.
+        row: sequence of each step.
+        position: position whose output predicts the action of each step.
+        vocabulary_size: outputs are cut to it.
+        head: ``auto`` reads linear heads at chosen rows and others through full logits.
+
+    Returns:
+        The scores of the T steps.
+
+    Raises:
+        ModelError: for ``head="linear"`` on a head that is not known to be linear.
+    """
+    lm = inner_model(model)
+    linear = None if head == "full" else linear_head(lm, vocabulary_size)
+    if head == "linear" and linear is None:
+        raise ModelError(
+            f"{type(lm).__name__}: expected a plain linear output layer, found "
+            f"{type(lm.get_output_embeddings()).__name__}; set training.head to auto or full"
+        )
+    network = lm if linear is None else lm.base_model
+    inputs = forward_inputs(network, input_ids, attention_mask)
+    outputs = network(**inputs, use_cache=False)
+    if linear is None:
+        return DenseStepScores(outputs.logits[row, position, :vocabulary_size].float())
+    return LinearStepScores(linear, outputs.last_hidden_state[row, position])
+
+
+def forward_inputs(network: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Any]:
+    """Arguments of a forward pass whose positions count tokens, not padding."""
+    inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
+    if "position_ids" in inspect.signature(network.forward).parameters:
+        inputs["position_ids"] = (attention_mask.cumsum(1) - 1).clamp(min=0)
+    return inputs
+
+
+@torch.no_grad()
+def check_head(
+    model: nn.Module, *, vocabulary_size: int, head: HeadMode = "auto", tolerance: float = 1e-3
+) -> None:
+    """Compare scores read at chosen rows with the model's own logits, before any training.
+
+    Raises:
+        ModelError: if they differ by more than ``tolerance`` relative to the largest logit.
+    """
+    lm = inner_model(model)
+    if head == "full":
+        return
+    if linear_head(lm, vocabulary_size) is None:
+        warnings.warn(
+            f"{type(lm).__name__}: the output layer is {type(lm.get_output_embeddings()).__name__}, "
+            "not a plain linear map; scores come from full logits, which costs memory and time",
+            stacklevel=2,
+        )
+        return
+    was_training = lm.training
+    lm.eval()
+    ids = torch.arange(min(8, vocabulary_size), device=lm.device)[None]
+    mask, steps = torch.ones_like(ids), torch.arange(ids.shape[1], device=lm.device)
+    read = (ids, mask, torch.zeros_like(steps), steps)
+    own = step_scores(lm, *read, vocabulary_size=vocabulary_size, head="full")
+    ours = step_scores(lm, *read, vocabulary_size=vocabulary_size, head="linear")
+    lm.train(was_training)
+    assert isinstance(own, DenseStepScores)
+    expected = own.logits
+    found = ours.rows(0, len(steps))
+    worst = (found.float() - expected).abs().max() / expected.abs().max().clamp(min=1.0)
+    if not worst <= tolerance:
+        raise ModelError(
+            f"{type(lm).__name__}: scores read from the output layer differ from the model's own "
+            f"logits by {float(worst):.2g} of the largest logit (allowed {tolerance}); the head is "
+            "not the linear map it looks like: set training.head to full"
+        )

@@ -1,0 +1,1 @@
+"""Teacher evidence: rollouts and scoring, the cache they are kept in, and sources of it."""

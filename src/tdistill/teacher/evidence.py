@@ -1,0 +1,151 @@
+"""What is kept of the teacher at a step: its top-p set, its log-normaliser, its action."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tdistill.core import TopPSets, check_top_p, top_p_sets
+from tdistill.errors import InvalidValueError
+
+
+@dataclass(frozen=True)
+class CaptureConfig:
+    """Which part of the teacher's distribution is kept at every step."""
+
+    captured_top_p: float = 0.9  # mass of the stored set; every smaller p is served by truncation
+    max_set_size: int | None = 256  # cap K on a stored set; null keeps the whole set
+
+    def __post_init__(self) -> None:
+        check_top_p(self.captured_top_p)
+        if self.max_set_size is not None and self.max_set_size < 1:
+            raise InvalidValueError(
+                f"max_set_size: expected at least 1 or null, found {self.max_set_size}"
+            )
+
+
+@dataclass(frozen=True)
+class Row:
+    """A prompt and a response to it, as token ids: what evidence is about.
+
+    Attributes:
+        prompt_ids: tokens of the prompt, at least one.
+        response_ids: tokens of the response, the end token included where it ended.
+        ended: whether the response finished with an end token (false: cut at a length limit).
+    """
+
+    prompt_ids: tuple[int, ...]
+    response_ids: tuple[int, ...]
+    ended: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """The teacher at T flat steps (responses laid end to end).
+
+    Attributes:
+        sets: top-p sets; log-probabilities in nats over the full vocabulary, rounded to float16.
+        log_normaliser: log-sum-exp of the teacher's logits, nats: Q_T = log_probs + log_normaliser.
+        action_log_prob: log-probability of the response's own token, rounded to float16.
+    """
+
+    sets: TopPSets
+    log_normaliser: Float[Tensor, " T"]
+    action_log_prob: Float[Tensor, " T"]
+
+    def to(self, device: torch.device | str) -> Evidence:
+        """The same evidence on another device."""
+        normaliser, action = self.log_normaliser.to(device), self.action_log_prob.to(device)
+        return Evidence(self.sets.to(device), normaliser, action)
+
+
+def concatenate(parts: Sequence[Evidence]) -> Evidence:
+    """Evidence laid end to end in the given order."""
+    sizes = torch.cat([part.sets.sizes for part in parts])
+    sets = TopPSets(
+        torch.cat([part.sets.ids for part in parts]),
+        torch.cat([part.sets.log_probs for part in parts]),
+        torch.cat([sizes.new_zeros(1), sizes.cumsum(0)]),
+    )
+    normaliser = torch.cat([part.log_normaliser for part in parts])
+    return Evidence(sets, normaliser, torch.cat([part.action_log_prob for part in parts]))
+
+
+def take_steps(evidence: Evidence, steps: Int[Tensor, " S"]) -> Evidence:
+    """The evidence of chosen steps, in the order chosen."""
+    sizes = evidence.sets.sizes[steps]
+    offsets = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
+    shift = torch.repeat_interleave(evidence.sets.offsets[:-1][steps] - offsets[:-1], sizes)
+    members = torch.arange(len(shift), device=shift.device) + shift
+    sets = TopPSets(evidence.sets.ids[members], evidence.sets.log_probs[members], offsets)
+    return Evidence(sets, evidence.log_normaliser[steps], evidence.action_log_prob[steps])
+
+
+def round_log_probs(log_probs: Float[Tensor, " *M"]) -> Float[Tensor, " *M"]:
+    """Log-probabilities as the cache stores them: float16, an error of at most 0.004 nats above -16.
+
+    Example:
+        >>> round_log_probs(torch.tensor([-9.123456])).tolist()
+        [-9.125]
+    """
+    return log_probs.clamp(min=torch.finfo(torch.float16).min).half().float()
+
+
+@dataclass(frozen=True, eq=False)
+class Capture:
+    """The teacher at T steps while its full distribution is still at hand.
+
+    Attributes:
+        sets: what will be stored, log-probabilities rounded.
+        log_probs: the full distribution, nats.
+        log_normaliser: log-sum-exp of the logits, nats.
+    """
+
+    sets: TopPSets
+    log_probs: Float[Tensor, "T V"]
+    log_normaliser: Float[Tensor, " T"]
+
+    def action_log_prob(self, actions: Int[Tensor, " T"]) -> Float[Tensor, " T"]:
+        """Rounded log-probability of one token a step."""
+        return round_log_probs(self.log_probs.gather(1, actions[:, None]).squeeze(1))
+
+
+def capture(logits: Float[Tensor, "T V"], config: CaptureConfig) -> Capture:
+    """The stored sets of T steps, with the distribution they come from.
+
+    Args:
+        logits: teacher's logits over the shared vocabulary, nats.
+        config: captured mass and cap.
+
+    Returns:
+        Sets, log-probabilities and log-normaliser.
+    """
+    log_normaliser = logits.logsumexp(-1)
+    log_probs = logits - log_normaliser[:, None]
+    sets = top_p_sets(log_probs, config.captured_top_p, max_size=config.max_set_size)
+    rounded = TopPSets(sets.ids, round_log_probs(sets.log_probs), sets.offsets)
+    return Capture(rounded, log_probs, log_normaliser)
+
+
+@dataclass
+class Recorder:
+    """Collects evidence step by step while a batch of responses is sampled."""
+
+    rows: list[Tensor] = field(default_factory=list)
+    steps: list[Evidence] = field(default_factory=list)
+
+    def add(self, rows: Int[Tensor, " A"], evidence: Evidence) -> None:
+        """Keep one step of the active rows."""
+        self.rows.append(rows.cpu())
+        self.steps.append(evidence.to("cpu"))
+
+    def by_row(self) -> list[Evidence]:
+        """The evidence of every row of the batch, its steps in order."""
+        order = torch.cat(self.rows).argsort(stable=True)
+        lengths = torch.cat(self.rows).bincount()
+        everything = concatenate(self.steps)
+        return [take_steps(everything, steps) for steps in order.split(lengths.tolist())]

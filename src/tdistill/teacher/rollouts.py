@@ -1,0 +1,133 @@
+"""Teacher rollouts: responses sampled from proj_p of the teacher, captured in the same pass.
+
+Work is cut into units before any of it starts: which rows go together and which seed they use does
+not depend on what was done before, so an interrupted and resumed run gives the same cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from tdistill.core import check_top_p, top_p_sets, truncate
+from tdistill.errors import InvalidValueError
+from tdistill.generation import draw_from_sets, generate, row_uniforms
+from tdistill.lm import LanguageModel
+from tdistill.teacher.cache import CacheWriter, Record
+from tdistill.teacher.evidence import (
+    CaptureConfig,
+    Evidence,
+    Recorder,
+    Row,
+    capture,
+)
+
+Prompt = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """How the teacher's responses are sampled."""
+
+    n: int = 8  # responses a prompt (the paper: 8)
+    sampling_top_p: float = 0.8  # p of the policy proj_p that responses are drawn from
+    max_new_tokens: int = 256  # length limit of a response
+    batch_size: int = 32  # responses sampled together
+    batches_per_shard: int = 8  # batches written as one file
+    seed: int = 0
+    capture: CaptureConfig = field(default_factory=CaptureConfig)
+
+    def __post_init__(self) -> None:
+        check_top_p(self.sampling_top_p)
+        for name in ("n", "max_new_tokens", "batch_size", "batches_per_shard"):
+            if getattr(self, name) < 1:
+                raise InvalidValueError(f"{name}: expected at least 1, found {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Responses that are sampled together: (prompt, sample index) pairs and a seed."""
+
+    prompts: tuple[Prompt, ...]
+    samples: tuple[int, ...]
+    seed: int
+
+
+def plan_units(prompts: Sequence[Prompt], config: RolloutConfig) -> list[Unit]:
+    """The fixed units of work: every prompt n times, prompts of similar length together."""
+    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
+    pairs = [(prompts[i], sample) for i in order for sample in range(config.n)]
+    size = config.batch_size
+    batches = [pairs[i : i + size] for i in range(0, len(pairs), size)]
+    return [
+        Unit(tuple(p for p, _ in batch), tuple(s for _, s in batch), _seed(config.seed, index))
+        for index, batch in enumerate(batches)
+    ]
+
+
+def plan_key(prompts: Sequence[Prompt], config: RolloutConfig) -> str:
+    """Names the work: the same prompts and settings give the same key, and so the same files."""
+    return hashlib.sha256(repr((list(prompts), config)).encode()).hexdigest()[:12]
+
+
+def collect_rollouts(
+    teacher: LanguageModel,
+    prompts: Sequence[Prompt],
+    config: RolloutConfig,
+    writer: CacheWriter,
+) -> Iterator[int]:
+    """Sample what the cache does not hold yet; yields the rows of each shard, done or reused.
+
+    Args:
+        teacher: the model to sample from.
+        prompts: token ids of the prompts; duplicates are sampled once each.
+        config: sampling and capture.
+        writer: the open cache.
+
+    Yields:
+        Rows of each shard, in order: shards already whole are not sampled again.
+    """
+    units, key = plan_units(prompts, config), plan_key(prompts, config)
+    size = config.batches_per_shard
+    for number, first in enumerate(range(0, len(units), size)):
+        name = f"rollouts-{key}-{number:05d}"
+        group = units[first : first + size]
+        if not writer.has(name):
+            records = [record for unit in group for record in sample_unit(teacher, unit, config)]
+            writer.write(name, records)
+        yield sum(len(unit.prompts) for unit in group)
+
+
+def sample_unit(teacher: LanguageModel, unit: Unit, config: RolloutConfig) -> list[Record]:
+    """One batch of responses with the teacher's evidence at each of their steps."""
+    recorder = Recorder()
+    uniform = row_uniforms(len(unit.prompts), seed=unit.seed, device=teacher.device)
+
+    def sample(logits: Tensor, active: Tensor) -> Tensor:
+        kept = capture(logits, config.capture)
+        if config.sampling_top_p <= config.capture.captured_top_p:
+            # From the rounded sets: what training will truncate, so no action falls outside.
+            nucleus = truncate(kept.sets, config.sampling_top_p)
+        else:
+            nucleus = top_p_sets(kept.log_probs, config.sampling_top_p)
+        chosen = draw_from_sets(nucleus, uniform()[active])
+        action = kept.action_log_prob(chosen)
+        recorder.add(active, Evidence(kept.sets, kept.log_normaliser, action))
+        return chosen
+
+    responses = generate(teacher, unit.prompts, sample, max_new_tokens=config.max_new_tokens)
+    evidence = recorder.by_row()
+    return [
+        Record(Row(prompt, response.ids, response.ended), evidence[i], f"rollout:{sample_index}")
+        for i, (prompt, response, sample_index) in enumerate(
+            zip(unit.prompts, responses, unit.samples, strict=True)
+        )
+    ]
+
+
+def _seed(base: int, index: int) -> int:
+    digest = hashlib.sha256(f"{base}:{index}".encode()).digest()
+    return int.from_bytes(digest[:7], "big")

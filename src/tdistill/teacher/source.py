@@ -1,0 +1,124 @@
+"""Where evidence comes from: a cache, or the teacher itself. Both give the same tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from tdistill.core import truncate
+from tdistill.errors import InvalidValueError
+from tdistill.lm import LanguageModel
+from tdistill.scores import HeadMode, StepScores, step_scores
+from tdistill.teacher.cache import Cache
+from tdistill.teacher.evidence import CaptureConfig, Evidence, Row, capture, concatenate
+
+_CHUNK = 256
+
+
+class TeacherSource(Protocol):
+    """Evidence of responses, whoever keeps it."""
+
+    def evidence(self, rows: Sequence[Row], *, set_top_p: float | None = None) -> Evidence:
+        """Evidence of the rows laid end to end, sets cut to ``set_top_p`` (None: as captured)."""
+        ...
+
+
+class CachedTeacher:
+    """Evidence read from a cache; the teacher need not be in memory."""
+
+    def __init__(self, cache: Cache) -> None:
+        self.cache = cache
+
+    def evidence(self, rows: Sequence[Row], *, set_top_p: float | None = None) -> Evidence:
+        """See :class:`TeacherSource`."""
+        return self.cache.evidence(rows, set_top_p=set_top_p)
+
+
+class LiveTeacher:
+    """Evidence by one forward pass of the teacher, captured exactly as a cache would keep it.
+
+    Args:
+        teacher: the model.
+        config: captured mass and cap, as for a cache.
+        vocabulary_size: tokens that count, if fewer than the teacher's.
+        head: how scores are read, see :func:`tdistill.scores.step_scores`.
+    """
+
+    def __init__(
+        self,
+        teacher: LanguageModel,
+        config: CaptureConfig,
+        *,
+        vocabulary_size: int | None = None,
+        head: HeadMode = "auto",
+    ) -> None:
+        self.teacher, self.config = teacher, config
+        self.head: HeadMode = head
+        self.vocabulary_size = vocabulary_size or teacher.vocabulary_size
+
+    @torch.no_grad()
+    def scores(
+        self, input_ids: Tensor, attention_mask: Tensor, row: Tensor, position: Tensor
+    ) -> StepScores:
+        """The teacher's scores at the steps of packed rows, over its whole vocabulary."""
+        device = self.teacher.device
+        return step_scores(
+            self.teacher.model,
+            *(t.to(device) for t in (input_ids, attention_mask, row, position)),
+            vocabulary_size=self.vocabulary_size,
+            head=self.head,
+        )
+
+    @torch.no_grad()
+    def evidence(self, rows: Sequence[Row], *, set_top_p: float | None = None) -> Evidence:
+        """See :class:`TeacherSource`."""
+        captured = self.config.captured_top_p
+        if set_top_p is not None and set_top_p > captured:
+            raise InvalidValueError(
+                f"set_top_p: expected at most captured_top_p = {captured}, found {set_top_p}"
+            )
+        scores = self.scores(*pack(rows, pad_id=self.teacher.pad_id))
+        actions = torch.tensor([a for row in rows for a in row.response_ids])
+        parts = []
+        for start in range(0, len(scores), _CHUNK):
+            chosen = actions[start : start + _CHUNK].to(self.teacher.device)
+            kept = capture(scores.rows(start, start + len(chosen)), self.config)
+            parts.append(Evidence(kept.sets, kept.log_normaliser, kept.action_log_prob(chosen)))
+        found = concatenate(parts).to("cpu")
+        if set_top_p is None:
+            return found
+        sets = truncate(found.sets, set_top_p)
+        return Evidence(sets, found.log_normaliser, found.action_log_prob)
+
+
+def pack(
+    rows: Sequence[Row], *, pad_id: int, padding_side: str = "right"
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Token ids and the place of every step of a batch of rows.
+
+    Args:
+        rows: prompts with responses.
+        pad_id: fills the rest; no mask depends on it.
+        padding_side: ``right`` or ``left``.
+
+    Returns:
+        ``input_ids`` [B, L], ``attention_mask`` [B, L], and for each of the T steps its row and the
+        position whose output predicts its action.
+    """
+    # The last action is predicted, never read, so it is not an input.
+    sequences = [(*r.prompt_ids, *r.response_ids[:-1]) for r in rows]
+    width = max(len(s) for s in sequences)
+    ids = torch.full((len(rows), width), pad_id)
+    mask = torch.zeros((len(rows), width), dtype=torch.long)
+    row, position = [], []
+    for i, (sequence, r) in enumerate(zip(sequences, rows, strict=True)):
+        start = width - len(sequence) if padding_side == "left" else 0
+        ids[i, start : start + len(sequence)] = torch.tensor(sequence)
+        mask[i, start : start + len(sequence)] = 1
+        first = start + len(r.prompt_ids) - 1
+        position += range(first, first + len(r.response_ids))
+        row += [i] * len(r.response_ids)
+    return ids, mask, torch.tensor(row), torch.tensor(position)

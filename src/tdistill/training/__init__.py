@@ -1,0 +1,1 @@
+"""Training: objectives, the student they start from, and the trainer that runs them."""

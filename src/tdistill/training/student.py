@@ -1,0 +1,84 @@
+"""Students made from a teacher by keeping some of its layers."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from tdistill.errors import ModelError
+from tdistill.lm import LanguageModel
+
+
+def evenly_spaced(layers: int, keep: int) -> tuple[int, ...]:
+    """Which of ``layers`` to keep: evenly spaced, first and last among them.
+
+    Example:
+        >>> evenly_spaced(30, 4)
+        (0, 10, 19, 29)
+        >>> evenly_spaced(5, 1)
+        (0,)
+    """
+    if keep == 1:
+        return (0,)
+    return tuple(round(i * (layers - 1) / (keep - 1)) for i in range(keep))
+
+
+def drop_layers(teacher: LanguageModel, keep: Sequence[int]) -> LanguageModel:
+    """A model of the same architecture and weights with only the kept decoder layers.
+
+    It starts out worse than a uniform guess and must be healed by training (method.md, section 4).
+
+    Args:
+        teacher: the model to take layers from; not changed.
+        keep: indices of the layers, ascending.
+
+    Returns:
+        The student, in evaluation mode, with the teacher's tokenizer.
+
+    Raises:
+        ModelError: for layers that do not exist, or a model without one stack of layers.
+    """
+    config = copy.deepcopy(teacher.model.config)
+    depth = config.num_hidden_layers
+    if not keep or list(keep) != sorted(set(keep)) or not 0 <= keep[0] <= keep[-1] < depth:
+        raise ModelError(
+            f"layers: expected ascending indices in [0, {depth}), the {depth} layers of "
+            f"{teacher.name}, found {list(keep)}"
+        )
+    stack = _stack_name(teacher.model, depth)
+    config.num_hidden_layers = len(keep)
+    if getattr(config, "layer_types", None):
+        config.layer_types = [config.layer_types[i] for i in keep]
+    build: Any = type(teacher.model)
+    student = build(config).to(dtype=teacher.model.dtype)
+    new_index = {old: new for new, old in enumerate(keep)}
+    weights = {}
+    for name, weight in teacher.model.state_dict().items():
+        match = re.match(rf"{re.escape(stack)}\.(\d+)\.(.*)", name)
+        if match is None:
+            weights[name] = weight
+        elif int(match[1]) in new_index:
+            weights[f"{stack}.{new_index[int(match[1])]}.{match[2]}"] = weight
+    student.load_state_dict(weights)
+    student.tie_weights()
+    student.generation_config = copy.deepcopy(teacher.model.generation_config)
+    student = student.to(teacher.device).eval()
+    return LanguageModel(student, teacher.tokenizer, f"{teacher.name} with {len(keep)} layers")
+
+
+def _stack_name(model: nn.Module, depth: int) -> str:
+    stacks = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == depth
+    ]
+    if len(stacks) != 1:
+        raise ModelError(
+            f"{type(model).__name__}: expected one stack of {depth} layers, found {stacks}; start "
+            "from a smaller checkpoint of the same tokenizer instead"
+        )
+    return stacks[0]

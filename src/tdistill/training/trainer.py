@@ -1,0 +1,273 @@
+"""The training loop: ``transformers.Trainer`` with the loss of an objective in it.
+
+The loop, mixed precision, DDP, FSDP, DeepSpeed, PEFT, reporting and exact resume are the Trainer's.
+The trainer knows no objective by name.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from tdistill.core import WeightedSum, implied_reward, masked_sum, project, set_forward_kl
+from tdistill.core import successor as successor_of
+from tdistill.data.batch import Batch
+from tdistill.scores import check_head, step_scores
+from tdistill.teacher.evidence import Row
+from tdistill.teacher.source import LiveTeacher
+from tdistill.training.config import TrainConfig
+from tdistill.training.objectives import Objective
+from tdistill.training.target import TargetNetwork
+from tdistill.training.view import ModelView
+
+
+class RowDataset(Dataset):
+    """Rows with their index, so that what a row is paired with does not depend on the order."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[int, Row]:
+        return index, self.rows[index]
+
+
+class DistillTrainer(Trainer):
+    """Trains a student by an objective on batches of teacher evidence.
+
+    Args:
+        model: the student network.
+        objective: what is minimised.
+        config: settings; must agree with ``args``.
+        vocabulary_size: tokens shared by teacher and student.
+        live_teacher: the teacher, for objectives that need its full distribution.
+        **kwargs: to ``transformers.Trainer`` (args, train_dataset, data_collator, callbacks).
+    """
+
+    loss_is_scaled_for_ga = True  # compute_loss divides by the counts of the whole batch
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        objective: Objective,
+        config: TrainConfig,
+        vocabulary_size: int,
+        live_teacher: LiveTeacher | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(model=model, **kwargs)
+        self.objective, self.config = objective, config
+        self.vocabulary_size, self.live_teacher = vocabulary_size, live_teacher
+        decay = objective.target_network
+        self.target = None if decay is None else TargetNetwork(model, decay)
+        if self.target is not None:
+            self.add_callback(_UpdateTarget(self.target))
+        self._sums: dict[str, WeightedSum] = {}
+        self._clock = time.perf_counter()
+        check_head(model, vocabulary_size=vocabulary_size, head=config.head)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """Sum of the step losses over the counts of the whole (accumulated, global) batch."""
+        batch = Batch(**inputs)
+        if num_items_in_batch is None:
+            num_items_in_batch = self._get_num_items_in_batch([inputs], batch.action.device)
+        steps, text_tokens = num_items_in_batch.clamp(min=1)
+        # Weights are touched inside the wrapped module's forward, or DDP leaves gradients unaveraged.
+        step_sum, text_sum = _redirect_forward(model, self.model, self._losses, batch)
+        loss = step_sum / steps
+        if text_sum is not None:
+            loss = loss + self.objective.lm_weight * text_sum / text_tokens
+        loss = loss * self.accelerator.num_processes  # undoes the mean over devices
+        return (loss, {}) if return_outputs else loss
+
+    def _losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        student = self._view(model, batch)
+        teacher = None
+        if self.live_teacher is not None and self.objective.needs_live_teacher:
+            teacher = self.live_teacher.scores(
+                batch.input_ids, batch.attention_mask, batch.row, batch.position
+            )
+        target = None
+        if self.target is not None:
+            with torch.no_grad():
+                target = self._view(self.target.model, batch)
+        result = self.objective.step_loss(student, batch, teacher=teacher, target=target)
+        self._observe(student, batch, result.loss, result.parts)
+        text_sum = None if batch.text_ids is None else self._text_loss(model, batch.text_ids)
+        return masked_sum(result.loss, batch.trained).total, text_sum
+
+    def _view(self, model: nn.Module, batch: Batch) -> ModelView:
+        scores = step_scores(
+            model,
+            batch.input_ids,
+            batch.attention_mask,
+            batch.row,
+            batch.position,
+            vocabulary_size=self.vocabulary_size,
+            head=self.config.head,
+        )
+        return ModelView(scores, batch, chunk_size=self.config.chunk_size)
+
+    def _text_loss(self, model: nn.Module, text: Tensor) -> Tensor:
+        row, position = torch.ones_like(text[:, 1:]).nonzero().unbind(1)
+        scores = step_scores(
+            model,
+            text,
+            torch.ones_like(text),
+            row,
+            position,
+            vocabulary_size=self.vocabulary_size,
+            head=self.config.head,
+        )
+        normaliser = scores.reduce(lambda z: z.logsumexp(-1), chunk_size=self.config.chunk_size)
+        chosen = scores.at(text[row, position + 1], torch.arange(len(row), device=text.device))
+        losses = normaliser - chosen
+        self._add("text_loss", losses.detach(), torch.ones_like(losses, dtype=torch.bool))
+        return losses.sum()
+
+    @torch.no_grad()
+    def _observe(self, student: ModelView, batch: Batch, loss: Tensor, parts: Any) -> None:
+        """Add this batch's diagnostics to the sums of the current logging interval."""
+        self._add("step_loss", loss, batch.trained)
+        if batch.has_sets:
+            self._add("out_of_set", batch.out_of_set.float(), torch.ones_like(batch.trained))
+            shown = {**self._set_diagnostics(student, batch), **parts}
+            for name, values in shown.items():
+                needs_next = name in ("implied_reward", "nonlinear")
+                mask = batch.trained & batch.can_bootstrap if needs_next else batch.trained
+                self._add(name, values.detach(), mask)
+            leak, steps = student.leak()
+            self._add("leak", leak, batch.trained[steps])
+
+    def _set_diagnostics(self, student: ModelView, batch: Batch) -> dict[str, Tensor]:
+        value = student.set_value
+        log_policy = project(student.on_set, batch.set_offsets)
+        following = successor_of(value, batch.has_successor)
+        return {
+            "value": value,
+            "implied_reward": implied_reward(student.action, following, batch.discount),
+            "set_kl": set_forward_kl(batch.set_log_probs, log_policy, batch.set_offsets),
+        }
+
+    def _add(self, name: str, values: Tensor, mask: Tensor) -> None:
+        pair = masked_sum(values.detach().float(), mask)
+        self._sums[name] = self._sums[name] + pair if name in self._sums else pair
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Add the means of the interval to what the Trainer logs."""
+        if self._sums and "loss" in logs:
+            names = sorted(self._sums)
+            sums = [self._sums[name] for name in names]
+            pairs = torch.stack([torch.stack([s.total, s.weight]) for s in sums])
+            totals: Any = self.accelerator.reduce(pairs, reduction="sum")
+            logs |= {n: float(t / w) for n, (t, w) in zip(names, totals, strict=True) if w > 0}
+            now = time.perf_counter()
+            steps = float(totals[names.index("step_loss"), 1])
+            logs["tokens_per_second"] = steps / max(now - self._clock, 1e-9)
+            self._sums, self._clock = {}, now
+        super().log(logs, *args, **kwargs)
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor:
+        """Trained steps and text tokens of the whole batch, over all micro-batches and devices."""
+        counts = [
+            torch.stack(
+                [b["trained"].sum(), torch.tensor(_text_targets(b), device=b["trained"].device)]
+            )
+            for b in batch_samples
+        ]
+        total = torch.stack(counts).sum(0).to(device)
+        if self.accelerator.num_processes > 1:
+            gathered: Any = self.accelerator.gather(total[None])
+            total = gathered.sum(0)
+        return total
+
+    def _set_signature_columns_if_needed(self) -> None:
+        self._signature_columns = ["index", "row"]
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.target is not None and self.args.should_save:
+            self.target.save(Path(output_dir))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self.target is not None and checkpoint is not None:
+            self.target.load(Path(checkpoint))
+
+
+class _UpdateTarget(TrainerCallback):
+    def __init__(self, target: TargetNetwork) -> None:
+        self.target = target
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Move the averaged copy towards the student after every update."""
+        self.target.update(kwargs["model"])
+
+
+def training_arguments(config: TrainConfig, folder: Path) -> TrainingArguments:
+    """The Trainer's arguments for a configuration.
+
+    Args:
+        config: settings.
+        folder: where checkpoints go.
+    """
+    return TrainingArguments(
+        output_dir=str(folder),
+        max_steps=config.steps,
+        per_device_train_batch_size=config.batch_size // config.gradient_accumulation,
+        gradient_accumulation_steps=config.gradient_accumulation,
+        learning_rate=config.learning_rate,
+        warmup_steps=config.warmup_steps,
+        lr_scheduler_type=config.scheduler,
+        adam_beta1=config.adam_beta1,
+        adam_beta2=config.adam_beta2,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        seed=config.seed,
+        data_seed=config.seed,
+        bf16=config.bf16,
+        activation_checkpointing=config.gradient_checkpointing,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        save_steps=config.save_steps,
+        save_total_limit=2,
+        logging_steps=config.logging_steps,
+        report_to=list(config.report_to),
+        remove_unused_columns=False,
+        disable_tqdm=True,
+    )
+
+
+def _redirect_forward(wrapper: nn.Module, module: Any, function: Any, *args: Any) -> Any:
+    """Run ``function(module, *args)`` inside ``wrapper``'s forward (DDP, FSDP and autocast hooks)."""
+    original = module.forward
+
+    def once(*inner: Any) -> Any:
+        module.forward = original
+        return function(module, *inner)
+
+    module.forward = once
+    try:
+        return wrapper(*args)
+    finally:
+        module.forward = original
+
+
+def _text_targets(batch: dict[str, Tensor]) -> int:
+    text = batch.get("text_ids")
+    return 0 if text is None else text.shape[0] * (text.shape[1] - 1)

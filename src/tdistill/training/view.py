@@ -1,0 +1,79 @@
+"""What an objective sees of a model at a batch; costly parts are computed only when asked for."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tdistill.core import forward_kl, soft_value
+from tdistill.data.batch import Batch
+from tdistill.scores import StepScores
+
+
+class ModelView:
+    """A model's scores at the steps of a batch.
+
+    Args:
+        scores: the forward pass.
+        batch: what it was run on.
+        chunk_size: steps whose full logits may exist at once.
+    """
+
+    def __init__(self, scores: StepScores, batch: Batch, *, chunk_size: int = 128) -> None:
+        self.scores, self.batch, self.chunk_size = scores, batch, chunk_size
+
+    @cached_property
+    def on_set(self) -> Float[Tensor, " M"]:
+        """Logits of the set members, nats."""
+        return self.scores.at(self.batch.set_ids, self.batch.sets.step)
+
+    @cached_property
+    def action(self) -> Float[Tensor, " T"]:
+        """Logits of the actions, nats."""
+        return self.scores.at(self.batch.action, _all_steps(self.batch))
+
+    @cached_property
+    def log_normaliser(self) -> Float[Tensor, " T"]:
+        """``log sum_V exp z``, exact, by chunks of steps."""
+        return self.scores.reduce(lambda z: z.logsumexp(-1), chunk_size=self.chunk_size)
+
+    @cached_property
+    def maximum(self) -> Float[Tensor, " T"]:
+        """``max_V z``, by chunks of steps."""
+        return self.scores.reduce(lambda z: z.amax(-1), chunk_size=self.chunk_size)
+
+    @cached_property
+    def set_value(self) -> Float[Tensor, " T"]:
+        """``log sum_A exp z`` over the set: V_p (3.2) of the raw logits."""
+        return soft_value(self.on_set, self.batch.set_offsets)
+
+    def forward_kl_from(self, teacher: StepScores) -> Float[Tensor, " T"]:
+        """``KL(pi* || pi)`` over the full vocabulary, by chunks of steps, nats."""
+
+        def divergence(student: Tensor, steps: Tensor) -> Tensor:
+            target = teacher.rows(int(steps[0]), int(steps[-1]) + 1).log_softmax(-1)
+            return forward_kl(target, student.log_softmax(-1))
+
+        steps = torch.arange(len(self.scores), device=self.batch.action.device)
+        return self.scores.reduce(divergence, steps, chunk_size=self.chunk_size)
+
+    @torch.no_grad()
+    def leak(self, *, sample: int = 16) -> tuple[Float[Tensor, " S"], Tensor]:
+        """Off-set mass of the model and the steps it was computed at.
+
+        Exact at every step if the full normaliser exists anyway; else at ``sample`` steps, evenly
+        spread, whose full logits are computed for it.
+        """
+        steps = _all_steps(self.batch)
+        if "log_normaliser" in self.__dict__:
+            return 1 - (self.set_value - self.log_normaliser).exp(), steps
+        steps = steps[:: max(1, len(steps) // sample)]
+        full = torch.cat([self.scores.rows(int(t), int(t) + 1).logsumexp(-1) for t in steps])
+        return 1 - (self.set_value[steps] - full).exp(), steps
+
+
+def _all_steps(batch: Batch) -> Tensor:
+    return torch.arange(len(batch.action), device=batch.action.device)

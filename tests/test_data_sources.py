@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tdistill.data import sources
+from tdistill.data.sources import column_names, read_rows
+from tdistill.errors import DataError
+
+ROWS = [{"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": None}]
+
+
+def write(path: Path, kind: str) -> str:
+    if kind == "jsonl":
+        path = path / "rows.jsonl"
+        path.write_text("\n".join(json.dumps(row) for row in ROWS) + "\n\n")
+    elif kind == "json":
+        path = path / "rows.json"
+        path.write_text(json.dumps(ROWS))
+    elif kind == "parquet":
+        path = path / "rows.parquet"
+        pq.write_table(pa.Table.from_pylist(ROWS), path)
+    else:
+        from datasets import Dataset
+
+        path = path / "saved"
+        Dataset.from_list(ROWS).save_to_disk(str(path))
+    return str(path)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "parquet", "folder"])
+def test_every_kind_of_source_gives_the_same_rows(tmp_path, kind):
+    source = write(tmp_path, kind)
+    rows = read_rows(source)
+    assert [row.values for row in rows] == ROWS
+    assert rows[1].where == f"{source}:2" if kind == "jsonl" else "row 1" in rows[1].where
+    assert [row.values for row in read_rows(source, limit=1)] == ROWS[:1]
+
+
+def test_columns_without_any_value_do_not_count():
+    rows = [sources.Row("1", {"a": 1, "b": None}), sources.Row("2", {"c": "", "a": None})]
+    assert column_names(rows) == ("a", "c")
+
+
+def test_a_row_may_hold_unusual_line_separators(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes('\ufeff{"prompt":\r"a\u2028b"}\r\n{"prompt": "c"}\n'.encode())
+    rows = read_rows(str(path))
+    assert [row.values["prompt"] for row in rows] == ["a\u2028b", "c"]
+    assert rows[1].where == f"{path}:2"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.jsonl", b'{"prompt": "a"}\n\n{"prompt": \n', ":3: expected one JSON object"),
+        ("a.jsonl", b'["prompt"]\n', ":1: expected a JSON object with a name for each column"),
+        ("a.jsonl", b'{"prompt": "\xff"}\n', "expected UTF-8 text; found byte 0xff"),
+        ("a.json", b'[{"prompt": "a"},\n {"prompt" "b"}]', ":2: expected a JSON list"),
+        ("a.json", b'{"prompt": "a"}\n{"prompt": "b"}\n', "name it .jsonl"),
+        ("a.json", b'{"prompt": "a"}', "expected a JSON list of objects; found an object"),
+        ("a.json", b'[{"prompt": "a"}, "b"]', "row 1 (counted from 0): expected a JSON object"),
+        ("a.parquet", b"PAR1", "expected a Parquet file"),
+        ("a.csv", b"prompt\na\n", "expected a .jsonl, .json or .parquet file"),
+        ("a.txt", b"text", "data.lm_text"),
+    ],
+)
+def test_damaged_files_are_refused_with_the_place(tmp_path, name, content, expected):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        read_rows(str(path))
+    assert str(path) in str(caught.value)
+    assert expected in str(caught.value)
+
+
+def test_rows_after_the_limit_are_not_read(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"prompt": "a"}\nnot json\n')
+    assert len(read_rows(str(path), limit=1)) == 1
+    with pytest.raises(DataError, match="at least 1 row"):
+        read_rows(str(path), limit=0)
+
+
+def test_a_missing_file_names_the_nearest_existing_one(tmp_path):
+    near = tmp_path / "train" / "prompts.jsonl"
+    near.parent.mkdir()
+    near.touch()
+    for wrong, nearest in [
+        (tmp_path / "train" / "promts.jsonl", near),
+        (tmp_path / "trian" / "prompts.jsonl", near.parent),
+    ]:
+        with pytest.raises(DataError) as caught:
+            read_rows(str(wrong))
+        assert f"found nothing at {wrong}. Nearest existing name: {nearest}." in str(caught.value)
+
+
+def test_folders_that_are_not_one_split_are_refused(tmp_path):
+    from datasets import Dataset, DatasetDict
+
+    split = Dataset.from_list(ROWS)
+    DatasetDict({"train": split, "test": split}).save_to_disk(str(tmp_path / "both"))
+    with pytest.raises(DataError, match="with the splits test, train"):
+        read_rows(str(tmp_path / "both"))
+    assert len(read_rows(str(tmp_path / "both" / "train"))) == len(ROWS)
+    with pytest.raises(DataError, match="without dataset_info"):
+        read_rows(str(tmp_path))
+
+
+def test_the_demo_is_read_by_split(tmp_path, monkeypatch):
+    path = tmp_path / "prompts.jsonl"
+    splits = ["train", "test", "train"]
+    path.write_text("".join(json.dumps({"n": i, "split": s}) + "\n" for i, s in enumerate(splits)))
+    monkeypatch.setattr(sources, "demo_path", lambda: path)
+    assert [row.values["n"] for row in read_rows("demo:train")] == [0, 2]
+    with pytest.raises(DataError, match="expected one of demo:test, demo:train; found demo:tset"):
+        read_rows("demo:tset")
+
+
+def test_the_demo_ships_with_the_package():
+    names = {split: read_rows(f"demo:{split}") for split in ("train", "valid", "test")}
+    prompts = [
+        (row.values["instruction"], row.values["input"]) for rows in names.values() for row in rows
+    ]
+    assert len(set(prompts)) == len(prompts)

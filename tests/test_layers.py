@@ -1,0 +1,174 @@
+"""The architecture, enforced on the syntax tree: imports point down, and some things are banned."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import tdistill
+
+# Top to bottom. A module imports itself and the lines below its own; two names on one line are
+# peers and do not import each other. `tdistill` is the root package, which only holds the version.
+LAYERS: tuple[tuple[str, ...], ...] = (
+    ("cli", "__main__"),
+    ("run",),
+    ("report",),
+    ("evaluation",),
+    ("training",),
+    ("data", "teacher"),
+    ("generation",),
+    ("scores",),
+    ("lm",),
+    ("tabular", "strict", "demo"),
+    ("core",),
+    ("errors",),
+    ("tdistill",),
+)
+DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names}
+CORE_MAY_IMPORT = {"torch", "jaxtyping", "lazy_loader", "tdistill"} | set(sys.stdlib_module_names)
+UNSAFE_MODULES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve"}
+MAX_LINES = 400
+
+PACKAGE = Path(tdistill.__file__).parent
+TESTS = Path(__file__).parent
+
+Check = Callable[[str, str], Iterator[str]]
+"""Takes a path inside the package, as text, and its source; gives the problems found."""
+
+
+def layer_of(path: str) -> str:
+    """``core/top_p.py`` is of layer core, ``lm.py`` of lm, ``__init__.py`` of the root."""
+    name = path.split("/", maxsplit=1)[0].rsplit(".", 1)[0]
+    return "tdistill" if name == "__init__" else name
+
+
+def imports(path: str, source: str) -> Iterator[tuple[int, str]]:
+    """Line and full name of everything imported, at the top, in functions, or for typing only."""
+    package = ["tdistill", *path.split("/")[:-1]]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parent = package[: len(package) + 1 - node.level] if node.level else []
+            base = ".".join([*parent, *([node.module] if node.module else [])])
+            yield from ((node.lineno, f"{base}.{alias.name}") for alias in node.names)
+
+
+def upward_imports(path: str, source: str) -> Iterator[str]:
+    mine = layer_of(path)
+    if mine not in DEPTH:
+        yield f"{path}: layer '{mine}' is unknown; give it a line in LAYERS of tests/test_layers.py"
+        return
+    for line, name in imports(path, source):
+        parts = name.split(".")
+        if parts[0] != "tdistill":
+            continue
+        other = parts[1] if len(parts) > 1 and not parts[1].startswith("__version") else "tdistill"
+        if other not in DEPTH:
+            yield f"{path}:{line}: imports '{name}' of no layer in LAYERS of tests/test_layers.py"
+        elif other != mine and DEPTH[other] <= DEPTH[mine]:
+            yield f"{path}:{line}: '{mine}' imports '{other}', which is not below it in LAYERS"
+
+
+def impure_core(path: str, source: str) -> Iterator[str]:
+    if layer_of(path) != "core":
+        return
+    for line, name in imports(path, source):
+        if name.split(".")[0] not in CORE_MAY_IMPORT:
+            yield f"{path}:{line}: core imports '{name}'; allowed: torch, jaxtyping, stdlib"
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute) and node.attr in {"detach", "detach_"}:
+            yield f"{path}:{node.lineno}: core stops a gradient; that belongs to training"
+
+
+def unsafe_loading(path: str, source: str) -> Iterator[str]:
+    for line, name in imports(path, source):
+        if name.split(".")[0] in UNSAFE_MODULES:
+            yield f"{path}:{line}: imports '{name}', which runs code from files"
+        if name in {"torch.load", "torch.serialization.load"}:
+            yield f"{path}:{line}: import torch and call torch.load, so that its use can be checked"
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in {
+            "torch.load",
+            "torch.serialization.load",
+        }:
+            keywords = {k.arg: ast.unparse(k.value) for k in node.keywords}
+            if keywords.get("weights_only") != "True":
+                yield f"{path}:{node.lineno}: torch.load without weights_only=True"
+
+
+def too_long(path: str, source: str) -> Iterator[str]:
+    lines = len(source.splitlines())
+    if lines > MAX_LINES:
+        yield f"{path}: {lines} lines, at most {MAX_LINES}; split it"
+
+
+def problems(check: Check, root: Path) -> list[str]:
+    found: list[str] = []
+    for file in sorted(root.rglob("*.py*")):
+        if file.suffix in {".py", ".pyi"}:
+            found += check(file.relative_to(root).as_posix(), file.read_text(encoding="utf-8"))
+    return found
+
+
+@pytest.mark.parametrize("check", [upward_imports, impure_core, unsafe_loading, too_long])
+def test_the_package(check: Check):
+    assert problems(check, PACKAGE) == []
+
+
+def test_no_test_file_is_too_long():
+    assert problems(too_long, TESTS) == []
+
+
+def test_every_core_module_has_its_test_file():
+    modules = {file.stem for file in (PACKAGE / "core").glob("*.py")} - {"__init__"}
+    tested = {file.stem.removeprefix("test_") for file in (TESTS / "core").glob("test_*.py")}
+    assert modules == tested
+
+
+@pytest.mark.parametrize(
+    ("check", "path", "source"),
+    [
+        (upward_imports, "core/value.py", "from tdistill.training import objectives"),
+        (upward_imports, "lm.py", "def f():\n    import tdistill.cli"),
+        (upward_imports, "data/a.py", "from tdistill.teacher.cache import Cache"),
+        (upward_imports, "data/a.py", "from ..teacher import cache"),
+        (upward_imports, "data/a.py", "from .. import teacher"),
+        (upward_imports, "errors.py", "from tdistill import core"),
+        (upward_imports, "__init__.py", "from tdistill.errors import TdistillError"),
+        (upward_imports, "surprise.py", ""),
+        (upward_imports, "cli.py", "import tdistill.surprise"),
+        (impure_core, "core/value.py", "import numpy as np"),
+        (impure_core, "core/value.py", "y = x.detach()"),
+        (unsafe_loading, "lm.py", "import pickle"),
+        (unsafe_loading, "lm.py", "from pickle import loads"),
+        (unsafe_loading, "lm.py", "from torch import load"),
+        (unsafe_loading, "lm.py", "import torch\ntorch.load(f)"),
+        (unsafe_loading, "lm.py", "import torch\ntorch.load(f, weights_only=False)"),
+        (too_long, "lm.py", "\n" * 401),
+    ],
+)
+def test_each_rule_can_be_broken(check: Check, path: str, source: str):
+    found = list(check(path, source))
+    assert len(found) == 1
+    assert found[0].startswith(path)
+
+
+@pytest.mark.parametrize(
+    ("check", "path", "source"),
+    [
+        (upward_imports, "cli.py", "from tdistill import __version__, run"),
+        (upward_imports, "core/value.py", "from .segments import row_index"),
+        (upward_imports, "teacher/a.py", "from tdistill.lm import LanguageModel"),
+        (impure_core, "core/value.py", "import math\nfrom tdistill.errors import TdistillError"),
+        (impure_core, "training/a.py", "import numpy\ny = x.detach()"),
+        (unsafe_loading, "lm.py", "import torch\ntorch.load(f, weights_only=True)"),
+        (too_long, "lm.py", "\n" * 400),
+    ],
+)
+def test_no_rule_forbids_what_is_allowed(check: Check, path: str, source: str):
+    assert list(check(path, source)) == []

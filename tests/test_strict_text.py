@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import pytest
+
+from tdistill.errors import RecipeError
+from tdistill.strict import apply_overrides, load, load_yaml
+
+
+@dataclass(frozen=True)
+class Distil:
+    name: ClassVar[str] = "bellman_distill"
+
+    alpha: float = 0.1
+    phi: Literal["chi_square", "identity"] = "chi_square"
+
+
+@dataclass(frozen=True)
+class Kd:
+    name: ClassVar[str] = "kd"
+
+    cached: bool = True
+
+
+@dataclass(frozen=True)
+class Constant:
+    tag: ClassVar[str] = "kind"
+    name: ClassVar[str] = "constant"
+
+    rate: float
+
+
+@dataclass(frozen=True)
+class Cosine:
+    tag: ClassVar[str] = "kind"
+    name: ClassVar[str] = "cosine"
+
+    warmup_steps: int = 100
+
+
+@dataclass(frozen=True)
+class Training:
+    learning_rate: float = 5e-6
+    steps: int = 10
+    use_cache: bool = False
+    schedule: Constant | Cosine = field(default_factory=Cosine)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    teacher: str
+    out: Path = Path("runs/x")
+    training: Training = field(default_factory=lambda: Training(steps=7))
+    objectives: dict[str, Distil | Kd] = field(default_factory=lambda: {"kd": Kd()})
+    seeds: tuple[int, ...] = (0, 1)
+    tags: list[str] = field(default_factory=list)
+    limit: int | Literal["all"] = "all"
+    extra: Training | None = None
+    note: str | None = None
+    answer: Literal["yes", "no"] = "yes"
+
+
+def override(*arguments: str, document: dict[str, Any] | None = None) -> Recipe:
+    base = {"teacher": "t"} if document is None else document
+    return load(Recipe, apply_overrides(base, arguments, Recipe))
+
+
+def test_overrides_set_values_and_flags() -> None:
+    recipe = override(
+        *["--training.steps", "20", "--training.learning-rate=1e-5", "--training.use-cache"],
+        *["--objectives.kd.no-cached", "--seeds", "[3, 4]", "--limit=-5", "--out", "2024"],
+        *["--objectives.bd.objective", "bellman_distill", "--objectives.bd.alpha", "10"],
+        *["--answer", "no", "--training.schedule.warmup-steps", "2"],
+    )
+    assert recipe == Recipe(
+        "t",
+        out=Path("2024"),
+        training=Training(1e-5, 20, use_cache=True, schedule=Cosine(warmup_steps=2)),
+        objectives={"kd": Kd(False), "bd": Distil(10.0)},
+        seeds=(3, 4),
+        limit=-5,
+        answer="no",
+    )
+
+
+def test_an_absent_section_starts_from_the_default_of_its_field() -> None:
+    assert override("--training.learning-rate", "1").training == Training(1.0, steps=7)
+    given = {"teacher": "t", "training": None, "objectives": {"my-bd": {"objective": "kd"}}}
+    recipe = override("--training.learning-rate=1", "--objectives.my_bd.cached=no", document=given)
+    assert recipe.training == Training(1.0)
+    assert recipe.objectives == {"my-bd": Kd(False)}
+    assert override("--extra.steps", "1").extra == Training(steps=1)
+
+
+def test_overrides_leave_the_document_alone_and_the_last_one_counts() -> None:
+    document = {"teacher": "t", "training": {"steps": 1}}
+    result = apply_overrides(document, ["--training.steps=2", "--training.steps=3"], Recipe)
+    assert result == {"teacher": "t", "training": {"steps": 3}}
+    assert document == {"teacher": "t", "training": {"steps": 1}}
+    assert apply_overrides(None, ["--teacher", "x"], Recipe) == {"teacher": "x"}
+
+
+@pytest.mark.parametrize(
+    ("raw", "text"),
+    [("7", "7"), ("say # hi", "say # hi"), ("# hi", "# hi"), ("a: b: c", "a: b: c"), ("", "")],
+)
+def test_text_fields_take_text_as_it_stands(raw: str, text: str) -> None:
+    assert override("--teacher", raw).teacher == text
+    assert override("--teacher", '"7"').teacher == "7"
+
+
+def test_a_comment_is_text_and_not_null() -> None:
+    given = {"teacher": "t", "note": "old"}
+    assert override("--note", "# hi", document=given).note == "# hi"
+    assert override("--note", "null", document=given).note is None
+
+
+def test_null_a_whole_section_and_a_whole_entry_can_be_given() -> None:
+    given = {"teacher": "t", "extra": {"steps": 3}}
+    assert override("--extra", "null", document=given).extra is None
+    assert override("--training", "{steps: 4}").training == Training(steps=4)
+    assert override("--objectives.bellman-distill", "{alpha: 3}").objectives["kd"] == Kd()
+    recipe = override("--objectives.bellman_distill", "{alpha: 3}")
+    assert recipe.objectives["bellman_distill"] == Distil(3.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--training.stpes", "2"], "--training.stpes: unknown key 'stpes'; did you mean 'steps'?"),
+        (["--training.steps", "x"], "--training.steps: expected an integer, found the string 'x'"),
+        (["--training.steps"], "--training.steps: expected an integer after it, found nothing"),
+        (["--training.no-steps"], "--training.no-steps: unknown key 'no-steps'"),
+        (["--training.no-use-cache", "1"], "expected no value after a flag, found '1'"),
+        (["--training.use-cache", "1"], "expected true or false, found the integer 1"),
+        (["steps=2"], "expected --section.field and one value, found 'steps=2'"),
+        (["--teacher.x=2"], "--teacher.x: "),
+        (["--seeds.0=2"], "--seeds.0: expected a section at seeds, found a list of 2"),
+        (["--objectives.kd.objective=sft"], "expected bellman_distill | kd, found the string"),
+        (["--objectives.x.alhpa=2"], "unknown key 'alhpa'; did you mean 'alpha'?"),
+        (["--tags", "[a, {b: 1, b: 2}]"], "--tags: expected a list (each a string), found the"),
+    ],
+)
+def test_wrong_overrides(arguments: list[str], text: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        apply_overrides({"teacher": "t", "seeds": [1, 2]}, arguments, Recipe)
+    assert str(caught.value).startswith("command line: ")
+    assert text in str(caught.value)
+
+
+def test_all_wrong_overrides_come_in_one_error() -> None:
+    with pytest.raises(RecipeError, match="command line has 2 problems:"):
+        apply_overrides({}, ["--a=1", "--b=2", "--teacher=t"], Recipe)
+
+
+def test_a_given_value_where_a_section_belongs_is_an_error() -> None:
+    with pytest.raises(RecipeError, match="expected a section at training, found the integer 3"):
+        apply_overrides({"training": 3}, ["--training.steps=1"], Recipe)
+
+
+def test_load_yaml_reads_a_mapping(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("base: &b {x: 1, y: 2}\nother: {<<: *b, x: 3}\nlr: 5e-6\n")
+    assert load_yaml(path) == {
+        "base": {"x": 1, "y": 2},
+        "other": {"x": 3, "y": 2},
+        "lr": "5e-6",
+    }
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (b"", "found an empty file"),
+        (b"# only a comment\n", "found an empty file"),
+        (b"- a\n", "found a list of 1"),
+        (b"a: 1\nb: [1, 2\nc: 3\n", r"line 3, column 2: expected YAML, but while parsing"),
+        (b"a:\n  x: 1\n  y: 2\n  x: 3\n", r"line 4, column 3: .*'x' is given twice, first in line"),
+        (b"a: 1\n---\nb: 2\n", "line 2, column 1"),
+        (b"a: \x00\n", "expected YAML, but "),
+        (b"a: \xff\n", "expected a UTF-8 YAML file, but "),
+        (b"a: !!python/object:os.system {}\n", "line 1, column 4"),
+    ],
+)
+def test_load_yaml_refuses_with_a_place(tmp_path: Path, content: bytes, text: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes(content)
+    with pytest.raises(RecipeError, match=text) as caught:
+        load_yaml(path)
+    assert str(path) in str(caught.value)
+
+
+def test_load_yaml_names_the_nearest_file(tmp_path: Path) -> None:
+    (tmp_path / "demo.yaml").write_text("a: 1\n")
+    (tmp_path / "other.txt").write_text("")
+    with pytest.raises(RecipeError, match=r"found none; did you mean 'demo\.yaml'\?"):
+        load_yaml(tmp_path / "dmeo.yaml")
+    with pytest.raises(RecipeError, match=r"the folder .* does not exist either"):
+        load_yaml(tmp_path / "nowhere" / "demo.yaml")
+    with pytest.raises(RecipeError, match="expected a UTF-8 YAML file"):
+        load_yaml(tmp_path)
