@@ -24,7 +24,7 @@ _COMMON = {
     "max_position_embeddings": 128,
 }
 _SPECIAL: dict[str, dict[str, Any]] = {
-    "gpt2": {"n_embd": 16, "n_layer": 3, "n_head": 2, "n_positions": 128, "tie_word_embeddings": True},
+    "gpt2": {"n_embd": 16, "n_layer": 3, "n_head": 2, "n_positions": 128},
     "opt": {
         "hidden_size": 16,
         "ffn_dim": 32,

@@ -1,7 +1,7 @@
 """Draw ``bounds.svg``: what restricting actions to the top-p set costs, exactly, on a token MDP.
 
 Run ``python docs/figures/bounds.py [FOLDER]``; the file goes next to this script or into FOLDER.
-Steps in the largest gap are cycles of a few sharp states, the case in which kappa is nearly reached.
+Steps in the largest gap are cycles of a few sharp states; there the gap comes close to kappa.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def draw(mdp: TokenMDP, path: Path) -> None:
     lines, marks = curves(mdp, fine), curves(mdp, TICKS)
     left_out, marks_at = [1 - p for p in fine], [1 - p for p in TICKS]
 
-    plt.rcParams.update({"font.size": 10, "svg.fonttype": "none", "svg.hashsalt": "bounds"})
+    plt.rcParams.update({"font.size": 10, "svg.hashsalt": "bounds"})
     figure, axes = plt.subplots(figsize=(7.2, 4.6), layout="constrained")
     # Okabe and Ito's colours, told apart by line style and marker as well.
     axes.plot(
@@ -100,7 +100,8 @@ def draw(mdp: TokenMDP, path: Path) -> None:
     axes.minorticks_off()
     axes.set_xlabel("set mass p, and below it the mean number of tokens in the set")
     axes.set_title(
-        f"What leaving the tail out costs: {STATES} states, {VOCABULARY} tokens, $\\gamma$ = {DISCOUNT}",
+        f"What leaving out the tail costs: {STATES} states, {VOCABULARY} tokens, "
+        f"$\\gamma$ = {DISCOUNT}",
         fontsize=11,
     )
     axes.grid(alpha=0.25)

@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tdistill.core import TopPSets, check_top_p, segment_cumsum, top_p_sets
+from tdistill.core import TopPSets, segment_cumsum, top_p_sets
+from tdistill.decoding import Decoding
 from tdistill.errors import InvalidValueError
 from tdistill.lm import LanguageModel
 from tdistill.scores import forward_inputs
@@ -34,28 +35,6 @@ class Response:
 
     ids: tuple[int, ...]
     ended: bool
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """How tokens are chosen from the logits.
-
-    Attributes:
-        greedy: take the most probable token (then the other fields do not matter).
-        temperature: divides the logits.
-        sampling_top_p: nucleus mass after the temperature; 1 samples from everything.
-    """
-
-    greedy: bool = False
-    temperature: float = 1.0
-    sampling_top_p: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_top_p(self.sampling_top_p)
-        if not self.temperature > 0.0:
-            raise InvalidValueError(
-                f"temperature: expected a value above 0 (or greedy: true), found {self.temperature}"
-            )
 
 
 @torch.inference_mode()
@@ -136,7 +115,8 @@ def decoding_sampler(decoding: Decoding, rows: int, *, seed: int, device: Any = 
             return draw_from_sets(top_p_sets(log_probs, decoding.sampling_top_p), draws)
         mass = log_probs.exp().cumsum(-1, dtype=torch.float64)
         target = draws * mass[:, -1]
-        return torch.searchsorted(mass, target[:, None]).squeeze(1).clamp(max=mass.shape[1] - 1)
+        # right: the first sum above the target, so that a token without mass is never drawn.
+        return torch.searchsorted(mass, target[:, None], right=True).squeeze(1)
 
     return sample
 

@@ -44,7 +44,7 @@ class LanguageModel:
 
     @property
     def vocabulary_size(self) -> int:
-        """Tokens that exist; output rows above it are padding of the matrix and are never scored."""
+        """Tokens that exist; output rows above it are padding of the matrix, never scored."""
         return min(len(self.tokenizer), output_rows(self.model))
 
     @property
@@ -90,8 +90,9 @@ def load(
         The model, in evaluation mode, with its tokenizer.
 
     Raises:
-        ModelError: if there is no loadable model or tokenizer at ``path``.
+        ModelError: if there is no loadable model or tokenizer at ``path``, or weights are missing.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     options: dict[str, Any] = {}
@@ -102,14 +103,20 @@ def load(
     target = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(path), gguf_file=gguf_file)
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            str(path), gguf_file=gguf_file, dtype=dtype, **options
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            str(path), gguf_file=gguf_file, dtype=dtype, output_loading_info=True, **options
         )
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise ModelError(
             f"{path}: expected a causal language model with its tokenizer in transformers' format; "
             f"loading failed with: {error}"
         ) from error
+    if loading["missing_keys"]:
+        missing = sorted(loading["missing_keys"])
+        raise ModelError(
+            f"{path}: expected every weight of the model, found {len(missing)} missing (first: "
+            f"{missing[0]}), which would be random; take a complete checkpoint of a causal model"
+        )
     if gguf_file is not None:  # de-quantised: otherwise saving writes a quantised config
         model.hf_quantizer = None
         if hasattr(model.config, "quantization_config"):
@@ -165,9 +172,9 @@ def check_same_tokenizer(teacher: LanguageModel, student: LanguageModel) -> None
     """
     if tokenizer_fingerprint(teacher.tokenizer) != tokenizer_fingerprint(student.tokenizer):
         raise ModelError(
-            f"tokenizers differ: teacher {teacher.name} has {len(teacher.tokenizer)} tokens, student "
-            f"{student.name} has {len(student.tokenizer)}, and the ids are not the same; top-p sets "
-            "are token ids, so both must share one tokenizer: take a student of the same family, "
+            f"tokenizers differ: teacher {teacher.name} has {len(teacher.tokenizer)} tokens, "
+            f"student {student.name} has {len(student.tokenizer)}, and the ids are not the same; "
+            "top-p sets are token ids, so both must share one tokenizer: take a student of the same family, "
             "or make one with `tdistill student`"
         )
 

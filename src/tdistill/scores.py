@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -18,6 +18,9 @@ from torch import Tensor, nn
 from tdistill.core import LinearHead, map_steps
 from tdistill.errors import ModelError
 from tdistill.lm import inner_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 HeadMode = Literal["auto", "linear", "full"]
 
@@ -140,10 +143,7 @@ def step_scores(
     lm = inner_model(model)
     linear = None if head == "full" else linear_head(lm, vocabulary_size)
     if head == "linear" and linear is None:
-        raise ModelError(
-            f"{type(lm).__name__}: expected a plain linear output layer, found "
-            f"{type(lm.get_output_embeddings()).__name__}; set training.head to auto or full"
-        )
+        raise _not_linear(lm)
     network = lm if linear is None else lm.base_model
     inputs = forward_inputs(network, input_ids, attention_mask)
     outputs = network(**inputs, use_cache=False)
@@ -167,15 +167,18 @@ def check_head(
     """Compare scores read at chosen rows with the model's own logits, before any training.
 
     Raises:
-        ModelError: if they differ by more than ``tolerance`` relative to the largest logit.
+        ModelError: if they differ by more than ``tolerance`` relative to the largest logit, or for
+            ``head="linear"`` on a head that is not known to be linear.
     """
     lm = inner_model(model)
     if head == "full":
         return
     if linear_head(lm, vocabulary_size) is None:
+        if head == "linear":
+            raise _not_linear(lm)
         warnings.warn(
-            f"{type(lm).__name__}: the output layer is {type(lm.get_output_embeddings()).__name__}, "
-            "not a plain linear map; scores come from full logits, which costs memory and time",
+            f"{type(lm).__name__}: the output layer is "
+            f"{type(lm.get_output_embeddings()).__name__}, not a plain linear map; scores come from full logits, which costs memory and time",
             stacklevel=2,
         )
         return
@@ -197,3 +200,10 @@ def check_head(
             f"logits by {float(worst):.2g} of the largest logit (allowed {tolerance}); the head is "
             "not the linear map it looks like: set training.head to full"
         )
+
+
+def _not_linear(lm: PreTrainedModel) -> ModelError:
+    return ModelError(
+        f"{type(lm).__name__}: expected a plain linear output layer, found "
+        f"{type(lm.get_output_embeddings()).__name__}; set training.head to auto or full"
+    )

@@ -142,8 +142,8 @@ class Collator:
         if self.out_of_set == "refuse" and outside.any():
             step = int(outside.nonzero()[0])
             raise DataError(
-                f"expected every response token in the teacher's set, found {int(outside.sum())} of "
-                f"{len(action)} outside in this batch (first: token {int(action[step])} at step "
+                f"expected every response token in the teacher's set, found {int(outside.sum())} "
+                f"of {len(action)} outside in this batch (first: token {int(action[step])} at step "
                 f"{step}); set out_of_set to insert or drop, or raise set_top_p"
             )
         if self.out_of_set != "insert" or not outside.any():

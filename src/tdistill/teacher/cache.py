@@ -1,8 +1,8 @@
 """The teacher cache: ragged, self-describing, addressed by content.
 
-A cache is a folder of Arrow files (shards) and a manifest. A row is one response: its tokens and the
-teacher's evidence at each of its steps, found by a hash of the token ids, never by row order. Shards
-are memory-mapped, so reading a row touches only its own bytes.
+A cache is a folder of Arrow files (shards) and a manifest. A row is one response: its tokens and
+the teacher's evidence at each of its steps, found by a hash of the token ids, never by row order.
+Shards are memory-mapped, so reading a row touches only its own bytes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ import torch
 from tdistill.core import TopPSets, truncate
 from tdistill.errors import CacheError
 from tdistill.lm import LanguageModel, model_fingerprint, tokenizer_fingerprint
-from tdistill.teacher.evidence import CaptureConfig, Evidence, Row, concatenate
+from tdistill.teacher.config import CaptureConfig
+from tdistill.teacher.evidence import Evidence, Row, concatenate
 from tdistill.teacher.manifest import (
     MANIFEST,
     CacheIdentity,
@@ -78,12 +79,11 @@ class CacheWriter:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self._lock = _lock(folder)
-        if (folder / MANIFEST).exists():
-            self.manifest = read_manifest(folder)
-            _check_identity(folder, self.manifest.identity, identity)
-        else:
-            self.manifest = Manifest(identity)
-            self.manifest.write(folder)
+        try:
+            self.manifest = _manifest_of(folder, identity)
+        except BaseException:
+            self._lock.close()
+            raise
 
     def has(self, name: str) -> bool:
         """Whether a shard is there, whole and unaltered."""
@@ -147,8 +147,8 @@ class Cache:
         if tokenizer_fingerprint not in (None, identity.tokenizer_fingerprint):
             raise CacheError(
                 f"{folder}: expected tokenizer {tokenizer_fingerprint}, found a cache made with "
-                f"tokenizer {identity.tokenizer_fingerprint} (teacher {identity.teacher}); token ids "
-                "would mean other words: make a cache with this tokenizer"
+                f"tokenizer {identity.tokenizer_fingerprint} (teacher {identity.teacher}); token "
+                "ids would mean other words: make a cache with this tokenizer"
             )
         if set_top_p is not None:
             self._check_top_p(set_top_p)
@@ -164,9 +164,19 @@ class Cache:
         """Rows."""
         return self.manifest.rows
 
-    def rows(self, *, source: str = "") -> list[Row]:
-        """Every row whose source starts with ``source`` (``rollout``, ``score``), in file order."""
-        return [row for row, origin in self._all_rows() if origin.startswith(source)]
+    def rows(self, *, source: str = "", shard: str = "") -> list[Row]:
+        """Rows in file order.
+
+        Args:
+            source: only rows whose source starts so (``rollout``, ``score``).
+            shard: only rows of shards whose name starts so.
+        """
+        chosen = [
+            opened
+            for listed, opened in zip(self.manifest.shards, self._shards, strict=True)
+            if listed.name.startswith(shard)
+        ]
+        return [row for row, origin in _all_rows(chosen) if origin.startswith(source)]
 
     def evidence(self, rows: Iterable[Row], *, set_top_p: float | None = None) -> Evidence:
         """The evidence of the given rows, laid end to end.
@@ -195,21 +205,13 @@ class Cache:
             columns["ended"] = np.asarray(shard.column("ended").to_pylist(), dtype=bool)
             yield columns
 
-    def _all_rows(self) -> Iterable[tuple[Row, str]]:
-        for shard in self._shards:
-            names = ("prompt_ids", "response_ids", "ended", "source")
-            for prompt, response, ended, source in zip(
-                *(shard.column(name).to_pylist() for name in names), strict=True
-            ):
-                yield Row(tuple(prompt), tuple(response), ended), source
-
     def _one(self, row: Row) -> Evidence:
         place = self._place.get(row_key(row))
         if place is None:
             raise CacheError(
                 f"{self.folder}: no evidence for a response of {len(row.response_ids)} tokens to a "
-                f"prompt of {len(row.prompt_ids)} tokens; add it with `tdistill score`, or train on "
-                "the rows of this cache"
+                f"prompt of {len(row.prompt_ids)} tokens; add it with `tdistill score`, or train "
+                "on the rows of this cache"
             )
         shard, i = self._shards[place[0]], place[1]
         sizes = torch.from_numpy(_slice(shard, "set_sizes", i).astype(np.int64))
@@ -257,6 +259,14 @@ def _to_arrow(records: Sequence[Record], vocabulary_size: int) -> pa.RecordBatch
     return pa.record_batch(columns)
 
 
+def _all_rows(shards: Iterable[pa.RecordBatch]) -> Iterable[tuple[Row, str]]:
+    names = ("prompt_ids", "response_ids", "ended", "source")
+    for shard in shards:
+        columns = [shard.column(name).to_pylist() for name in names]
+        for prompt, response, ended, source in zip(*columns, strict=True):
+            yield Row(tuple(prompt), tuple(response), ended), source
+
+
 def _open_shard(path: Path) -> pa.RecordBatch:
     return pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
 
@@ -267,14 +277,24 @@ def _slice(shard: pa.RecordBatch, column: str, i: int) -> np.ndarray:
     return array.values.slice(start, stop - start).to_numpy()
 
 
+def _manifest_of(folder: Path, identity: CacheIdentity) -> Manifest:
+    if (folder / MANIFEST).exists():
+        manifest = read_manifest(folder)
+        _check_identity(folder, manifest.identity, identity)
+        return manifest
+    manifest = Manifest(identity)
+    manifest.write(folder)
+    return manifest
+
+
 def _check_identity(folder: Path, found: CacheIdentity, expected: CacheIdentity) -> None:
     wanted, held = asdict(expected), asdict(found)
     different = [k for k in held if held[k] != wanted[k] and k != "teacher"]
     if different:
         details = "; ".join(f"{k}: expected {wanted[k]}, found {held[k]}" for k in different)
         raise CacheError(
-            f"{folder}: this cache holds other evidence ({details}); write to another folder, or use "
-            "the settings and the teacher it was made with"
+            f"{folder}: this cache holds other evidence ({details}); write to another folder, or "
+            "use the settings and the teacher it was made with"
         )
 
 

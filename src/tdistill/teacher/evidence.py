@@ -9,23 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tdistill.core import TopPSets, check_top_p, top_p_sets
-from tdistill.errors import InvalidValueError
-
-
-@dataclass(frozen=True)
-class CaptureConfig:
-    """Which part of the teacher's distribution is kept at every step."""
-
-    captured_top_p: float = 0.9  # mass of the stored set; every smaller p is served by truncation
-    max_set_size: int | None = 256  # cap K on a stored set; null keeps the whole set
-
-    def __post_init__(self) -> None:
-        check_top_p(self.captured_top_p)
-        if self.max_set_size is not None and self.max_set_size < 1:
-            raise InvalidValueError(
-                f"max_set_size: expected at least 1 or null, found {self.max_set_size}"
-            )
+from tdistill.checks import check
+from tdistill.core import TopPSets, top_p_sets
+from tdistill.teacher.config import CaptureConfig
 
 
 @dataclass(frozen=True)
@@ -34,13 +20,18 @@ class Row:
 
     Attributes:
         prompt_ids: tokens of the prompt, at least one.
-        response_ids: tokens of the response, the end token included where it ended.
+        response_ids: tokens of the response, at least one, the end token included where it ended.
         ended: whether the response finished with an end token (false: cut at a length limit).
     """
 
     prompt_ids: tuple[int, ...]
     response_ids: tuple[int, ...]
     ended: bool
+
+    def __post_init__(self) -> None:
+        """Refuse a row without a state to act in, or without an action."""
+        for name in ("prompt_ids", "response_ids"):
+            check(name, len(getattr(self, name)) > 0, "at least one token", "none")
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,8 +76,14 @@ def take_steps(evidence: Evidence, steps: Int[Tensor, " S"]) -> Evidence:
     return Evidence(sets, evidence.log_normaliser[steps], evidence.action_log_prob[steps])
 
 
+def take_responses(evidence: Evidence, lengths: Sequence[int]) -> list[Evidence]:
+    """The evidence of each response of a batch, given their lengths."""
+    steps = torch.arange(len(evidence.sets))
+    return [take_steps(evidence, part) for part in steps.split(list(lengths))]
+
+
 def round_log_probs(log_probs: Float[Tensor, " *M"]) -> Float[Tensor, " *M"]:
-    """Log-probabilities as the cache stores them: float16, an error of at most 0.004 nats above -16.
+    """Log-probabilities as stored: float16, an error of at most 0.004 nats above -16.
 
     Example:
         >>> round_log_probs(torch.tensor([-9.123456])).tolist()
@@ -147,5 +144,4 @@ class Recorder:
         """The evidence of every row of the batch, its steps in order."""
         order = torch.cat(self.rows).argsort(stable=True)
         lengths = torch.cat(self.rows).bincount()
-        everything = concatenate(self.steps)
-        return [take_steps(everything, steps) for steps in order.split(lengths.tolist())]
+        return take_responses(take_steps(concatenate(self.steps), order), lengths.tolist())

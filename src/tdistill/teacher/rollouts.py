@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from tdistill.core import check_top_p, top_p_sets, truncate
-from tdistill.errors import InvalidValueError
+from tdistill.core import top_p_sets, truncate
 from tdistill.generation import draw_from_sets, generate, row_uniforms
 from tdistill.lm import LanguageModel
 from tdistill.teacher.cache import CacheWriter, Record
+from tdistill.teacher.config import RolloutConfig
 from tdistill.teacher.evidence import (
-    CaptureConfig,
     Evidence,
     Recorder,
     Row,
@@ -26,25 +25,6 @@ from tdistill.teacher.evidence import (
 )
 
 Prompt = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class RolloutConfig:
-    """How the teacher's responses are sampled."""
-
-    n: int = 8  # responses a prompt (the paper: 8)
-    sampling_top_p: float = 0.8  # p of the policy proj_p that responses are drawn from
-    max_new_tokens: int = 256  # length limit of a response
-    batch_size: int = 32  # responses sampled together
-    batches_per_shard: int = 8  # batches written as one file
-    seed: int = 0
-    capture: CaptureConfig = field(default_factory=CaptureConfig)
-
-    def __post_init__(self) -> None:
-        check_top_p(self.sampling_top_p)
-        for name in ("n", "max_new_tokens", "batch_size", "batches_per_shard"):
-            if getattr(self, name) < 1:
-                raise InvalidValueError(f"{name}: expected at least 1, found {getattr(self, name)}")
 
 
 @dataclass(frozen=True)

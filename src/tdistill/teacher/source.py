@@ -13,7 +13,8 @@ from tdistill.errors import InvalidValueError
 from tdistill.lm import LanguageModel
 from tdistill.scores import HeadMode, StepScores, step_scores
 from tdistill.teacher.cache import Cache
-from tdistill.teacher.evidence import CaptureConfig, Evidence, Row, capture, concatenate
+from tdistill.teacher.config import CaptureConfig
+from tdistill.teacher.evidence import Evidence, Row, capture, concatenate
 
 _CHUNK = 256
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from tdistill.errors import InvalidValueError
+from tdistill.checks import check, check_at_least
 
 
 @dataclass(frozen=True)
@@ -45,15 +45,15 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Refuse impossible combinations."""
-        for name in ("steps", "batch_size", "gradient_accumulation", "save_steps", "chunk_size"):
-            if getattr(self, name) < 1:
-                raise InvalidValueError(f"{name}: expected at least 1, found {getattr(self, name)}")
-        if self.batch_size % self.gradient_accumulation:
-            raise InvalidValueError(
-                f"batch_size: expected a multiple of gradient_accumulation = "
-                f"{self.gradient_accumulation}, found {self.batch_size}"
-            )
-        if self.learning_rate <= 0:
-            raise InvalidValueError(
-                f"learning_rate: expected a value above 0, found {self.learning_rate}"
-            )
+        check_at_least(
+            1,
+            steps=self.steps,
+            batch_size=self.batch_size,
+            gradient_accumulation=self.gradient_accumulation,
+            save_steps=self.save_steps,
+            chunk_size=self.chunk_size,
+        )
+        check("learning_rate", self.learning_rate > 0, "a value above 0", self.learning_rate)
+        multiple = f"a multiple of gradient_accumulation = {self.gradient_accumulation}"
+        whole = self.batch_size % self.gradient_accumulation == 0
+        check("batch_size", whole, multiple, self.batch_size)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from tdistill import core
-from tdistill.errors import InvalidValueError
+from tdistill.checks import check, check_mass
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,9 +59,9 @@ class Objective:
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         if self.set_top_p is not None:
-            _check("set_top_p", 0.0 < self.set_top_p <= 1.0, "a mass in (0, 1]", self.set_top_p)
-        _check("discount", 0.0 <= self.discount <= 1.0, "a value in [0, 1]", self.discount)
-        _check("lm_weight", self.lm_weight >= 0.0, "at least 0", self.lm_weight)
+            check_mass("set_top_p", self.set_top_p)
+        check("discount", 0.0 <= self.discount <= 1.0, "a value in [0, 1]", self.discount)
+        check("lm_weight", self.lm_weight >= 0.0, "at least 0", self.lm_weight)
 
     @property
     def needs_live_teacher(self) -> bool:
@@ -175,8 +175,8 @@ class BellmanDistill(Objective):
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         super().__post_init__()
-        _check("alpha", self.alpha > 0.0, "above 0", self.alpha)
-        _check("target_decay", 0.0 <= self.target_decay < 1.0, "in [0, 1)", self.target_decay)
+        check("alpha", self.alpha > 0.0, "above 0", self.alpha)
+        check("target_decay", 0.0 <= self.target_decay < 1.0, "in [0, 1)", self.target_decay)
 
     @property
     def target_network(self) -> float | None:
@@ -238,8 +238,3 @@ class BellmanDistill(Objective):
 
 
 AnyObjective = SFT | SeqKD | KD | BellmanDistill
-
-
-def _check(name: str, holds: bool, expected: str, found: object) -> None:
-    if not holds:
-        raise InvalidValueError(f"{name}: expected {expected}, found {found}")

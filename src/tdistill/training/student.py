@@ -51,8 +51,9 @@ def drop_layers(teacher: LanguageModel, keep: Sequence[int]) -> LanguageModel:
         )
     stack = _stack_name(teacher.model, depth)
     config.num_hidden_layers = len(keep)
-    if getattr(config, "layer_types", None):
-        config.layer_types = [config.layer_types[i] for i in keep]
+    for name, value in vars(config).items():  # layer_types, no_rope_layers, mlp_layer_types
+        if "layer" in name and isinstance(value, list) and len(value) == depth:
+            setattr(config, name, [value[i] for i in keep])
     build: Any = type(teacher.model)
     student = build(config).to(dtype=teacher.model.dtype)
     new_index = {old: new for new, old in enumerate(keep)}

@@ -1,0 +1,43 @@
+"""Settings of an evaluation; torch-free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from tdistill.checks import check, check_at_least
+from tdistill.decoding import Decoding
+
+
+def _three_decodings() -> dict[str, Decoding]:
+    return {
+        "greedy": Decoding(greedy=True),
+        "sample": Decoding(),
+        "nucleus": Decoding(sampling_top_p=0.8),
+    }
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How models are compared on prompts never seen in training."""
+
+    decodings: dict[str, Decoding] = field(default_factory=_three_decodings)
+    seeds: int = 5  # generation seeds of every decoding that samples
+    max_new_tokens: int = 256
+    batch_size: int = 32
+    rollouts_per_prompt: int = 1  # held-out teacher rollouts for the forward KL
+    set_top_p: float = 0.8  # set off which mass counts as leak
+    tuned_models: tuple[str, ...] = ("start",)  # rows that also get their best temperature
+    tuned_temperatures: tuple[float, ...] = (0.3, 0.5, 0.7)  # chosen from, on data.valid
+    samples: int = 4  # prompts whose responses are shown side by side
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        check_at_least(
+            1,
+            seeds=self.seeds,
+            max_new_tokens=self.max_new_tokens,
+            batch_size=self.batch_size,
+            rollouts_per_prompt=self.rollouts_per_prompt,
+        )
+        for temperature in self.tuned_temperatures:
+            check("tuned_temperatures", temperature > 0, "values above 0", temperature)

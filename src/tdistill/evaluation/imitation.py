@@ -1,0 +1,105 @@
+"""How well a model imitates the teacher on the teacher's own held-out responses: exact numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from tdistill.core import project, set_forward_kl
+from tdistill.data.batch import Batch, Collator
+from tdistill.evaluation.intervals import Interval, bootstrap_interval
+from tdistill.lm import LanguageModel
+from tdistill.scores import StepScores, step_scores
+from tdistill.teacher.evidence import Row
+from tdistill.teacher.source import LiveTeacher, TeacherSource
+from tdistill.training.view import ModelView
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """Held-out teacher responses with the teacher's scores at every step of them.
+
+    Made once and used for every model: the teacher's forward pass is not repeated.
+
+    Attributes:
+        batches: the rows, packed, with their top-p sets.
+        teacher: the teacher's scores of each batch.
+        vocabulary_size: tokens shared by teacher and students.
+    """
+
+    batches: Sequence[Batch]
+    teacher: Sequence[StepScores]
+    vocabulary_size: int
+
+
+def hold_out(
+    rows: Sequence[Row],
+    source: TeacherSource,
+    teacher: LiveTeacher,
+    *,
+    set_top_p: float,
+    batch_size: int,
+) -> HeldOut:
+    """Pack held-out rows and run the teacher on them once.
+
+    Args:
+        rows: teacher responses to prompts never seen in training.
+        source: their evidence.
+        teacher: the teacher itself, for the exact divergence.
+        set_top_p: set off which mass counts as leak.
+        batch_size: rows of one forward pass.
+    """
+    collator = Collator(source, teacher.teacher.pad_id, set_top_p=set_top_p)
+    groups = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
+    batches = [Batch(**collator(list(enumerate(group)))) for group in groups]
+    scores = [
+        teacher.scores(b.input_ids, b.attention_mask, b.row, b.position) for b in batches
+    ]
+    return HeldOut(batches, scores, teacher.vocabulary_size)
+
+
+@torch.no_grad()
+def imitation(model: LanguageModel, held_out: HeldOut) -> dict[str, Interval]:
+    """Forward KL, KL on the set, and leak of a model, nats or mass per step, over prompts.
+
+    Args:
+        model: the model to judge.
+        held_out: see :func:`hold_out`.
+
+    Returns:
+        ``forward_kl``: exact, over the full vocabulary; ``set_kl``: within the set, blind to
+        ``leak``: the model's mass off the teacher's set.
+    """
+    sums: dict[str, list[np.ndarray]] = {"forward_kl": [], "set_kl": [], "leak": []}
+    weights: list[np.ndarray] = []
+    for batch, teacher in zip(held_out.batches, held_out.teacher, strict=True):
+        device = model.device
+        moved = Batch(**{name: t.to(device) for name, t in batch.tensors().items()})
+        scores = step_scores(
+            model.model,
+            moved.input_ids,
+            moved.attention_mask,
+            moved.row,
+            moved.position,
+            vocabulary_size=held_out.vocabulary_size,
+        )
+        view = ModelView(scores, moved)
+        log_policy = project(view.on_set, moved.set_offsets)
+        per_step = {
+            "forward_kl": view.forward_kl_from(teacher),
+            "set_kl": set_forward_kl(moved.set_log_probs, log_policy, moved.set_offsets),
+            "leak": 1 - (view.set_value - view.log_normaliser).exp(),
+        }
+        rows = int(moved.input_ids.shape[0])
+        for name, values in per_step.items():
+            total = values.new_zeros(rows).index_add(0, moved.row, values)
+            sums[name].append(total.cpu().numpy())
+        weights.append(torch.bincount(batch.row, minlength=rows).numpy())
+    steps = np.concatenate(weights)
+    return {
+        name: bootstrap_interval(np.concatenate(parts), weights=steps)
+        for name, parts in sums.items()
+    }

@@ -1,0 +1,170 @@
+"""Scores of a model's own responses, in every decoding: overlap, likelihood, length."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from tdistill.data.examples import Example
+from tdistill.decoding import Decoding
+from tdistill.evaluation.intervals import Interval, bootstrap_interval
+from tdistill.evaluation.metrics import exact_match, rouge_l
+from tdistill.generation import Response, decoding_sampler, generate
+from tdistill.lm import LanguageModel
+from tdistill.scores import step_scores
+from tdistill.teacher.evidence import Row
+from tdistill.teacher.source import pack
+
+
+@dataclass(frozen=True, eq=False)
+class Responses:
+    """Responses of a model to P prompts under S seeds.
+
+    Attributes:
+        decoding: how they were made.
+        responses: ``responses[seed][prompt]``.
+    """
+
+    decoding: Decoding
+    responses: Sequence[Sequence[Response]]
+
+
+def respond(
+    model: LanguageModel,
+    prompts: Sequence[tuple[int, ...]],
+    decoding: Decoding,
+    *,
+    seeds: int,
+    max_new_tokens: int,
+    batch_size: int,
+    on_batch: Callable[[int], None] = lambda done: None,
+) -> Responses:
+    """Respond to every prompt once a seed (once in all when greedy).
+
+    The random numbers depend on the seed and the place of the prompt alone, so all models are
+    decoded with the same ones.
+    """
+    rounds = []
+    for seed in range(1 if decoding.greedy else seeds):
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        answers: list[Response | None] = [None] * len(prompts)
+        for first in range(0, len(order), batch_size):
+            group = order[first : first + batch_size]
+            sampler = decoding_sampler(
+                decoding, len(group), seed=_seed(seed, first), device=model.device
+            )
+            batch = [prompts[i] for i in group]
+            made = generate(model, batch, sampler, max_new_tokens=max_new_tokens)
+            for i, response in zip(group, made, strict=True):
+                answers[i] = response
+            on_batch(len(group))
+        rounds.append([answer for answer in answers if answer is not None])
+    return Responses(decoding, rounds)
+
+
+def score_responses(
+    made: Responses,
+    examples: Sequence[Example],
+    model: LanguageModel,
+    teacher: LanguageModel,
+    *,
+    vocabulary_size: int,
+    batch_size: int,
+) -> dict[str, Interval | None]:
+    """Metrics of responses, with intervals over prompts.
+
+    Args:
+        made: the responses.
+        examples: the prompts they answer, with references.
+        model: who made them.
+        teacher: whose likelihood of them is reported.
+        vocabulary_size: tokens shared by both.
+        batch_size: rows of one forward pass.
+
+    Returns:
+        ``rouge_l``, ``exact_match`` (0 to 100, None without references), ``teacher_nll`` (nats a
+        token), ``reverse_kl`` (Monte-Carlo estimate, nats a token; only for plain samples, whose
+        policy is the model itself), ``response_tokens``, ``ended`` (share).
+    """
+    lengths = _table(made, lambda i, r: len(r.ids))
+    teacher_log_probs = _log_probs(teacher, made, examples, vocabulary_size, batch_size)
+    nll = bootstrap_interval(-teacher_log_probs, weights=lengths)
+    reverse_kl = None
+    if made.decoding == Decoding():
+        own = _log_probs(model, made, examples, vocabulary_size, batch_size)
+        reverse_kl = bootstrap_interval(own - teacher_log_probs, weights=lengths)
+    return {
+        **overlap(made, examples, model),
+        "teacher_nll": nll,
+        "reverse_kl": reverse_kl,
+        "response_tokens": bootstrap_interval(lengths),
+        "ended": bootstrap_interval(_table(made, lambda i, r: float(r.ended))),
+    }
+
+
+def overlap(
+    made: Responses, examples: Sequence[Example], model: LanguageModel
+) -> dict[str, Interval | None]:
+    """Rouge-L and exact match with the references; None where prompts have no references."""
+    if not all(example.references for example in examples):
+        return {"rouge_l": None, "exact_match": None}
+    texts = [[text_of(model, r) for r in round_] for round_ in made.responses]
+
+    def per_prompt(metric: Callable[[str, Sequence[str]], float]) -> Interval:
+        values = [
+            [metric(text, e.references) for text, e in zip(round_, examples, strict=True)]
+            for round_ in texts
+        ]
+        return bootstrap_interval(np.asarray(values).T)
+
+    return {"rouge_l": per_prompt(rouge_l), "exact_match": per_prompt(exact_match)}
+
+
+def text_of(model: LanguageModel, response: Response) -> str:
+    """A response as text, without special tokens."""
+    text = model.tokenizer.decode(list(response.ids), skip_special_tokens=True)
+    assert isinstance(text, str)
+    return text.strip()
+
+
+def _table(made: Responses, value: Callable[[int, Response], float]) -> np.ndarray:
+    rounds = [[value(i, r) for i, r in enumerate(round_)] for round_ in made.responses]
+    return np.asarray(rounds, dtype=np.float64).T
+
+
+@torch.no_grad()
+def _log_probs(
+    model: LanguageModel,
+    made: Responses,
+    examples: Sequence[Example],
+    vocabulary_size: int,
+    batch_size: int,
+) -> np.ndarray:
+    """``log pi(response | prompt)`` of each, nats: [prompts, seeds]."""
+    rows = [
+        Row(example.prompt_ids, response.ids, response.ended)
+        for round_ in made.responses
+        for example, response in zip(examples, round_, strict=True)
+    ]
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt_ids) + len(rows[i].response_ids))
+    totals = np.zeros(len(rows))
+    for first in range(0, len(rows), batch_size):
+        group = order[first : first + batch_size]
+        ids, mask, row, position = (
+            t.to(model.device) for t in pack([rows[i] for i in group], pad_id=model.pad_id)
+        )
+        scores = step_scores(model.model, ids, mask, row, position, vocabulary_size=vocabulary_size)
+        actions = torch.tensor([a for i in group for a in rows[i].response_ids], device=row.device)
+        normaliser = scores.reduce(lambda z: z.logsumexp(-1), chunk_size=256)
+        chosen = scores.at(actions, torch.arange(len(actions), device=row.device))
+        log_probs = (chosen - normaliser).double()
+        totals[group] = log_probs.new_zeros(len(group)).index_add(0, row, log_probs).cpu().numpy()
+    return totals.reshape(len(made.responses), len(examples)).T
+
+
+def _seed(seed: int, first: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"evaluate:{seed}:{first}".encode()).digest()[:7], "big")

@@ -1,0 +1,101 @@
+"""Recipes: one YAML file over typed dataclasses that says all of a run. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from tdistill import strict
+from tdistill.checks import check, check_at_least
+from tdistill.data.config import DataConfig
+from tdistill.errors import InvalidValueError
+from tdistill.evaluation.config import EvaluationConfig
+from tdistill.teacher.config import RolloutConfig
+from tdistill.training.config import TrainConfig
+from tdistill.training.objectives import KD, SFT, AnyObjective, BellmanDistill, SeqKD
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """The model to imitate."""
+
+    path: str  # a folder, a hub name, or package:NAME for the folder of an installed package
+    gguf_file: str | None = None  # name of a GGUF file in it; converted to safetensors once
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    """The model to train: the teacher with fewer layers, or a checkpoint of the same tokenizer."""
+
+    layers: int | None = None  # keep so many of the teacher's layers, first and last among them
+    path: str | None = None  # or start from this folder or hub name
+
+    def __post_init__(self) -> None:
+        """Refuse both and neither."""
+        one = (self.layers is None) != (self.path is None)
+        check("student", one, "either layers or path", f"layers {self.layers}, path {self.path}")
+        check_at_least(1, layers=self.layers)
+
+
+@dataclass(frozen=True)
+class StartConfig:
+    """The SFT phase that makes the common start of every objective (cross-entropy)."""
+
+    rows: Literal["references", "teacher", "both"] = "references"  # what it is trained on
+    training: TrainConfig = field(default_factory=TrainConfig)
+
+
+def _default_objectives() -> dict[str, AnyObjective]:
+    return {"sft": SFT(), "seqkd": SeqKD(), "kd": KD(), "bellman_distill": BellmanDistill()}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole run: teacher, student, data, evidence, objectives, evaluation."""
+
+    teacher: TeacherConfig
+    student: StudentConfig
+    data: DataConfig = field(default_factory=DataConfig)
+    rollouts: RolloutConfig = field(default_factory=RolloutConfig)
+    start: StartConfig | None = field(default_factory=StartConfig)  # null: no SFT phase
+    training: TrainConfig = field(default_factory=TrainConfig)  # of every objective alike
+    objectives: dict[str, AnyObjective] = field(default_factory=_default_objectives)
+    distilled: str = "bellman_distill"  # the objective whose student goes to DIR/student
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        """Refuse impossible combinations."""
+        known = f"one of the objectives ({', '.join(self.objectives)})"
+        check("distilled", self.distilled in self.objectives, known, self.distilled)
+        for label in self.objectives:
+            usable = label not in ("teacher", "start") and label.replace("-", "_").isidentifier()
+            check("objectives", usable, "names of letters, digits, - and _, not a model's", label)
+        captured = self.rollouts.capture.captured_top_p
+        wanted = {f"objectives.{k}": o.set_top_p for k, o in self.objectives.items()}
+        wanted["evaluation"] = self.evaluation.set_top_p
+        for place, set_top_p in wanted.items():
+            if set_top_p is not None and set_top_p > captured:
+                raise InvalidValueError(
+                    f"{place}.set_top_p: expected at most rollouts.capture.captured_top_p = "
+                    f"{captured}, found {set_top_p}; capture more or ask for less"
+                )
+        models = ("teacher", "start", *self.objectives)
+        for name in self.evaluation.tuned_models:
+            check("evaluation.tuned_models", name in models, f"among {', '.join(models)}", name)
+
+
+def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe from a YAML file, with ``--section.field value`` overrides.
+
+    Raises:
+        RecipeError: for unknown keys, wrong types and impossible combinations, all at once.
+    """
+    mapping = strict.apply_overrides(strict.load_yaml(path), list(overrides), Recipe)
+    return strict.load(Recipe, mapping, where=str(path))
+
+
+def recipe_dict(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as plain values, every default spelled out."""
+    return strict.dump(recipe)

@@ -1,0 +1,326 @@
+"""A whole run in its order: teacher, data, rollouts, student, start, objectives, evaluation, report.
+
+Every stage can be interrupted; the same command continues where it stopped and gives the same
+result.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from tdistill import strict
+from tdistill.recipe import Recipe, recipe_dict
+from tdistill.stages import Say, Stages, key_of
+
+if TYPE_CHECKING:
+    from tdistill.data import Example
+    from tdistill.lm import LanguageModel
+    from tdistill.teacher.cache import Cache
+    from tdistill.teacher.evidence import Row
+    from tdistill.teacher.source import LiveTeacher
+    from tdistill.training.objectives import Objective
+
+
+class Run:
+    """One recipe in one folder.
+
+    Args:
+        recipe: what to do.
+        folder: where everything goes; may hold an earlier or interrupted run of the recipe.
+        say: prints a line for people.
+    """
+
+    def __init__(self, recipe: Recipe, folder: Path, say: Say = print) -> None:
+        self.recipe, self.folder, self.say = recipe, folder, say
+        folder.mkdir(parents=True, exist_ok=True)
+        resolved = yaml.safe_dump(recipe_dict(recipe), sort_keys=False)
+        (folder / "recipe.resolved.yaml").write_text(resolved, encoding="utf-8")
+        self.stages = Stages(folder, say)
+        self.labels = ("teacher", "start", *recipe.objectives)
+
+    # Keys: what each stage depends on.
+
+    @cached_property
+    def keys(self) -> dict[str, str]:
+        """The key of every stage, from the recipe and the files it names."""
+        r, plain = self.recipe, recipe_dict(self.recipe)
+        from tdistill.files import fingerprint
+
+        keys = {"teacher": key_of(plain["teacher"], fingerprint(r.teacher.path))}
+        data = {k: v for k, v in plain["data"].items() if not k.startswith("lm_")}
+        files = {s: fingerprint(getattr(r.data, s)) for s in ("train", "valid", "test")}
+        text = fingerprint(r.data.lm_text)
+        keys["rollouts"] = key_of(keys["teacher"], data, files, plain["rollouts"])
+        keys["held-out"] = key_of(keys["rollouts"], r.evaluation.rollouts_per_prompt)
+        student = fingerprint(r.student.path)
+        keys["student"] = key_of(keys["teacher"], plain["student"], student)
+        keys["start"] = key_of(keys["student"], keys["rollouts"], plain["start"], text)
+        for label in r.objectives:
+            own = plain["objectives"][label], plain["training"], text
+            keys[label] = key_of(keys["start"], keys["rollouts"], own)
+        for label in self.labels:
+            keys[f"evaluate-{label}"] = key_of(keys[label], keys["held-out"], plain["evaluation"])
+        keys["report"] = key_of(keys, plain["distilled"])
+        return keys
+
+    def model_folder(self, label: str) -> Path:
+        """Where the model of a label is."""
+        if label == "teacher":
+            return self.teacher_folder
+        return self.folder / ("student" if label == self.recipe.distilled else f"models/{label}")
+
+    @property
+    def teacher_folder(self) -> Path:
+        """Where the teacher can be loaded from fast."""
+        from tdistill.files import resolve_path
+
+        config = self.recipe.teacher
+        return self.folder / "teacher" if config.gguf_file else Path(resolve_path(config.path))
+
+    # Stages.
+
+    def prepare_teacher(self) -> None:
+        """Convert a GGUF teacher to safetensors, once."""
+        config = self.recipe.teacher
+        if config.gguf_file is None:
+            return
+
+        def convert() -> dict[str, Any]:
+            from tdistill.lm import load, save
+
+            save(load(config.path, gguf_file=config.gguf_file), self.teacher_folder)
+            return {}
+
+        self.stages.run("teacher", self.keys["teacher"], [self.teacher_folder], convert)
+
+    @cached_property
+    def teacher(self) -> LanguageModel:
+        """The teacher, loaded when first needed."""
+        from tdistill.lm import load
+
+        self.prepare_teacher()
+        return load(self.teacher_folder)
+
+    @cached_property
+    def live_teacher(self) -> LiveTeacher:
+        """The teacher as a source of evidence."""
+        from tdistill.teacher.source import LiveTeacher
+
+        config = self.recipe.rollouts.capture
+        return LiveTeacher(self.teacher, config, vocabulary_size=self.vocabulary_size)
+
+    @cached_property
+    def vocabulary_size(self) -> int:
+        """Tokens that teacher and student share."""
+        from tdistill.lm import load, shared_vocabulary
+
+        if self.recipe.student.path is None:
+            return self.teacher.vocabulary_size
+        return shared_vocabulary(self.teacher, load(self.recipe.student.path))
+
+    @cached_property
+    def examples(self) -> dict[str, list[Example]]:
+        """Training, validation and test examples; test prompts seen in training are left out."""
+        from tdistill.data import load_examples
+
+        config, tokenizer = self.recipe.data, self.teacher.tokenizer
+        loaded: dict[str, list[Example]] = {"valid": []}
+        reports = []
+        for split in ("train", "valid", "test"):
+            source, limit = getattr(config, split), getattr(config, f"limit_{split}")
+            if source is not None:
+                loaded[split], report = load_examples(source, tokenizer, config, limit=limit)
+                reports.append(report.text())
+        (self.folder / "data-doctor.txt").write_text("\n\n".join(reports), encoding="utf-8")
+        self.say(reports[0])
+        seen = {example.prompt_ids for example in loaded["train"]}
+        for split in ("valid", "test"):
+            unseen = [e for e in loaded[split] if e.prompt_ids not in seen]
+            if len(unseen) < len(loaded[split]):
+                dropped = len(loaded[split]) - len(unseen)
+                self.say(f"  {split}: left out {dropped} prompts that are also in train")
+            loaded[split] = unseen
+        return loaded
+
+    def rollouts(self) -> list[Row]:
+        """Teacher responses to the training prompts, with evidence, in ``cache/``."""
+        return self._rollouts("rollouts", "train", self.recipe.rollouts.n)
+
+    def held_out_rollouts(self) -> list[Row]:
+        """Teacher responses to the test prompts, in ``cache-test/``; never trained on."""
+        return self._rollouts("held-out", "test", self.recipe.evaluation.rollouts_per_prompt)
+
+    def cache(self, split: str) -> Cache:
+        """The opened cache of a split."""
+        from tdistill.lm import tokenizer_fingerprint
+        from tdistill.teacher.cache import Cache
+
+        fingerprint = tokenizer_fingerprint(self.teacher.tokenizer)
+        return Cache(self._cache_folder(split), tokenizer_fingerprint=fingerprint)
+
+    def _cache_folder(self, split: str) -> Path:
+        return self.folder / ("cache" if split == "train" else f"cache-{split}")
+
+    def _rollouts(self, stage: str, split: str, n: int) -> list[Row]:
+        from dataclasses import replace
+
+        from tdistill.progress import Progress
+        from tdistill.teacher.cache import CacheWriter, identity_of
+        from tdistill.teacher.rollouts import collect_rollouts, plan_key
+
+        config = replace(self.recipe.rollouts, n=n)
+        folder = self._cache_folder(split)
+        prompts = [example.prompt_ids for example in self.examples[split]]
+
+        def sample() -> dict[str, Any]:
+            bar = Progress(stage, len(prompts) * n)
+            with CacheWriter(folder, identity_of(self.teacher, config.capture)) as writer:
+                done = 0
+                for rows in collect_rollouts(self.teacher, prompts, config, writer):
+                    done += rows
+                    bar.update(done, "responses")
+            bar.close()
+            return {"rows": done}
+
+        self.stages.run(stage, self.keys[stage], [folder / "manifest.json"], sample)
+        return self.cache(split).rows(shard=f"rollouts-{plan_key(prompts, config)}")
+
+    def make_start(self) -> None:
+        """The student every objective starts from: layers dropped, then healed by SFT."""
+        from tdistill.training.objectives import SeqKD
+
+        untrained = self.folder / "models" / "untrained"
+        self.stages.run("student", self.keys["student"], [untrained], self._make_student(untrained))
+        start = self.recipe.start
+        if start is None:
+            shutil.copytree(untrained, self.model_folder("start"), dirs_exist_ok=True)
+            return
+        kinds = {"references": ["references"], "teacher": ["teacher"]}
+        wanted = kinds.get(start.rows, ["references", "teacher"])
+
+        def rows() -> list[Row]:
+            return [row for kind in wanted for row in self.rows_of(kind)]
+
+        self._train("start", SeqKD(lm_weight=1.0), start.training, untrained, rows)
+
+    def _make_student(self, folder: Path) -> Any:
+        from tdistill.lm import load, save
+
+        config = self.recipe.student
+
+        def make() -> dict[str, Any]:
+            from tdistill.training.student import drop_layers, evenly_spaced
+
+            if config.path is not None:
+                student = load(config.path)
+            else:
+                depth = self.teacher.model.config.num_hidden_layers
+                student = drop_layers(self.teacher, evenly_spaced(depth, config.layers or depth))
+            save(student, folder)
+            return {"parameters": student.num_parameters}
+
+        return make
+
+    def rows_of(self, kind: str) -> list[Row]:
+        """Rows to train on: the ground-truth references, or the teacher's responses."""
+        from tdistill.teacher.evidence import Row
+
+        if kind == "teacher":
+            return self.rollouts()
+        return [
+            Row(e.prompt_ids, e.reference_ids, e.reference_ended)
+            for e in self.examples["train"]
+            if e.reference_ids
+        ]
+
+    def train(self, labels: Sequence[str] | None = None) -> None:
+        """Train every objective from the start, on the same evidence, order and updates."""
+        self.make_start()
+        for label in labels or self.recipe.objectives:
+            objective = self.recipe.objectives[label]
+            start = self.model_folder("start")
+            self._train(
+                label,
+                objective,
+                self.recipe.training,
+                start,
+                lambda objective=objective: self.rows_of(objective.rows),
+            )
+
+    def _train(
+        self, label: str, objective: Objective, config: Any, start: Path, rows: Any
+    ) -> None:
+        folder, checkpoints = self.model_folder(label), self.folder / "checkpoints" / label
+
+        def work() -> dict[str, Any]:
+            from tdistill.data import load_text_chunks
+            from tdistill.lm import load, save
+            from tdistill.teacher.source import CachedTeacher
+            from tdistill.training.train import train_student
+
+            text = []
+            if self.recipe.data.lm_text is not None:
+                tokenizer = self.teacher.tokenizer
+                length = config.text_chunk_tokens
+                text = load_text_chunks(self.recipe.data.lm_text, tokenizer, length)
+            self._guard_checkpoints(checkpoints, self.keys[label])
+            trained, history = train_student(
+                load(start),
+                objective,
+                rows(),
+                config,
+                checkpoints=checkpoints,
+                vocabulary_size=self.vocabulary_size,
+                source=CachedTeacher(self.cache("train")) if label != "start" and objective.needs_sets else None,
+                live_teacher=self.live_teacher if objective.needs_live_teacher else None,
+                text=text,
+            )
+            save(trained, folder)
+            shutil.rmtree(checkpoints, ignore_errors=True)
+            return {"history": history, "parameters": trained.num_parameters}
+
+        self.stages.run(label, self.keys[label], [folder / "config.json"], work)
+
+    def _guard_checkpoints(self, folder: Path, key: str) -> None:
+        """Checkpoints of other settings must not be continued from."""
+        note = folder / "key.txt"
+        if folder.exists() and (not note.exists() or note.read_text(encoding="utf-8") != key):
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        note.write_text(key, encoding="utf-8")
+
+    def evaluate(self) -> None:
+        """Judge every model on the test prompts."""
+        from tdistill.evaluation.evaluate import Evaluator
+
+        evaluator = Evaluator(self)
+        for label in self.labels:
+            self.stages.run(
+                f"evaluate-{label}",
+                self.keys[f"evaluate-{label}"],
+                [],
+                lambda label=label: evaluator.judge(label),
+            )
+
+
+def run_recipe(recipe: Recipe, folder: Path, say: Say = print) -> dict[str, Any]:
+    """Do all of a recipe and write ``metrics.json`` and ``report.html``.
+
+    Args:
+        recipe: what to do.
+        folder: where everything goes; an interrupted run there is continued.
+        say: prints a line for people.
+
+    Returns:
+        The metrics, as written.
+    """
+    raise NotImplementedError
+
+
+__all__ = ["Run", "run_recipe", "strict"]

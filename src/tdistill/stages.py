@@ -1,0 +1,73 @@
+"""Stages of a run: each is done once, and again only if what it depends on has changed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+Say = Callable[[str], None]
+
+
+def key_of(*parts: Any) -> str:
+    """A short hash of plain values: what a stage depends on."""
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class Stages:
+    """Records of finished stages in a folder.
+
+    Args:
+        folder: of the run; records go to ``stages/`` in it.
+        say: prints a line for people.
+    """
+
+    def __init__(self, folder: Path, say: Say) -> None:
+        self.folder = folder / "stages"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.say = say
+
+    def finished(self, name: str, key: str, outputs: Sequence[Path]) -> dict[str, Any] | None:
+        """The record of a stage if it was finished with this key and its outputs are there."""
+        try:
+            record = json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        whole = record.get("key") == key and all(path.exists() for path in outputs)
+        return record if whole else None
+
+    def run(
+        self,
+        name: str,
+        key: str,
+        outputs: Sequence[Path],
+        work: Callable[[], dict[str, Any]],
+    ) -> dict[str, Any]:
+        """Do a stage, or reuse it.
+
+        Args:
+            name: of the stage.
+            key: hash of all it depends on.
+            outputs: files and folders it leaves; a missing one means that it is done again.
+            work: does it, and returns what is worth recording.
+
+        Returns:
+            The record: what ``work`` returned, with ``key`` and ``seconds``.
+        """
+        record = self.finished(name, key, outputs)
+        if record is not None:
+            self.say(f"[{name}] reused")
+            return record
+        self.say(f"[{name}]")
+        started = time.monotonic()
+        record = {**work(), "key": key, "seconds": round(time.monotonic() - started, 1)}
+        path = self.folder / f"{name}.json"
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(record), encoding="utf-8")
+        partial.replace(path)
+        self.say(f"[{name}] done in {record['seconds']:.0f} s")
+        return record

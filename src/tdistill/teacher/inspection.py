@@ -1,0 +1,182 @@
+"""What a teacher cache holds, in numbers, and what each choice of p would cost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from tdistill.core import TopPSets, kappa, log_set_mass, sampled_gap_bound, truncate
+from tdistill.teacher.cache import Cache
+from tdistill.teacher.manifest import VERSION
+
+_MENU = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
+
+
+def inspect_cache(cache: Cache, *, discount: float = 0.99) -> dict[str, Any]:
+    """Counts, sizes, coverage and bounds of a cache, as plain values for JSON.
+
+    ``bound`` is (3.3) averaged over the states of the cached responses, which end;
+    ``bound_stationary`` is the same sum if a response went on for ever at the mean loss of its
+    steps, which is what kappa assumes of the worst step.
+
+    Args:
+        cache: the open cache.
+        discount: gamma of the bounds.
+
+    Returns:
+        See the keys.
+    """
+    identity = cache.manifest.identity
+    everything = _concatenated(cache)
+    sets, lengths = everything["sets"], everything["lengths"]
+    sizes = sets.sizes.numpy()
+    mass = log_set_mass(sets.log_probs, sets.offsets).exp().numpy()
+    cap = identity.max_set_size
+    total_bytes = sum(shard.bytes for shard in cache.manifest.shards)
+    steps, members = len(sizes), len(sets.ids)
+    menu = [p for p in _MENU if p < identity.captured_top_p] + [identity.captured_top_p]
+    return {
+        "format_version": VERSION,
+        "teacher": identity.teacher,
+        "captured_top_p": identity.captured_top_p,
+        "max_set_size": cap,
+        "vocabulary_size": identity.vocabulary_size,
+        "rows": len(lengths),
+        "steps": steps,
+        "members": members,
+        "bytes": total_bytes,
+        "bytes_per_step": total_bytes / max(steps, 1),
+        "bytes_per_member": total_bytes / max(members, 1),
+        "set_size": _quantiles(sizes),
+        "set_size_histogram": _histogram(sizes),
+        "coverage": {
+            "mean": float(mass.mean()),
+            "q10": float(np.quantile(mass, 0.1)),
+            "min": float(mass.min()),
+        },
+        "cap_binds": 0.0 if cap is None else float(_capped(sizes, mass, identity).mean()),
+        "out_of_set_rate": float(everything["outside"].mean()),
+        "ended_rate": float(everything["ended"].mean()),
+        "discount": discount,
+        "bounds": [_bound(sets, lengths, p, discount) for p in menu],
+    }
+
+
+def inspection_text(numbers: dict[str, Any]) -> str:
+    """The numbers of :func:`inspect_cache` for people."""
+    size, coverage = numbers["set_size"], numbers["coverage"]
+    lines = [
+        f"teacher cache of {numbers['teacher']} (format {numbers['format_version']})",
+        f"  captured       p = {numbers['captured_top_p']}, at most {numbers['max_set_size']} of "
+        f"{numbers['vocabulary_size']} tokens",
+        f"  rows           {numbers['rows']}, {numbers['ended_rate']:.1%} ended, "
+        f"{numbers['steps']} steps, {numbers['members']} set members",
+        f"  bytes          {numbers['bytes']}: {numbers['bytes_per_step']:.1f} a step, "
+        f"{numbers['bytes_per_member']:.1f} a member",
+        f"  set size       mean {size['mean']:.1f}, median {size['median']:.0f}, 90% "
+        f"{size['q90']:.0f}, 99% {size['q99']:.0f}, largest {size['max']:.0f}",
+        f"  captured mass  mean {coverage['mean']:.4f}, 10% {coverage['q10']:.4f}, least "
+        f"{coverage['min']:.4f}",
+        f"  cap binds      at {numbers['cap_binds']:.2%} of the steps",
+        f"  out of set     {numbers['out_of_set_rate']:.2%} of the response tokens",
+        f"  what p loses at discount {numbers['discount']}, nats of Q: (3.3) on these responses, "
+        "(3.3) without end, kappa",
+    ]
+    lines += [
+        f"    p = {b['set_top_p']:<5} mean size {b['mean_size']:8.1f}   {b['bound']:7.2f}  "
+        f"{b['bound_stationary']:7.2f}  {b['kappa']:7.2f}"
+        for b in numbers["bounds"]
+    ]
+    return "\n".join(lines)
+
+
+def verify_cache(cache: Cache) -> list[str]:
+    """Problems inside shards that have the right checksum; an empty list means none.
+
+    Opening the cache has already compared sizes and checksums.
+    """
+    problems = []
+    vocabulary = cache.manifest.identity.vocabulary_size
+    for shard, columns in zip(cache.manifest.shards, cache.shard_columns(), strict=True):
+        sizes, log_probs = columns["set_sizes"], columns["set_log_probs"].astype(np.float32)
+        starts = np.cumsum(sizes)[:-1]
+        within = np.ones(max(len(log_probs) - 1, 0), dtype=bool)
+        within[starts - 1] = False
+        checks = {
+            "row count differs from the manifest": len(columns["lengths"]) != shard.rows,
+            "step count differs from the manifest": len(sizes) != shard.steps,
+            "member count differs from the manifest": len(columns["set_ids"]) != shard.members,
+            "an empty set": bool((sizes < 1).any()),
+            "a token id outside the vocabulary": bool((columns["set_ids"] >= vocabulary).any()),
+            "a log-probability above 0 or not a number": not bool((log_probs <= 0).all()),
+            "a set not in descending order": bool((np.diff(log_probs)[within] > 0).any()),
+        }
+        problems += [f"{shard.name}: {text}" for text, found in checks.items() if found]
+    return problems
+
+
+def _concatenated(cache: Cache) -> dict[str, Any]:
+    columns = list(cache.shard_columns())
+    if not columns:
+        return {
+            "sets": TopPSets(torch.zeros(0).long(), torch.zeros(0), torch.zeros(1).long()),
+            "lengths": torch.zeros(0).long(),
+            "outside": np.zeros(0),
+            "ended": np.zeros(0),
+        }
+    joined = {name: np.concatenate([c[name] for c in columns]) for name in columns[0]}
+    sizes = torch.from_numpy(joined["set_sizes"].astype(np.int64))
+    sets = TopPSets(
+        torch.from_numpy(joined["set_ids"].astype(np.int64)),
+        torch.from_numpy(joined["set_log_probs"].astype(np.float32)),
+        torch.cat([sizes.new_zeros(1), sizes.cumsum(0)]),
+    )
+    action = torch.from_numpy(joined["response_ids"].astype(np.int64))
+    hits = torch.zeros(len(sizes)).index_add(0, sets.step, (sets.ids == action[sets.step]).float())
+    return {
+        "sets": sets,
+        "lengths": torch.from_numpy(joined["lengths"].astype(np.int64)),
+        "outside": (hits == 0).float().numpy(),
+        "ended": joined["ended"].astype(np.float32),
+    }
+
+
+def _capped(sizes: np.ndarray, mass: np.ndarray, identity: Any) -> np.ndarray:
+    # Mass is summed from float16 log-probabilities: allow for their rounding.
+    return (sizes == identity.max_set_size) & (mass < identity.captured_top_p - 1e-3)
+
+
+def _quantiles(sizes: np.ndarray) -> dict[str, float]:
+    q50, q90, q99 = np.quantile(sizes, [0.5, 0.9, 0.99])
+    return {
+        "mean": float(sizes.mean()),
+        "median": float(q50),
+        "q90": float(q90),
+        "q99": float(q99),
+        "max": float(sizes.max()),
+    }
+
+
+def _histogram(sizes: np.ndarray) -> dict[str, list[int]]:
+    largest = int(sizes.max())
+    edges = [1, 2]
+    while edges[-1] <= largest:
+        edges.append(2 * edges[-1] - 1)  # 1, 2, 3, 5, 9, 17, ...
+    counts, _ = np.histogram(sizes, bins=edges)
+    return {"edges": edges, "counts": counts.tolist()}
+
+
+def _bound(sets: TopPSets, lengths: torch.Tensor, p: float, discount: float) -> dict[str, float]:
+    smaller = truncate(sets, p)
+    loss = -log_set_mass(smaller.log_probs, smaller.offsets).clamp(max=0.0)
+    sizes = smaller.sizes.double()
+    return {
+        "set_top_p": p,
+        "mean_size": float(sizes.mean()),
+        "median_size": float(np.median(sizes.numpy())),
+        "bound": float(sampled_gap_bound(loss, lengths, discount=discount).mean()),
+        "bound_stationary": float(discount / (1 - discount) * loss.mean()),
+        "kappa": kappa(p, discount),
+    }

@@ -1,0 +1,51 @@
+"""Teacher evidence for responses that somebody else wrote, by one forward pass."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+
+from tdistill.teacher.cache import CacheWriter, Record
+from tdistill.teacher.evidence import Row, take_responses
+from tdistill.teacher.source import LiveTeacher
+
+
+def collect_scores(
+    teacher: LiveTeacher,
+    rows: Sequence[Row],
+    writer: CacheWriter,
+    *,
+    batch_size: int = 32,
+    batches_per_shard: int = 8,
+) -> Iterator[int]:
+    """Score what the cache does not hold yet; yields the rows of each shard, done or reused.
+
+    Args:
+        teacher: the model that scores, with the capture settings of the cache.
+        rows: prompts with responses of any origin (ground truth, other models).
+        writer: the open cache.
+        batch_size: rows of one forward pass.
+        batches_per_shard: forward passes written as one file.
+
+    Yields:
+        Rows of each shard, in order.
+    """
+    rows = sorted(
+        rows, key=lambda row: (len(row.prompt_ids) + len(row.response_ids), row.prompt_ids)
+    )
+    settings = repr((rows, batch_size, batches_per_shard))
+    key = hashlib.sha256(settings.encode()).hexdigest()[:12]
+    size = batch_size * batches_per_shard
+    for number, first in enumerate(range(0, len(rows), size)):
+        name = f"score-{key}-{number:05d}"
+        group = rows[first : first + size]
+        if not writer.has(name):
+            batches = [group[i : i + batch_size] for i in range(0, len(group), batch_size)]
+            writer.write(name, [record for batch in batches for record in _score(teacher, batch)])
+        yield len(group)
+
+
+def _score(teacher: LiveTeacher, rows: Sequence[Row]) -> list[Record]:
+    evidence = teacher.evidence(rows)
+    parts = take_responses(evidence, [len(row.response_ids) for row in rows])
+    return [Record(row, part, "score") for row, part in zip(rows, parts, strict=True)]

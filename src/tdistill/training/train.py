@@ -1,0 +1,157 @@
+"""One training run from a start to a finished student: adapters, resume, history."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from tdistill.data.batch import Collator
+from tdistill.errors import InvalidValueError
+from tdistill.lm import LanguageModel
+from tdistill.progress import Progress
+from tdistill.teacher.evidence import Row
+from tdistill.teacher.source import LiveTeacher, TeacherSource
+from tdistill.training.config import LoraConfig, TrainConfig
+from tdistill.training.objectives import Objective
+from tdistill.training.trainer import DistillTrainer, RowDataset, training_arguments
+
+History = list[dict[str, float]]
+
+
+def train_student(
+    student: LanguageModel,
+    objective: Objective,
+    rows: Sequence[Row],
+    config: TrainConfig,
+    *,
+    checkpoints: Path,
+    vocabulary_size: int,
+    source: TeacherSource | None = None,
+    live_teacher: LiveTeacher | None = None,
+    text: Sequence[tuple[int, ...]] = (),
+) -> tuple[LanguageModel, History]:
+    """Train a student; continues from the newest whole checkpoint, as if never interrupted.
+
+    Args:
+        student: the start; trained in place.
+        objective: what is minimised.
+        rows: responses to train on.
+        config: settings.
+        checkpoints: folder of this run's checkpoints; remove it once the result is saved.
+        vocabulary_size: tokens shared by teacher and student.
+        source: the teacher's evidence of the rows, where the objective needs sets.
+        live_teacher: the teacher, where the objective needs its full distribution.
+        text: chunks of plain text for the language-model stream.
+
+    Returns:
+        The trained student (adapters merged) and what was logged at each logging step.
+
+    Raises:
+        InvalidValueError: if there are no rows, or the objective lacks evidence that it needs.
+    """
+    _check_evidence(objective, rows, source, live_teacher)
+    collator = Collator(
+        source,
+        student.pad_id,
+        set_top_p=objective.set_top_p,
+        out_of_set=objective.out_of_set,
+        discount=objective.discount,
+        padding_side=config.padding_side,
+        text=text,
+    )
+    model: Any = student.model if config.lora is None else _with_adapters(student.model, config.lora)
+    trainer = DistillTrainer(
+        model,
+        objective=objective,
+        config=config,
+        vocabulary_size=vocabulary_size,
+        live_teacher=live_teacher,
+        args=training_arguments(config, checkpoints),
+        train_dataset=RowDataset(rows),
+        data_collator=collator,
+        callbacks=[_ShowProgress(objective.name)],
+    )
+    trainer.train(resume_from_checkpoint=newest_checkpoint(checkpoints))
+    if config.lora is not None:
+        model = model.merge_and_unload()
+    history = [entry for entry in trainer.state.log_history if "loss" in entry]
+    return LanguageModel(model.eval(), student.tokenizer, student.name), history
+
+
+def newest_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint that was written whole; incomplete ones are removed.
+
+    The Trainer writes ``trainer_state.json`` last, so a checkpoint without it was cut short.
+    """
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    for path in reversed(found):
+        try:
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            shutil.rmtree(path)
+            continue
+        return str(path)
+    return None
+
+
+def _with_adapters(model: Any, lora: LoraConfig) -> Any:
+    try:
+        from peft import LoraConfig as PeftLoraConfig
+        from peft import get_peft_model
+    except ImportError as error:
+        raise InvalidValueError(
+            "training.lora: expected the package peft to be installed, found none; "
+            "pip install 'tdistill[peft]'"
+        ) from error
+    adapters = PeftLoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]
+        lora_dropout=lora.dropout,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, adapters)
+
+
+def _check_evidence(
+    objective: Objective,
+    rows: Sequence[Row],
+    source: TeacherSource | None,
+    live_teacher: LiveTeacher | None,
+) -> None:
+    if not rows:
+        raise InvalidValueError(
+            f"{objective.name}: expected responses to train on ({objective.rows}), found none"
+        )
+    if objective.needs_sets and source is None:
+        raise InvalidValueError(
+            f"{objective.name}: needs the teacher's top-p sets; give a source of evidence"
+        )
+    if objective.needs_live_teacher and live_teacher is None:
+        raise InvalidValueError(
+            f"{objective.name}: needs the teacher in memory; give live_teacher, or choose a form of "
+            "the objective that reads the cache"
+        )
+
+
+class _ShowProgress(TrainerCallback):
+    def __init__(self, label: str) -> None:
+        self.label = label
+        self.bar: Progress | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar = Progress(f"train {self.label}", state.max_steps, done=state.global_step)
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        logs = kwargs.get("logs") or {}
+        if self.bar is not None and "loss" in logs:
+            self.bar.update(state.global_step, f"loss {logs['loss']:.3f}")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.bar is not None:
+            self.bar.close()
