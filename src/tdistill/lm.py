@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tdistill.errors import ModelError
+from tdistill.files import resolve_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -100,10 +101,11 @@ def load(
         from transformers import GgufConfig
 
         options = {"quantization_config": GgufConfig(dequantize=True)}
+    path = resolve_path(str(path))
     target = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(path), gguf_file=gguf_file)
-        model, loading = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             str(path), gguf_file=gguf_file, dtype=dtype, output_loading_info=True, **options
         )
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
@@ -111,6 +113,7 @@ def load(
             f"{path}: expected a causal language model with its tokenizer in transformers' format; "
             f"loading failed with: {error}"
         ) from error
+    model, loading = loaded
     if loading["missing_keys"]:
         missing = sorted(loading["missing_keys"])
         raise ModelError(
@@ -174,8 +177,8 @@ def check_same_tokenizer(teacher: LanguageModel, student: LanguageModel) -> None
         raise ModelError(
             f"tokenizers differ: teacher {teacher.name} has {len(teacher.tokenizer)} tokens, "
             f"student {student.name} has {len(student.tokenizer)}, and the ids are not the same; "
-            "top-p sets are token ids, so both must share one tokenizer: take a student of the same family, "
-            "or make one with `tdistill student`"
+            "top-p sets are token ids, so both must share one tokenizer: take a student of the same "
+            "family, or make one with `tdistill student`"
         )
 
 

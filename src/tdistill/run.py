@@ -6,6 +6,7 @@ result.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from functools import cached_property
@@ -14,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from tdistill import strict
 from tdistill.recipe import Recipe, recipe_dict
 from tdistill.stages import Say, Stages, key_of
 
 if TYPE_CHECKING:
     from tdistill.data import Example
+    from tdistill.evaluation.evaluate import Exam
     from tdistill.lm import LanguageModel
     from tdistill.teacher.cache import Cache
     from tdistill.teacher.evidence import Row
@@ -193,7 +194,7 @@ class Run:
 
     def make_start(self) -> None:
         """The student every objective starts from: layers dropped, then healed by SFT."""
-        from tdistill.training.objectives import SeqKD
+        from tdistill.training.objectives import SFT
 
         untrained = self.folder / "models" / "untrained"
         self.stages.run("student", self.keys["student"], [untrained], self._make_student(untrained))
@@ -207,7 +208,7 @@ class Run:
         def rows() -> list[Row]:
             return [row for kind in wanted for row in self.rows_of(kind)]
 
-        self._train("start", SeqKD(lm_weight=1.0), start.training, untrained, rows)
+        self._train("start", SFT(), start.training, untrained, rows)
 
     def _make_student(self, folder: Path) -> Any:
         from tdistill.lm import load, save
@@ -253,9 +254,7 @@ class Run:
                 lambda objective=objective: self.rows_of(objective.rows),
             )
 
-    def _train(
-        self, label: str, objective: Objective, config: Any, start: Path, rows: Any
-    ) -> None:
+    def _train(self, label: str, objective: Objective, config: Any, start: Path, rows: Any) -> None:
         folder, checkpoints = self.model_folder(label), self.folder / "checkpoints" / label
 
         def work() -> dict[str, Any]:
@@ -264,6 +263,8 @@ class Run:
             from tdistill.teacher.source import CachedTeacher
             from tdistill.training.train import train_student
 
+            # The teacher's sets are also what diagnostics are measured on, where there are any.
+            wants_sets = objective.rows == "teacher" and label != "start"
             text = []
             if self.recipe.data.lm_text is not None:
                 tokenizer = self.teacher.tokenizer
@@ -277,7 +278,7 @@ class Run:
                 config,
                 checkpoints=checkpoints,
                 vocabulary_size=self.vocabulary_size,
-                source=CachedTeacher(self.cache("train")) if label != "start" and objective.needs_sets else None,
+                source=CachedTeacher(self.cache("train")) if wants_sets else None,
                 live_teacher=self.live_teacher if objective.needs_live_teacher else None,
                 text=text,
             )
@@ -295,18 +296,58 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         note.write_text(key, encoding="utf-8")
 
+    @cached_property
+    def exam(self) -> Exam:
+        """What every model is judged on."""
+        from tdistill.evaluation.evaluate import Exam
+        from tdistill.evaluation.imitation import hold_out
+        from tdistill.teacher.source import CachedTeacher
+
+        config, rows = self.recipe.evaluation, self.held_out_rollouts()
+        held_out = hold_out(
+            rows,
+            CachedTeacher(self.cache("test")),
+            self.live_teacher,
+            set_top_p=config.set_top_p,
+            batch_size=config.batch_size,
+        )
+        test, valid = self.examples["test"], self.examples["valid"]
+        return Exam(self.teacher, test, valid, held_out, config, self.vocabulary_size)
+
     def evaluate(self) -> None:
         """Judge every model on the test prompts."""
-        from tdistill.evaluation.evaluate import Evaluator
+        from tdistill.evaluation.evaluate import judge
+        from tdistill.lm import load
 
-        evaluator = Evaluator(self)
+        self.held_out_rollouts()
         for label in self.labels:
-            self.stages.run(
-                f"evaluate-{label}",
-                self.keys[f"evaluate-{label}"],
-                [],
-                lambda label=label: evaluator.judge(label),
-            )
+
+            def work(label: str = label) -> dict[str, Any]:
+                model = self.teacher if label == "teacher" else load(self.model_folder(label))
+                return judge(label, model, self.exam) | {"parameters": model.num_parameters}
+
+            stage = f"evaluate-{label}"
+            self.stages.run(stage, self.keys[stage], [], work)
+
+    def records(self) -> dict[str, dict[str, Any]]:
+        """The records of all stages that are done."""
+        return self.stages.records(self.keys)
+
+    def report(self) -> dict[str, Any]:
+        """Put everything together in ``metrics.json`` and ``report.html``."""
+        outputs = [self.folder / "metrics.json", self.folder / "report.html"]
+
+        def work() -> dict[str, Any]:
+            from tdistill.report import write_report
+            from tdistill.summary import gather_metrics
+
+            metrics = gather_metrics(self)
+            outputs[0].write_text(json.dumps(metrics, indent=1), encoding="utf-8")
+            write_report(metrics, outputs[1])
+            return {}
+
+        self.stages.run("report", self.keys["report"], outputs, work)
+        return json.loads(outputs[0].read_text(encoding="utf-8"))
 
 
 def run_recipe(recipe: Recipe, folder: Path, say: Say = print) -> dict[str, Any]:
@@ -320,7 +361,13 @@ def run_recipe(recipe: Recipe, folder: Path, say: Say = print) -> dict[str, Any]
     Returns:
         The metrics, as written.
     """
-    raise NotImplementedError
-
-
-__all__ = ["Run", "run_recipe", "strict"]
+    run = Run(recipe, folder, say)
+    reports = [folder / "metrics.json", folder / "report.html", folder / "student"]
+    if run.stages.finished("report", run.keys["report"], reports):
+        say(f"{folder}: this run is complete; nothing to do, its results follow")
+        return run.report()
+    run.prepare_teacher()
+    run.rollouts()
+    run.train()
+    run.evaluate()
+    return run.report()

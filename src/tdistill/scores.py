@@ -178,7 +178,8 @@ def check_head(
             raise _not_linear(lm)
         warnings.warn(
             f"{type(lm).__name__}: the output layer is "
-            f"{type(lm.get_output_embeddings()).__name__}, not a plain linear map; scores come from full logits, which costs memory and time",
+            f"{type(lm.get_output_embeddings()).__name__}, not a plain linear map; scores come "
+            "from full logits, which costs memory and time",
             stacklevel=2,
         )
         return

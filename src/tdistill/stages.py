@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,11 @@ class Stages:
             return None
         whole = record.get("key") == key and all(path.exists() for path in outputs)
         return record if whole else None
+
+    def records(self, keys: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+        """The records of the stages that are finished with these keys."""
+        found = {name: self.finished(name, key, []) for name, key in keys.items()}
+        return {name: record for name, record in found.items() if record is not None}
 
     def run(
         self,

@@ -55,9 +55,7 @@ def hold_out(
     collator = Collator(source, teacher.teacher.pad_id, set_top_p=set_top_p)
     groups = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
     batches = [Batch(**collator(list(enumerate(group)))) for group in groups]
-    scores = [
-        teacher.scores(b.input_ids, b.attention_mask, b.row, b.position) for b in batches
-    ]
+    scores = [teacher.scores(b.input_ids, b.attention_mask, b.row, b.position) for b in batches]
     return HeldOut(batches, scores, teacher.vocabulary_size)
 
 

@@ -150,7 +150,9 @@ def _log_probs(
         for round_ in made.responses
         for example, response in zip(examples, round_, strict=True)
     ]
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt_ids) + len(rows[i].response_ids))
+    order = sorted(
+        range(len(rows)), key=lambda i: len(rows[i].prompt_ids) + len(rows[i].response_ids)
+    )
     totals = np.zeros(len(rows))
     for first in range(0, len(rows), batch_size):
         group = order[first : first + batch_size]

@@ -192,20 +192,24 @@ class BellmanDistill(Objective):
         target: ModelView | None = None,
     ) -> StepLoss:
         """The negative of (4.2) per step."""
-        shift = self._shift(student)
-        q = core.clip_q(student.on_set - shift[batch.sets.step], lowest=self.q_min)
-        q_a = core.clip_q(student.action - shift, lowest=self.q_min)
+        q, q_a = self.q_values(student)
         value = core.soft_value(q, batch.set_offsets)
         next_value = core.successor(self._next_value(value, target), batch.has_successor)
         reward = core.implied_reward(q_a, next_value, batch.discount)
         linear = core.iq_learn_linear_term(
-            value if self.normaliser == "set" else student.log_normaliser - shift,
+            value if self.normaliser == "set" else student.log_normaliser - self._shift(student),
             q_a if self.linear_term == "sampled" else self._expected_q(q, batch),
         )
         nonlinear = core.iq_learn_nonlinear_term(reward, self._phi)
         nonlinear = nonlinear.where(batch.can_bootstrap, nonlinear.new_zeros(()))
         parts = {"linear": linear, "nonlinear": nonlinear, "implied_reward": reward, "value": value}
         return StepLoss(linear + nonlinear, parts)
+
+    def q_values(self, view: ModelView) -> tuple[Tensor, Tensor]:
+        """Q of the set members [M] and of the actions [T]: logits, shifted and clipped."""
+        shift = self._shift(view)
+        q = core.clip_q(view.on_set - shift[view.batch.sets.step], lowest=self.q_min)
+        return q, core.clip_q(view.action - shift, lowest=self.q_min)
 
     def _shift(self, view: ModelView) -> Tensor:
         """The constant per state that turns logits into Q."""
@@ -224,8 +228,8 @@ class BellmanDistill(Objective):
         if self.successor == "semi":
             return value.detach()
         assert target is not None, "the trainer gives a target network where it is needed"
-        q = target.on_set - self._shift(target)[target.batch.sets.step]
-        return core.soft_value(core.clip_q(q, lowest=self.q_min), target.batch.set_offsets).detach()
+        q, _ = self.q_values(target)
+        return core.soft_value(q, target.batch.set_offsets).detach()
 
     def _expected_q(self, q: Tensor, batch: Batch) -> Tensor:
         policy = core.project(batch.set_log_probs, batch.set_offsets)

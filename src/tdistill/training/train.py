@@ -64,7 +64,9 @@ def train_student(
         padding_side=config.padding_side,
         text=text,
     )
-    model: Any = student.model if config.lora is None else _with_adapters(student.model, config.lora)
+    model: Any = (
+        student.model if config.lora is None else _with_adapters(student.model, config.lora)
+    )
     trainer = DistillTrainer(
         model,
         objective=objective,

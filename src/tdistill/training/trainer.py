@@ -89,7 +89,9 @@ class DistillTrainer(Trainer):
             num_items_in_batch = self._get_num_items_in_batch([inputs], batch.action.device)
         steps, text_tokens = num_items_in_batch.clamp(min=1)
         # Weights are touched inside the wrapped module's forward, or DDP leaves gradients unaveraged.
-        step_sum, text_sum = _redirect_forward(model, self.model, self._losses, batch)
+        # The Trainer's own autocast sits on the model's forward, which the redirection replaces.
+        with self.accelerator.autocast():
+            step_sum, text_sum = _redirect_forward(model, self.model, self._losses, batch)
         loss = step_sum / steps
         if text_sum is not None:
             loss = loss + self.objective.lm_weight * text_sum / text_tokens
@@ -242,6 +244,7 @@ def training_arguments(config: TrainConfig, folder: Path) -> TrainingArguments:
         seed=config.seed,
         data_seed=config.seed,
         bf16=config.bf16,
+        use_cpu=not torch.cuda.is_available(),
         activation_checkpointing=config.gradient_checkpointing,
         dataloader_pin_memory=torch.cuda.is_available(),
         save_steps=config.save_steps,
@@ -254,7 +257,7 @@ def training_arguments(config: TrainConfig, folder: Path) -> TrainingArguments:
 
 
 def _redirect_forward(wrapper: nn.Module, module: Any, function: Any, *args: Any) -> Any:
-    """Run ``function(module, *args)`` inside ``wrapper``'s forward (DDP, FSDP and autocast hooks)."""
+    """Run ``function(module, *args)`` inside ``wrapper``'s forward (DDP and FSDP hooks)."""
     original = module.forward
 
     def once(*inner: Any) -> Any:

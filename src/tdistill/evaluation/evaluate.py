@@ -1,0 +1,120 @@
+"""Judging one model: every decoding, seeds, imitation of the teacher, sample responses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tdistill.data.examples import Example
+from tdistill.decoding import Decoding
+from tdistill.evaluation.config import EvaluationConfig
+from tdistill.evaluation.imitation import HeldOut, imitation
+from tdistill.evaluation.intervals import Interval
+from tdistill.evaluation.responses import overlap, respond, score_responses, text_of
+from tdistill.lm import LanguageModel
+from tdistill.progress import Progress
+
+
+@dataclass(frozen=True, eq=False)
+class Exam:
+    """What every model is judged on.
+
+    Attributes:
+        teacher: whose likelihood is reported.
+        test: prompts never seen in training, with references.
+        valid: prompts on which a temperature may be chosen; never the test prompts.
+        held_out: teacher responses to the test prompts.
+        config: decodings, seeds, lengths.
+        vocabulary_size: tokens shared by all.
+    """
+
+    teacher: LanguageModel
+    test: Sequence[Example]
+    valid: Sequence[Example]
+    held_out: HeldOut
+    config: EvaluationConfig
+    vocabulary_size: int
+
+
+def judge(label: str, model: LanguageModel, exam: Exam) -> dict[str, Any]:
+    """All numbers of one model, as plain values.
+
+    Args:
+        label: name of its row in the table.
+        model: the model.
+        exam: what it is judged on.
+
+    Returns:
+        ``scores`` (a record per decoding), ``imitation`` and ``samples``, as in ``metrics.json``.
+    """
+    config = exam.config
+    decodings = dict(config.decodings)
+    if label in config.tuned_models and exam.valid and config.tuned_temperatures:
+        decodings["tuned"] = Decoding(temperature=tuned_temperature(label, model, exam))
+    total = sum(1 if d.greedy else config.seeds for d in decodings.values()) * len(exam.test)
+    bar = Progress(f"evaluate {label}", total)
+    scores, samples = [], []
+    for name, decoding in decodings.items():
+
+        def show(done: int, name: str = name) -> None:
+            bar.update(bar.done + done, name)
+
+        made = respond(
+            model,
+            [example.prompt_ids for example in exam.test],
+            decoding,
+            seeds=config.seeds,
+            max_new_tokens=config.max_new_tokens,
+            batch_size=config.batch_size,
+            on_batch=show,
+        )
+        metrics = score_responses(
+            made,
+            exam.test,
+            model,
+            exam.teacher,
+            vocabulary_size=exam.vocabulary_size,
+            batch_size=config.batch_size,
+        )
+        if decoding.greedy or not samples:
+            samples = [text_of(model, r) for r in made.responses[0][: config.samples]]
+        scores.append(
+            {
+                "model": label,
+                "decoding": name,
+                "temperature": 0.0 if decoding.greedy else decoding.temperature,
+                "sampling_top_p": decoding.sampling_top_p,
+                "seeds": len(made.responses),
+                "prompts": len(exam.test),
+                "metrics": _plain(metrics),
+            }
+        )
+    bar.close()
+    own = {"model": label, "metrics": _plain(imitation(model, exam.held_out))}
+    return {"scores": scores, "imitation": own, "samples": samples}
+
+
+def tuned_temperature(label: str, model: LanguageModel, exam: Exam) -> float:
+    """The temperature with the best Rouge-L on the validation prompts."""
+    config, best = exam.config, (float("-inf"), 1.0)
+    bar = Progress(f"tune {label}", len(config.tuned_temperatures))
+    for number, temperature in enumerate(config.tuned_temperatures):
+        made = respond(
+            model,
+            [example.prompt_ids for example in exam.valid],
+            Decoding(temperature=temperature),
+            seeds=config.seeds,
+            max_new_tokens=config.max_new_tokens,
+            batch_size=config.batch_size,
+        )
+        rouge = overlap(made, exam.valid, model)["rouge_l"]
+        if rouge is not None:
+            best = max(best, (rouge.mean, temperature))
+        bar.update(number + 1, f"T = {temperature}")
+    bar.close()
+    return best[1]
+
+
+def _plain(metrics: Mapping[str, Interval | None]) -> dict[str, Any]:
+    return {name: None if m is None else m.to_dict() for name, m in metrics.items()}

@@ -1,0 +1,103 @@
+"""What a finished run amounts to: the content of ``metrics.json``."""
+
+from __future__ import annotations
+
+import platform
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from tdistill import __version__
+from tdistill.evaluation.reward import reward_traces
+from tdistill.lm import load
+from tdistill.recipe import recipe_dict
+from tdistill.teacher.inspection import inspect_cache
+from tdistill.teacher.source import CachedTeacher
+
+if TYPE_CHECKING:
+    from tdistill.run import Run
+
+_TRACES = 3
+_PACKAGES = ("torch", "transformers", "accelerate", "pyarrow")
+
+
+def gather_metrics(run: Run) -> dict[str, Any]:
+    """Versions, seeds, counts, scores, curves and samples of a run whose stages are all done.
+
+    Args:
+        run: the run.
+
+    Returns:
+        Plain values, the structure of ``metrics.json``.
+    """
+    recipe, records = run.recipe, run.records()
+    judged = {label: records[f"evaluate-{label}"] for label in run.labels}
+    cache = run.cache("train")
+    objective = recipe.objectives[recipe.distilled]
+    inspection = inspect_cache(cache, discount=min(objective.discount, 0.999))
+    return {
+        "format": 1,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {
+            "tdistill": __version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in _PACKAGES},
+        },
+        "recipe": recipe_dict(recipe),
+        "distilled": recipe.distilled,
+        "seeds": {
+            "rollouts": recipe.rollouts.seed,
+            "training": recipe.training.seed,
+            "generation": list(range(recipe.evaluation.seeds)),
+        },
+        "counts": {
+            "train_prompts": len(run.examples["train"]),
+            "valid_prompts": len(run.examples["valid"]),
+            "test_prompts": len(run.examples["test"]),
+            "rollout_rows": inspection["rows"],
+            "rollout_steps": inspection["steps"],
+        },
+        "parameters": {
+            "teacher": judged["teacher"]["parameters"],
+            "student": judged[recipe.distilled]["parameters"],
+        },
+        "seconds": _seconds(run, records),
+        "scores": [score for record in judged.values() for score in record["scores"]],
+        "imitation": [record["imitation"] for record in judged.values()],
+        "cache": inspection,
+        "curves": {
+            label: records[label]["history"]
+            for label in run.labels
+            if "history" in records.get(label, {})
+        },
+        "samples": _samples(run, judged),
+        "reward_traces": _traces(run),
+    }
+
+
+def _seconds(run: Run, records: dict[str, Any]) -> dict[str, Any]:
+    stages = ("teacher", "rollouts", "held-out", "student", "start")
+    seconds: dict[str, Any] = {s: records[s]["seconds"] for s in stages if s in records}
+    seconds["train"] = {label: records[label]["seconds"] for label in run.recipe.objectives}
+    seconds["evaluate"] = sum(records[f"evaluate-{label}"]["seconds"] for label in run.labels)
+    return seconds
+
+
+def _samples(run: Run, judged: dict[str, Any]) -> list[dict[str, Any]]:
+    prompts = [e.prompt for e in run.examples["test"][: run.recipe.evaluation.samples]]
+    return [
+        {"prompt": prompt, "responses": {label: judged[label]["samples"][i] for label in judged}}
+        for i, prompt in enumerate(prompts)
+    ]
+
+
+def _traces(run: Run) -> list[dict[str, Any]]:
+    label = run.recipe.distilled
+    return reward_traces(
+        label,
+        load(run.model_folder(label)),
+        run.recipe.objectives[label],
+        run.held_out_rollouts()[:_TRACES],
+        CachedTeacher(run.cache("test")),
+        vocabulary_size=run.vocabulary_size,
+    )
