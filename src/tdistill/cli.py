@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -93,6 +94,9 @@ class VerifyCommand:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status (2 for input that cannot be used)."""
+    # Threads that spin while they wait made training five times slower beside another process;
+    # it must be set before torch is imported (docs/log.md, 2026-11-24).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help", "help"):
         print(USAGE)
@@ -105,6 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TdistillError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader of our output has gone
+        return 1
     except KeyboardInterrupt:
         print("\ninterrupted; the same command continues from here", file=sys.stderr)
         return 130
@@ -155,7 +161,7 @@ def _with_recipe(command: str, words: list[str]) -> int:
         return 0
     run = Run(recipe, out)
     run.prepare_teacher()
-    run.rollouts()
+    print(f"  {len(run.rollouts)} teacher responses to train on")
     if command != "rollouts":
         run.train()
     if command == "evaluate":

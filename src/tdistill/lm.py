@@ -177,8 +177,8 @@ def check_same_tokenizer(teacher: LanguageModel, student: LanguageModel) -> None
         raise ModelError(
             f"tokenizers differ: teacher {teacher.name} has {len(teacher.tokenizer)} tokens, "
             f"student {student.name} has {len(student.tokenizer)}, and the ids are not the same; "
-            "top-p sets are token ids, so both must share one tokenizer: take a student of the same "
-            "family, or make one with `tdistill student`"
+            "top-p sets are token ids, so both must share one tokenizer: take a student of the "
+            "same family, or make one with `tdistill student`"
         )
 
 

@@ -6,7 +6,7 @@ import sys
 import time
 from typing import Any
 
-_SECONDS_BETWEEN_LINES = 15.0
+_SECONDS_BETWEEN_LINES = 20.0
 
 
 class Progress:

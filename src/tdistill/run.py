@@ -149,10 +149,12 @@ class Run:
             loaded[split] = unseen
         return loaded
 
+    @cached_property
     def rollouts(self) -> list[Row]:
         """Teacher responses to the training prompts, with evidence, in ``cache/``."""
         return self._rollouts("rollouts", "train", self.recipe.rollouts.n)
 
+    @cached_property
     def held_out_rollouts(self) -> list[Row]:
         """Teacher responses to the test prompts, in ``cache-test/``; never trained on."""
         return self._rollouts("held-out", "test", self.recipe.evaluation.rollouts_per_prompt)
@@ -233,7 +235,7 @@ class Run:
         from tdistill.teacher.evidence import Row
 
         if kind == "teacher":
-            return self.rollouts()
+            return self.rollouts
         return [
             Row(e.prompt_ids, e.reference_ids, e.reference_ended)
             for e in self.examples["train"]
@@ -303,7 +305,7 @@ class Run:
         from tdistill.evaluation.imitation import hold_out
         from tdistill.teacher.source import CachedTeacher
 
-        config, rows = self.recipe.evaluation, self.held_out_rollouts()
+        config, rows = self.recipe.evaluation, self.held_out_rollouts
         held_out = hold_out(
             rows,
             CachedTeacher(self.cache("test")),
@@ -319,7 +321,7 @@ class Run:
         from tdistill.evaluation.evaluate import judge
         from tdistill.lm import load
 
-        self.held_out_rollouts()
+        self.say(f"  {len(self.held_out_rollouts)} held-out teacher responses")
         for label in self.labels:
 
             def work(label: str = label) -> dict[str, Any]:
@@ -367,7 +369,7 @@ def run_recipe(recipe: Recipe, folder: Path, say: Say = print) -> dict[str, Any]
         say(f"{folder}: this run is complete; nothing to do, its results follow")
         return run.report()
     run.prepare_teacher()
-    run.rollouts()
+    say(f"  {len(run.rollouts)} teacher responses to train on")
     run.train()
     run.evaluate()
     return run.report()

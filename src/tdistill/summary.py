@@ -97,7 +97,7 @@ def _traces(run: Run) -> list[dict[str, Any]]:
         label,
         load(run.model_folder(label)),
         run.recipe.objectives[label],
-        run.held_out_rollouts()[:_TRACES],
+        run.held_out_rollouts[:_TRACES],
         CachedTeacher(run.cache("test")),
         vocabulary_size=run.vocabulary_size,
     )

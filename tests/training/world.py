@@ -1,4 +1,4 @@
-"""A tiny teacher, rows and batches shared by the training tests, and dense formulas to compare with."""
+"""A tiny teacher, rows and batches for the training tests, and dense formulas to compare with."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tdistill.training.objectives import BellmanDistill
 from tdistill.training.trainer import DistillTrainer, RowDataset, training_arguments
 from tdistill.training.view import ModelView
 
-END = tokenizer().eos_token_id  # also the padding id
+END: int = tokenizer().convert_tokens_to_ids("<end>")  # type: ignore[assignment]  # also padding
 CAPTURE = CaptureConfig(captured_top_p=0.8, max_set_size=None)
 EVERYTHING = CaptureConfig(captured_top_p=1.0, max_set_size=None)
 STUDENT: dict[str, Any] = {"seed": 2, "num_hidden_layers": 1}
@@ -57,7 +57,7 @@ def inside_rows(count: int = 16) -> tuple[Row, ...]:
 
 
 def mixed_rows() -> list[Row]:
-    """Uneven lengths; ended and cut; the last two leave their sets, one of them at its end token."""
+    """Uneven lengths; ended and cut; the last two leave their sets, one with an end token."""
     outside = [Row((3, 4), (7, 60, 8, 21), ended=False), Row((9,), (33, 12, END), ended=True)]
     return [*inside_rows()[:4], *outside]
 

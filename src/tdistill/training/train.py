@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
+from transformers.trainer_callback import PrinterCallback
 
 from tdistill.data.batch import Collator
 from tdistill.errors import InvalidValueError
@@ -78,6 +79,7 @@ def train_student(
         data_collator=collator,
         callbacks=[_ShowProgress(objective.name)],
     )
+    trainer.remove_callback(PrinterCallback)  # the progress line is enough
     trainer.train(resume_from_checkpoint=newest_checkpoint(checkpoints))
     if config.lora is not None:
         model = model.merge_and_unload()

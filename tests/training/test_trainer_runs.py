@@ -1,0 +1,139 @@
+"""Runs that must coincide: interrupted and straight, two processes and one."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import VOCABULARY, tiny_model
+from torch import Tensor, multiprocessing
+from transformers import TrainerCallback
+from world import inside_rows, make_trainer, mixed_rows, student
+
+from tdistill.training.objectives import BellmanDistill
+
+PLAIN = BellmanDistill(shift="raw", alpha=10.0, lm_weight=0.5)
+TARGET = BellmanDistill(shift="raw", alpha=10.0, successor="target", target_decay=0.6)
+TEXT = tuple(tuple((7 * i + 3 * j) % VOCABULARY for j in range(6)) for i in range(5))
+
+
+class Interrupt(TrainerCallback):
+    """Raises in the middle of a run, after an update that no checkpoint holds."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 4:
+            raise KeyboardInterrupt
+
+
+def dropping_out(seed: int) -> Any:
+    """A network whose forward passes draw random numbers."""
+    return tiny_model("gpt2", seed=seed, resid_pdrop=0.2)
+
+
+def optimizer_state(trainer: Any) -> list[Tensor]:
+    states = trainer.optimizer.state_dict()["state"]
+    return [states[i][name] for i in sorted(states) for name in ("exp_avg", "exp_avg_sq", "step")]
+
+
+def history(trainer: Any) -> list[dict[str, float]]:
+    entries = [entry for entry in trainer.state.log_history if "loss" in entry]
+    return [{k: v for k, v in e.items() if k != "tokens_per_second"} for e in entries]
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("objective", [PLAIN, TARGET], ids=["residual", "target network"])
+def test_interrupted_and_resumed_is_the_straight_run_bit_for_bit(
+    objective: BellmanDistill, accumulation: int, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {
+        "rows": list(inside_rows(16)),
+        "text": TEXT,
+        "steps": 7,  # two updates an epoch: the checkpoint of update 3 is in the middle of one
+        "save_steps": 3,
+        "gradient_accumulation": accumulation,
+        "learning_rate": 1e-2,
+    }
+    straight = make_trainer(tmp_path / "a", objective, model=dropping_out(1), **options)
+    straight.train()
+    broken = make_trainer(
+        tmp_path / "b", objective, model=dropping_out(1), callbacks=[Interrupt()], **options
+    )
+    with pytest.raises(KeyboardInterrupt):
+        broken.train()
+    assert [path.name for path in (tmp_path / "b").iterdir()] == ["checkpoint-3"]
+    torch.manual_seed(99)  # nothing of the first process is left
+    resumed = make_trainer(tmp_path / "b", objective, model=dropping_out(5), **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-3"))
+    pairs = [(straight.model.state_dict(), resumed.model.state_dict())]
+    if straight.target is not None:
+        pairs.append((straight.target.model.state_dict(), resumed.target.model.state_dict()))
+        start = dropping_out(1).state_dict()
+        for name, average in pairs[1][0].items():
+            assert not average.equal(pairs[0][0][name])
+            assert not average.equal(start[name])
+    for one, two in pairs:
+        assert all(one[name].equal(two[name]) for name in one)
+    for one, two in zip(optimizer_state(straight), optimizer_state(resumed), strict=True):
+        assert one.equal(two)
+    assert history(straight) == history(resumed)
+    assert len(history(straight)) == 7
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(tmp_path: Path) -> None:
+    losses = []
+    for seed in (3, 3, 4):
+        trainer = make_trainer(tmp_path, PLAIN, model=dropping_out(1), seed=seed, text=TEXT)
+        trainer.train()
+        losses.append([entry["loss"] for entry in history(trainer)])
+    assert losses[0] == losses[1] != losses[2]
+
+
+def run_of(folder: Path, batch_size: int) -> Any:
+    rows = [*inside_rows(14), *mixed_rows()[-2:]]
+    trainer = make_trainer(
+        folder,
+        PLAIN,
+        model=student(),
+        rows=rows,
+        text=TEXT,
+        batch_size=batch_size,
+        gradient_accumulation=2,
+    )
+    trainer.train()
+    return trainer
+
+
+def one_of_two(rank: int, port: int, folder: Path) -> None:
+    """A process of a data-parallel run on the CPU."""
+    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in places.items()}
+    os.environ["MASTER_ADDR"] = "127.0.0.1"
+    trainer = run_of(folder, 4)
+    assert trainer.accelerator.num_processes == 2
+    if rank == 0:
+        torch.save((trainer.model.state_dict(), history(trainer)), folder / "result.pt")
+    torch.distributed.barrier()
+    os._exit(0)  # taking a gloo group down can wait for a peer that is gone
+
+
+def test_two_processes_are_one_with_the_doubled_batch(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    both: Any = multiprocessing.spawn(one_of_two, (port, tmp_path), 2, join=False, daemon=True)
+    limit = time.monotonic() + 120
+    while not both.join(timeout=5):
+        assert time.monotonic() < limit
+    weights, entries = torch.load(tmp_path / "result.pt", weights_only=True)
+    alone = run_of(tmp_path / "alone", 8)
+    for name, weight in alone.model.state_dict().items():
+        torch.testing.assert_close(weights[name], weight, rtol=1e-5, atol=1e-6, msg=name)
+    for found, expected in zip(entries, history(alone), strict=True):
+        assert found == pytest.approx(expected, rel=1e-4)
+    start = student().state_dict()
+    assert all((weights[n] - start[n]).abs().max() > 5e-4 for n in weights)
