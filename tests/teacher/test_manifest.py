@@ -1,0 +1,143 @@
+"""The manifest of a cache: read as written, refused when it is anything else."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from teaching import IDENTITY
+
+from tdistill.errors import CacheError
+from tdistill.teacher.manifest import (
+    MANIFEST,
+    Manifest,
+    Shard,
+    check_shard,
+    file_sha256,
+    read_manifest,
+    write_atomically,
+)
+
+FIRST = Shard("a-00000.arrow", 3, 20, 60, 500, "ab" * 32)
+SECOND = Shard("a-00001.arrow", 2, 5, 9, 300, "cd" * 32)
+
+
+def test_a_manifest_is_read_as_written(tmp_path: Path):
+    written = Manifest(IDENTITY).with_shard(SECOND).with_shard(FIRST)
+    written.write(tmp_path)
+    assert read_manifest(tmp_path) == written
+    assert (written.rows, written.steps) == (5, 25)
+    content = json.loads((tmp_path / MANIFEST).read_text())
+    assert content["format"] == "tdistill-cache"
+    assert content["version"] == 1
+    assert content["counts"] == {"rows": 5, "steps": 25}
+
+
+def test_shards_are_in_order_of_names_and_replaced_by_name():
+    manifest = Manifest(IDENTITY).with_shard(SECOND).with_shard(FIRST)
+    assert manifest.shards == (FIRST, SECOND)
+    rewritten = replace(FIRST, rows=4)
+    assert manifest.with_shard(rewritten).shards == (rewritten, SECOND)
+    assert manifest.shards == (FIRST, SECOND)
+
+
+def test_no_manifest_is_no_cache(tmp_path: Path):
+    with pytest.raises(CacheError, match=r"expected a teacher cache .* found none; make one with"):
+        read_manifest(tmp_path)
+    with pytest.raises(CacheError, match="absent"):
+        read_manifest(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    ["", "{", "[]", "null", "3", '"text"', "{}", '{"format": "tdistill-cache"}', "\x00\x01"],
+)
+def test_garbage_is_refused(garbage: str, tmp_path: Path):
+    (tmp_path / MANIFEST).write_text(garbage)
+    with pytest.raises(
+        CacheError, match=r"manifest\.json: expected the manifest of a teacher cache"
+    ):
+        read_manifest(tmp_path)
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path: Path):
+    (tmp_path / MANIFEST).write_bytes(b"\xff\xfe\x80")
+    with pytest.raises(CacheError, match="expected the manifest of a teacher cache"):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "text"),
+    [
+        ("version", 2, "expected format tdistill-cache version 1, found tdistill-cache version 2"),
+        ("version", "1", "version 1, found"),
+        ("version", None, "found tdistill-cache version None"),
+        ("format", "other-cache", "found other-cache version 1"),
+        ("identity", {}, "lacks or repeats an entry"),
+        ("identity", [1], "lacks or repeats an entry"),
+        ("shards", [{"name": "x"}], "lacks or repeats an entry"),
+        ("shards", 5, "lacks or repeats an entry"),
+    ],
+)
+def test_other_versions_and_damaged_entries_are_refused(
+    field: str, value: Any, text: str, tmp_path: Path
+):
+    Manifest(IDENTITY, (FIRST,)).write(tmp_path)
+    content = json.loads((tmp_path / MANIFEST).read_text())
+    (tmp_path / MANIFEST).write_text(json.dumps(content | {field: value}))
+    with pytest.raises(CacheError, match=text):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("section", ["identity", "shards"])
+def test_unknown_entries_are_refused(section: str, tmp_path: Path):
+    Manifest(IDENTITY, (FIRST,)).write(tmp_path)
+    content = json.loads((tmp_path / MANIFEST).read_text())
+    (content["identity"] if section == "identity" else content["shards"][0])["surprise"] = 1
+    (tmp_path / MANIFEST).write_text(json.dumps(content))
+    with pytest.raises(CacheError, match="surprise"):
+        read_manifest(tmp_path)
+
+
+def test_a_shard_is_checked_against_its_entry(tmp_path: Path):
+    file = tmp_path / "a.arrow"
+    file.write_bytes(b"abc")
+    digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2
+    assert file_sha256(file) == digest
+    shard = Shard("a.arrow", 1, 1, 1, 3, digest)
+    check_shard(tmp_path, shard)
+    file.write_bytes(b"abd")
+    with pytest.raises(
+        CacheError, match=r"a\.arrow: the content differs from its checksum; restore"
+    ):
+        check_shard(tmp_path, shard)
+    file.write_bytes(b"ab")
+    with pytest.raises(CacheError, match="expected 3 bytes, found 2"):
+        check_shard(tmp_path, shard)
+    file.unlink()
+    with pytest.raises(CacheError, match="the manifest lists this shard, the file is missing"):
+        check_shard(tmp_path, shard)
+
+
+@pytest.mark.parametrize("moment", ["fsync", "replace"])
+def test_a_write_that_fails_leaves_the_old_file(
+    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    file = tmp_path / "file"
+    write_atomically(file, b"old")
+
+    def crash(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*((os, "fsync") if moment == "fsync" else (Path, "replace")), crash)
+        with pytest.raises(KeyboardInterrupt):
+            write_atomically(file, b"new")
+    assert file.read_bytes() == b"old"
+    write_atomically(file, b"newer")
+    assert file.read_bytes() == b"newer"
+    assert [f.name for f in tmp_path.iterdir()] == ["file"]
