@@ -3,8 +3,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from data_tokenizers import CHATML, byte_level, word_level
 
+from data_tokenizers import CHATML, byte_level, word_level
 from tdistill.data import DataConfig, load_examples
 from tdistill.errors import DataError
 

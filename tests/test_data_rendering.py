@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import pytest
-from data_tokenizers import CHATML, TRIMMED, WORDY, byte_level
 
+from data_tokenizers import CHATML, TRIMMED, WORDY, byte_level
 from tdistill.data.formats import Instruction, Record
 from tdistill.data.rendering import (
     is_blank,

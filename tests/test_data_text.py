@@ -3,8 +3,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from data_tokenizers import byte_level, word_level
 
+from data_tokenizers import byte_level, word_level
 from tdistill.data import load_text_chunks
 from tdistill.errors import DataError
 

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import pytest
-from data_tokenizers import CHATML, TRIMMED, WORDY, byte_level, word_level
 
+from data_tokenizers import CHATML, TRIMMED, WORDY, byte_level, word_level
 from tdistill.data import DataConfig, response_end_id
 from tdistill.data.formats import Record
 from tdistill.data.rendering import render_conversation

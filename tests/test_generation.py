@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import FAMILIES, VOCABULARY, tiny_lm
 from torch import Tensor
 
 from tdistill.core import TopPSets, top_p_sets
@@ -22,6 +21,7 @@ from tdistill.generation import (
     row_uniforms,
 )
 from tdistill.lm import LanguageModel
+from tiny import FAMILIES, VOCABULARY, tiny_lm
 
 PROMPTS = [[3, 4, 5, 6, 7, 8, 9], [9], [10, 11, 12], [13, 14], [20, 21, 22, 23]]
 END = 1

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
-from tiny import FAMILIES, VOCABULARY, tiny_lm, tiny_model, tokenizer
 from torch import nn
 
+import tiny
 from tdistill.errors import ModelError
 from tdistill.lm import (
     LanguageModel,
@@ -25,6 +24,7 @@ from tdistill.lm import (
     shared_vocabulary,
     tokenizer_fingerprint,
 )
+from tiny import FAMILIES, VOCABULARY, tiny_lm, tiny_model, tokenizer
 
 # PEFT asks transformers for a property that transformers has renamed.
 peft_asks = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import FAMILIES, VOCABULARY, tiny_lm, tiny_model
 from torch import Tensor, nn
 
 from tdistill.core import log_normaliser
@@ -24,6 +23,7 @@ from tdistill.scores import (
 )
 from tdistill.teacher.evidence import Row
 from tdistill.teacher.source import pack
+from tiny import FAMILIES, VOCABULARY, tiny_lm, tiny_model
 
 HEADS = (*FAMILIES, "phi")  # phi has a bias in its output layer
 ROWS = [

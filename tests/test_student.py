@@ -10,7 +10,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import FAMILIES, tiny_lm
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -19,6 +18,7 @@ from tdistill.errors import ModelError
 from tdistill.generation import decoding_sampler, generate
 from tdistill.lm import LanguageModel, model_fingerprint, save
 from tdistill.training.student import drop_layers, evenly_spaced
+from tiny import FAMILIES, tiny_lm
 
 PROMPTS = [[3, 4, 5, 6], [9], [10, 11]]
 STACKS = {"gpt2": "transformer.h", "opt": "model.decoder.layers"}

@@ -37,7 +37,7 @@ single tools:
   inspect CACHE [--json]                  what a cache holds, and what each p would cost
   verify CACHE                            check a cache: checksums and contents
 
-Fields of a recipe can be set from the command line: --training.steps 200 --objectives.kd.teacher live
+Fields of a recipe can be set on the command line: --training.steps 200 --objectives.kd.teacher live
 """
 
 
@@ -183,8 +183,8 @@ def _split_words(command: str, words: list[str]) -> tuple[Path, Path, list[str]]
             rest.append(word)
     if not rest or rest[0].startswith("-") or out is None:
         raise InvalidValueError(
-            f"tdistill {command}: expected RECIPE.yaml --out DIR [--section.field value ...], found "
-            f"{' '.join(words) or 'nothing'}"
+            f"tdistill {command}: expected RECIPE.yaml --out DIR [--section.field value ...], "
+            f"found {' '.join(words) or 'nothing'}"
         )
     return Path(rest[0]), Path(out), rest[1:]
 
@@ -269,7 +269,8 @@ def _verify(words: list[str]) -> int:
         print(f"damaged: {problem}", file=sys.stderr)
     if not problems:
         print(
-            f"{command.cache}: {cache.manifest.rows} rows in {len(cache.manifest.shards)} shards, sound"
+            f"{command.cache}: sound; {cache.manifest.rows} rows in "
+            f"{len(cache.manifest.shards)} shards"
         )
     return 1 if problems else 0
 
@@ -283,7 +284,8 @@ def _show(metrics: dict[str, Any], out: Path) -> None:
     console.print(score_table(metrics))
     console.print(sample_panel(metrics))
     print(
-        f"report:  {out / 'report.html'}\nstudent: {out / 'student'}\nnumbers: {out / 'metrics.json'}"
+        f"report:  {out / 'report.html'}\nstudent: {out / 'student'}\n"
+        f"numbers: {out / 'metrics.json'}"
     )
 
 

@@ -1,4 +1,4 @@
-"""A whole run in its order: teacher, data, rollouts, student, start, objectives, evaluation, report.
+"""A whole run in its order: teacher, data, rollouts, student, start, objectives, evaluation.
 
 Every stage can be interrupted; the same command continues where it stopped and gives the same
 result.

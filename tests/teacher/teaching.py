@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny import tiny_lm
 
 from tdistill.core import TopPSets
 from tdistill.lm import LanguageModel
@@ -17,6 +16,7 @@ from tdistill.teacher.config import CaptureConfig, RolloutConfig
 from tdistill.teacher.evidence import Evidence, Row, round_log_probs
 from tdistill.teacher.manifest import CacheIdentity
 from tdistill.teacher.rollouts import collect_rollouts
+from tiny import tiny_lm
 
 END = 1
 PROMPTS = ((3, 4, 5, 6), (9,), (10, 11, 12), (13, 14), (20, 21, 22, 23, 24))

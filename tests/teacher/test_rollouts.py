@@ -22,7 +22,6 @@ from teaching import (
     settings,
     teacher,
 )
-from tiny import tiny_lm
 
 from tdistill.core import top_p_sets, truncate
 from tdistill.data.batch import outside_set
@@ -33,6 +32,7 @@ from tdistill.teacher.config import CaptureConfig, RolloutConfig
 from tdistill.teacher.evidence import Row
 from tdistill.teacher.rollouts import collect_rollouts, plan_key, plan_units, sample_unit
 from tdistill.teacher.source import LiveTeacher
+from tiny import tiny_lm
 
 
 def actions(rows: list[Row]) -> torch.Tensor:

@@ -3,11 +3,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from tiny import tiny_model
 from torch import nn
 from world import student
 
 from tdistill.training.target import TargetNetwork
+from tiny import tiny_model
 
 
 def weights(model: nn.Module) -> list[torch.Tensor]:

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import FAMILIES, VOCABULARY, tiny_lm, tiny_model
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -31,6 +30,7 @@ from tdistill.teacher.source import LiveTeacher
 from tdistill.training import trainer as trainer_module
 from tdistill.training.config import TrainConfig
 from tdistill.training.objectives import KD, SFT, BellmanDistill, SeqKD
+from tiny import FAMILIES, VOCABULARY, tiny_lm, tiny_model
 
 PLAIN = BellmanDistill(shift="raw", alpha=10.0)
 EXACT = replace(PLAIN, normaliser="vocabulary")

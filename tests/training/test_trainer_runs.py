@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import VOCABULARY, tiny_model
 from torch import Tensor, multiprocessing
 from transformers import TrainerCallback
 from world import inside_rows, make_trainer, mixed_rows, student
 
 from tdistill.training.objectives import BellmanDistill
+from tiny import VOCABULARY, tiny_model
 
 PLAIN = BellmanDistill(shift="raw", alpha=10.0, lm_weight=0.5)
 TARGET = BellmanDistill(shift="raw", alpha=10.0, successor="target", target_decay=0.6)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny import VOCABULARY, tiny_lm, tiny_model, tokenizer
 from torch import Tensor
 from torch.nn.functional import one_hot
 
@@ -22,6 +21,7 @@ from tdistill.training.config import TrainConfig
 from tdistill.training.objectives import BellmanDistill
 from tdistill.training.trainer import DistillTrainer, RowDataset, training_arguments
 from tdistill.training.view import ModelView
+from tiny import VOCABULARY, tiny_lm, tiny_model, tokenizer
 
 END: int = tokenizer().convert_tokens_to_ids("<end>")  # type: ignore[assignment]  # also padding
 CAPTURE = CaptureConfig(captured_top_p=0.8, max_set_size=None)

@@ -138,8 +138,8 @@ def _check_evidence(
         )
     if objective.needs_live_teacher and live_teacher is None:
         raise InvalidValueError(
-            f"{objective.name}: needs the teacher in memory; give live_teacher, or choose a form of "
-            "the objective that reads the cache"
+            f"{objective.name}: needs the teacher in memory; give live_teacher, or choose a "
+            "form of the objective that reads the cache"
         )
 
 
