@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from tiny import tiny_lm, tokenizer
 from torch import Tensor
 
 from tdistill.core import TopPSets
@@ -16,6 +15,7 @@ from tdistill.errors import DataError
 from tdistill.teacher.config import CaptureConfig
 from tdistill.teacher.evidence import Evidence, Row, concatenate
 from tdistill.teacher.source import LiveTeacher
+from tiny import tiny_lm, tokenizer
 
 END = 1
 ENDED = Row((3, 4), (7, 8, END), ended=True)
@@ -25,7 +25,7 @@ ROWS = [ENDED, CUT, SHORT]
 
 
 class Script:
-    """A teacher whose evidence is written down: one set a step, as a dictionary of probabilities."""
+    """A teacher whose evidence is written down: one set a step, as probabilities."""
 
     def __init__(self, sets: dict[Row, list[dict[int, float]]]) -> None:
         self.sets, self.asked = sets, []

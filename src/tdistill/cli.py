@@ -160,7 +160,7 @@ def _with_recipe(command: str, words: list[str]) -> int:
         _show(run_recipe(recipe, out), out)
         return 0
     run = Run(recipe, out)
-    run.prepare_teacher()
+    run.check_student()
     print(f"  {len(run.rollouts)} teacher responses to train on")
     if command != "rollouts":
         run.train()

@@ -127,6 +127,14 @@ def load(
     return LanguageModel(model.to(target).eval(), tokenizer, str(path))
 
 
+def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
+    """Only the tokenizer of a model folder or hub name."""
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(resolve_path(str(path)))
+    return tokenizer
+
+
 def save(lm: LanguageModel, folder: Path) -> None:
     """Write model (safetensors) and tokenizer as a normal Hugging Face folder."""
     lm.model.save_pretrained(folder)

@@ -108,6 +108,19 @@ class Run:
         self.prepare_teacher()
         return load(self.teacher_folder)
 
+    def release_teacher(self) -> None:
+        """Forget the teacher until it is needed again: training reads the cache."""
+        self.__dict__.pop("live_teacher", None)
+        self.__dict__.pop("teacher", None)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer that teacher and student share."""
+        from tdistill.lm import load_tokenizer
+
+        self.prepare_teacher()
+        return load_tokenizer(self.teacher_folder)
+
     @cached_property
     def live_teacher(self) -> LiveTeacher:
         """The teacher as a source of evidence."""
@@ -121,16 +134,16 @@ class Run:
         """Tokens that teacher and student share."""
         from tdistill.lm import load, shared_vocabulary
 
-        if self.recipe.student.path is None:
-            return self.teacher.vocabulary_size
-        return shared_vocabulary(self.teacher, load(self.recipe.student.path))
+        if self.recipe.student.path is not None:
+            return shared_vocabulary(self.teacher, load(self.recipe.student.path))
+        return self.cache("train").manifest.identity.vocabulary_size
 
     @cached_property
     def examples(self) -> dict[str, list[Example]]:
         """Training, validation and test examples; test prompts seen in training are left out."""
         from tdistill.data import load_examples
 
-        config, tokenizer = self.recipe.data, self.teacher.tokenizer
+        config, tokenizer = self.recipe.data, self.tokenizer
         loaded: dict[str, list[Example]] = {"valid": []}
         reports = []
         for split in ("train", "valid", "test"):
@@ -164,7 +177,7 @@ class Run:
         from tdistill.lm import tokenizer_fingerprint
         from tdistill.teacher.cache import Cache
 
-        fingerprint = tokenizer_fingerprint(self.teacher.tokenizer)
+        fingerprint = tokenizer_fingerprint(self.tokenizer)
         return Cache(self._cache_folder(split), tokenizer_fingerprint=fingerprint)
 
     def _cache_folder(self, split: str) -> Path:
@@ -230,6 +243,11 @@ class Run:
 
         return make
 
+    def check_student(self) -> None:
+        """Refuse a given student of another tokenizer before any work is spent."""
+        if self.recipe.student.path is not None:
+            self.say(f"  {self.vocabulary_size} tokens shared by teacher and student")
+
     def rows_of(self, kind: str) -> list[Row]:
         """Rows to train on: the ground-truth references, or the teacher's responses."""
         from tdistill.teacher.evidence import Row
@@ -269,9 +287,8 @@ class Run:
             wants_sets = objective.rows == "teacher" and label != "start"
             text = []
             if self.recipe.data.lm_text is not None:
-                tokenizer = self.teacher.tokenizer
                 length = config.text_chunk_tokens
-                text = load_text_chunks(self.recipe.data.lm_text, tokenizer, length)
+                text = load_text_chunks(self.recipe.data.lm_text, self.tokenizer, length)
             self._guard_checkpoints(checkpoints, self.keys[label])
             trained, history = train_student(
                 load(start),
@@ -368,8 +385,9 @@ def run_recipe(recipe: Recipe, folder: Path, say: Say = print) -> dict[str, Any]
     if run.stages.finished("report", run.keys["report"], reports):
         say(f"{folder}: this run is complete; nothing to do, its results follow")
         return run.report()
-    run.prepare_teacher()
+    run.check_student()
     say(f"  {len(run.rollouts)} teacher responses to train on")
+    run.release_teacher()
     run.train()
     run.evaluate()
     return run.report()

@@ -98,7 +98,10 @@ class DenseStepScores:
 
 
 def linear_head(model: nn.Module, vocabulary_size: int) -> LinearHead | None:
-    """The model's output layer as a :class:`LinearHead`, or None if it is not known to be one."""
+    """The model's output layer as a :class:`LinearHead`, or None if it is not known to be one.
+
+    Made where gradients are off, it never gives any: not to a teacher that is read later, either.
+    """
     lm = inner_model(model)
     head = lm.get_output_embeddings()
     if type(head) is not nn.Linear:
@@ -107,8 +110,11 @@ def linear_head(model: nn.Module, vocabulary_size: int) -> LinearHead | None:
     scale = float(getattr(config, "logit_scale", None) or 1.0)
     scale /= float(getattr(config, "logits_scaling", None) or 1.0)
     softcap = getattr(config, "final_logit_softcapping", None)
-    bias = None if head.bias is None else head.bias[:vocabulary_size]
-    return LinearHead(head.weight[:vocabulary_size], bias, scale, softcap)
+    weight, bias = head.weight[:vocabulary_size], head.bias
+    bias = None if bias is None else bias[:vocabulary_size]
+    if not torch.is_grad_enabled():
+        weight, bias = weight.detach(), None if bias is None else bias.detach()
+    return LinearHead(weight, bias, scale, softcap)
 
 
 def step_scores(

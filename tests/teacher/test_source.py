@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from teaching import CAPTURE, assert_close, assert_equal, roll, teacher
-from tiny import FAMILIES, tiny_lm
+from teaching import CAPTURE, assert_close, roll, teacher
 
 from tdistill.core import top_p_sets
 from tdistill.errors import InvalidValueError
@@ -17,6 +16,7 @@ from tdistill.teacher.config import CaptureConfig
 from tdistill.teacher.evidence import Row
 from tdistill.teacher.scoring import collect_scores
 from tdistill.teacher.source import CachedTeacher, LiveTeacher, pack
+from tiny import FAMILIES, tiny_lm
 
 ROWS = [
     Row((3, 4, 5), (9, 7, 1), True),
@@ -40,7 +40,7 @@ def padded_like(small: LanguageModel) -> LanguageModel:
     weights = large.model.state_dict()
     for name, weight in small.model.state_dict().items():
         weights[name][: len(weight)] = weight
-        weights[name][len(weight) :] = 9.0
+        weights[name][len(weight) :] *= 20.0
     large.model.load_state_dict(weights)
     return large
 
@@ -131,7 +131,7 @@ def test_many_steps_are_captured_in_chunks(monkeypatch: pytest.MonkeyPatch):
     live = LiveTeacher(teacher(), CAPTURE)
     expected = live.evidence(ROWS)
     monkeypatch.setattr("tdistill.teacher.source._CHUNK", 3)
-    assert_equal(live.evidence(ROWS), expected)
+    assert_close(live.evidence(ROWS), expected)
 
 
 def test_a_larger_mass_than_captured_is_refused():
@@ -140,12 +140,17 @@ def test_a_larger_mass_than_captured_is_refused():
 
 
 def test_nothing_of_the_live_teacher_asks_for_gradients():
-    lm = tiny_lm()
+    lm = tiny_lm("phi")  # with a bias in its output layer
     live = LiveTeacher(lm, CAPTURE)
     found = live.evidence(ROWS)
     assert not found.sets.log_probs.requires_grad
     assert not found.log_normaliser.requires_grad
-    assert not live.scores(*pack(ROWS, pad_id=1)).rows(0, 2).requires_grad
+    # Read later, where the student's gradients are on.
+    scores = live.scores(*pack(ROWS, pad_id=1))
+    assert torch.is_grad_enabled()
+    assert not scores.rows(0, 2).requires_grad
+    assert not scores.at(torch.tensor([3]), torch.tensor([0])).requires_grad
+    assert not scores.reduce(lambda z: z.logsumexp(-1), chunk_size=4).requires_grad
 
 
 def test_scores_are_written_once(tmp_path: Path):

@@ -137,11 +137,11 @@ def test_logged_means_are_over_the_steps_of_the_whole_interval(
     monkeypatch.setattr(trainer_module, "time", clock)
     rows = [*mixed_rows(), *inside_rows(16)[6:]]
     options = {"rows": rows, "text": TEXT, "batch_size": 8, "gradient_accumulation": 4}
-    still = {"learning_rate": 1e-12, "logging_steps": 2}
+    still = {"learning_rate": 1e-12, "logging_steps": 2, "steps": 4}
     objective = replace(EXACT, out_of_set="drop", successor="semi")
     trainer = make_trainer(tmp_path, objective, **options, **still)
     trainer.train()
-    (logs,) = [entry for entry in trainer.state.log_history if "loss" in entry]
+    first, second = (entry for entry in trainer.state.log_history if "loss" in entry)
     batch, model = make_batch(rows, out_of_set="drop"), student()
     with torch.no_grad():
         view = model_view(model, batch)
@@ -169,8 +169,9 @@ def test_logged_means_are_over_the_steps_of_the_whole_interval(
         "tokens_per_second": int(trained.sum()) / 0.5,
     }
     for name, mean in expected.items():
-        assert logs[name] == pytest.approx(float(mean), rel=1e-4), name
-    assert logs["grad_norm"] > 0.0
+        assert first[name] == pytest.approx(float(mean), rel=1e-4), name
+        assert second[name] == pytest.approx(first[name], rel=1e-4), name  # began anew
+    assert first["grad_norm"] > 0.0
 
 
 def test_objectives_without_sets_log_no_set_quantities(tmp_path: Path) -> None:
