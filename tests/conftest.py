@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from typing import TYPE_CHECKING
 
+import pytest
 from jaxtyping import install_import_hook
+
+if TYPE_CHECKING:
+    from pipeline import Finished
+
+# Tiny models: more threads only wait for each other. Before torch is first imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 for _name in [name for name in sys.modules if name.split(".")[0] == "tdistill"]:
     del sys.modules[_name]  # loaded before the hook: load again, checked
@@ -13,3 +22,11 @@ install_import_hook(
     # The numeric tower: an int is a float, as for every other type checker.
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
 )
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """One whole run of the pipeline, shared by the tests that only read it."""
+    from pipeline import finish
+
+    return finish(tmp_path_factory.mktemp("finished"))

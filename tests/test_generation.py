@@ -270,6 +270,14 @@ def test_draws_invert_the_sums(uniform: float, expected: list[int]):
     assert draw_from_sets(three_steps(), draws).tolist() == expected
 
 
+def test_a_number_on_the_boundary_draws_the_next_member():
+    sets = TopPSets(
+        torch.tensor([7, 5, 6]), torch.tensor([0.5, 0.25, 0.25]).log(), torch.tensor([0, 3])
+    )
+    drawn = [draw_from_sets(sets, torch.tensor([u], dtype=torch.float64)) for u in (0.5, 0.75)]
+    assert [int(token) for token in drawn] == [5, 6]
+
+
 def test_each_step_is_drawn_by_its_own_number():
     draws = torch.tensor([0.9, 0.0, 0.7], dtype=torch.float64)
     assert draw_from_sets(three_steps(), draws).tolist() == [6, 2, 3]

@@ -21,7 +21,10 @@ def resolve_path(path: str) -> str:
         ModelError: if the package is not installed, or a path that is clearly local does not exist.
     """
     if path.startswith(_PACKAGE):
-        spec = find_spec(path.removeprefix(_PACKAGE))
+        try:
+            spec = find_spec(path.removeprefix(_PACKAGE))
+        except (ImportError, ValueError):  # a parent package is missing, or the name is empty
+            spec = None
         if spec is None or not spec.submodule_search_locations:
             raise ModelError(f"{path}: expected an installed package of that name, found none")
         return str(spec.submodule_search_locations[0])

@@ -128,10 +128,19 @@ def load(
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
-    """Only the tokenizer of a model folder or hub name."""
+    """Only the tokenizer of a model folder or hub name.
+
+    Raises:
+        ModelError: if there is none.
+    """
     from transformers import AutoTokenizer
 
-    tokenizer: Any = AutoTokenizer.from_pretrained(resolve_path(str(path)))
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(resolve_path(str(path)))
+    except (OSError, ValueError, ImportError) as error:
+        raise ModelError(
+            f"{path}: expected a tokenizer in transformers' format; loading failed with: {error}"
+        ) from error
     return tokenizer
 
 

@@ -35,7 +35,8 @@ class StudentConfig:
     def __post_init__(self) -> None:
         """Refuse both and neither."""
         one = (self.layers is None) != (self.path is None)
-        check("student", one, "either layers or path", f"layers {self.layers}, path {self.path}")
+        found = f"layers = {self.layers} and path = {self.path}"
+        check("layers, path", one, "exactly one of the two", found)
         check_at_least(1, layers=self.layers)
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from tdistill.errors import DataError
 from tdistill.recipe import Recipe, recipe_dict
 from tdistill.stages import Say, Stages, key_of
 
@@ -63,7 +64,8 @@ class Run:
         keys["student"] = key_of(keys["teacher"], plain["student"], student)
         keys["start"] = key_of(keys["student"], keys["rollouts"], plain["start"], text)
         for label in r.objectives:
-            own = plain["objectives"][label], plain["training"], text
+            place = label == r.distilled  # student/ or models/
+            own = plain["objectives"][label], plain["training"], text, place
             keys[label] = key_of(keys["start"], keys["rollouts"], own)
         for label in self.labels:
             keys[f"evaluate-{label}"] = key_of(keys[label], keys["held-out"], plain["evaluation"])
@@ -160,6 +162,11 @@ class Run:
                 dropped = len(loaded[split]) - len(unseen)
                 self.say(f"  {split}: left out {dropped} prompts that are also in train")
             loaded[split] = unseen
+        if not loaded["test"]:
+            raise DataError(
+                f"{config.test}: expected test prompts that are not in {config.train}, found none; "
+                "name another data.test"
+            )
         return loaded
 
     @cached_property

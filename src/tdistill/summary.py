@@ -54,8 +54,8 @@ def gather_metrics(run: Run) -> dict[str, Any]:
             "train_prompts": len(run.examples["train"]),
             "valid_prompts": len(run.examples["valid"]),
             "test_prompts": len(run.examples["test"]),
-            "rollout_rows": inspection["rows"],
-            "rollout_steps": inspection["steps"],
+            "rollout_rows": len(run.rollouts),
+            "rollout_steps": sum(len(row.response_ids) for row in run.rollouts),
         },
         "parameters": {
             "teacher": judged["teacher"]["parameters"],

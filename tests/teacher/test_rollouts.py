@@ -30,7 +30,7 @@ from tdistill.teacher import rollouts
 from tdistill.teacher.cache import CacheWriter, identity_of
 from tdistill.teacher.config import CaptureConfig, RolloutConfig
 from tdistill.teacher.evidence import Row
-from tdistill.teacher.rollouts import collect_rollouts, plan_key, plan_units, sample_unit
+from tdistill.teacher.rollouts import Unit, collect_rollouts, plan_key, plan_units, sample_unit
 from tdistill.teacher.source import LiveTeacher
 from tiny import tiny_lm
 
@@ -135,6 +135,21 @@ def test_responses_follow_the_projected_teacher(captured: float):
     freedom = torch.tensor((len(ids) - 1) / 2, dtype=torch.float64)
     assert len(ids) > 3
     assert torch.special.gammaincc(freedom, statistic / 2) > 0.01
+
+
+def test_a_response_does_not_depend_on_when_the_others_end():
+    """The same row and seed among other prompts, which end at other steps."""
+    found = set()
+    for seed in range(8):
+        units = [
+            Unit((*others, (3, 4)), (0,) * 7, seed)
+            for others in (tuple((i,) for i in range(5, 11)), tuple((i, 2) for i in range(30, 36)))
+        ]
+        first, second = (sample_unit(teacher(), u, settings(max_new_tokens=16)) for u in units)
+        assert [len(r.row.response_ids) for r in first] != [len(r.row.response_ids) for r in second]
+        assert first[-1].row == second[-1].row
+        found.add(first[-1].row)
+    assert max(len(row.response_ids) for row in found) > 4
 
 
 def test_samples_of_a_prompt_differ(tmp_path: Path):

@@ -11,6 +11,7 @@ from torch import Tensor
 from world import (
     END,
     EVERYTHING,
+    PAPER,
     Dense,
     cached,
     dense_bellman,
@@ -32,7 +33,7 @@ from tdistill.training.objectives import KD, SFT, BellmanDistill, SeqKD
 
 SHIFTS = ("raw", "set-max", "vocabulary-max", "normalised")
 # Far from the optimum, so that no term hides behind another.
-PLAIN = BellmanDistill(shift="raw", alpha=0.5, q_min=None)
+PLAIN = replace(PAPER, shift="raw", alpha=0.5, q_min=None)
 
 
 def close(found: Tensor, expected: Tensor, tolerance: float = 2e-6) -> None:
@@ -77,7 +78,8 @@ def test_identity_phi_clones_on_the_set_at_every_discount(shift: Any, gamma: flo
 def test_every_combination_of_choices_is_the_dense_formula(
     shift: Any, normaliser: Any, linear: Any, successor: Any, q_min: float | None
 ) -> None:
-    objective = BellmanDistill(
+    objective = replace(
+        PAPER,
         shift=shift,
         normaliser=normaliser,
         linear_term=linear,
@@ -158,8 +160,8 @@ def test_the_clip_bounds_what_is_far_below_the_best_and_stops_its_gradient() -> 
     far.requires_grad_()
     _, view = random_view(batch)
     view.scores = DenseStepScores(far)
-    found = BellmanDistill(alpha=0.5, phi="identity").step_loss(view, batch)
-    unclipped = BellmanDistill(alpha=0.5, phi="identity", q_min=None).step_loss(view, batch)
+    found = replace(PAPER, alpha=0.5, phi="identity").step_loss(view, batch)
+    unclipped = replace(PAPER, alpha=0.5, phi="identity", q_min=None).step_loss(view, batch)
     close(unclipped.loss[0] - found.loss[0], torch.tensor(15.0), 1e-3)
     close(unclipped.loss[1:], found.loss[1:], 1e-3)
     assert torch.autograd.grad(found.loss[0], far)[0][0, batch.action[0]] == 0.0
@@ -294,10 +296,11 @@ def forward_kl(model: Any, batch: Any) -> float:
         (SeqKD(), True),
         (KD(), True),
         (KD(teacher="live"), True),
-        (BellmanDistill(), False),
-        (BellmanDistill(shift="raw", alpha=10.0, normaliser="vocabulary"), True),
-        (BellmanDistill(shift="raw", alpha=10.0, linear_term="teacher-expectation"), True),
-        (BellmanDistill(shift="raw", alpha=10.0, successor="semi"), True),
+        (PAPER, False),
+        (BellmanDistill(), True),
+        (replace(PAPER, shift="raw", alpha=10.0, normaliser="vocabulary"), True),
+        (replace(PAPER, shift="raw", alpha=10.0, linear_term="teacher-expectation"), True),
+        (replace(PAPER, shift="raw", alpha=10.0, successor="semi"), True),
     ],
     ids=lambda value: str(value)[:60],
 )
@@ -333,12 +336,11 @@ def test_thirty_updates_lower_the_loss_and_bring_the_student_closer(
 )
 def test_values_out_of_range_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidValueError, match=message):
-        BellmanDistill(**changes)
+        replace(PAPER, **changes)
 
 
-def test_what_each_objective_needs_and_the_papers_defaults() -> None:
+def test_what_each_objective_needs() -> None:
     assert [o.needs_sets for o in (SFT(), SeqKD(), KD(), PLAIN)] == [False, False, True, True]
     assert PLAIN.target_network is None
     assert replace(PLAIN, successor="target", target_decay=0.5).target_network == 0.5
-    paper = BellmanDistill()
-    assert (paper.set_top_p, paper.discount, paper.alpha, paper.q_min) == (0.8, 0.99, 0.1, -10.0)
+    assert (PAPER.set_top_p, PAPER.discount) == (0.8, 0.99)

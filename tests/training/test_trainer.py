@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import TrainerCallback
 from world import (
     END,
+    PAPER,
     Dense,
     inside_rows,
     live,
@@ -32,7 +33,7 @@ from tdistill.training.config import TrainConfig
 from tdistill.training.objectives import KD, SFT, BellmanDistill, SeqKD
 from tiny import FAMILIES, VOCABULARY, tiny_lm, tiny_model
 
-PLAIN = BellmanDistill(shift="raw", alpha=10.0)
+PLAIN = replace(PAPER, shift="raw", alpha=10.0)
 EXACT = replace(PLAIN, normaliser="vocabulary")
 TEXT = tuple(tuple((7 * i + 3 * j) % VOCABULARY for j in range(6)) for i in range(5))
 

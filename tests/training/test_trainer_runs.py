@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,13 @@ import pytest
 import torch
 from torch import Tensor, multiprocessing
 from transformers import TrainerCallback
-from world import inside_rows, make_trainer, mixed_rows, student
+from world import PAPER, inside_rows, make_trainer, mixed_rows, student
 
 from tdistill.training.objectives import BellmanDistill
 from tiny import VOCABULARY, tiny_model
 
-PLAIN = BellmanDistill(shift="raw", alpha=10.0, lm_weight=0.5)
-TARGET = BellmanDistill(shift="raw", alpha=10.0, successor="target", target_decay=0.6)
+PLAIN = replace(PAPER, shift="raw", alpha=10.0, lm_weight=0.5)
+TARGET = replace(PAPER, shift="raw", alpha=10.0, successor="target", target_decay=0.6)
 TEXT = tuple(tuple((7 * i + 3 * j) % VOCABULARY for j in range(6)) for i in range(5))
 
 

@@ -23,6 +23,11 @@ from tdistill.training.trainer import DistillTrainer, RowDataset, training_argum
 from tdistill.training.view import ModelView
 from tiny import VOCABULARY, tiny_lm, tiny_model, tokenizer
 
+PAPER = BellmanDistill(
+    alpha=0.1, normaliser="set", linear_term="sampled", shift="vocabulary-max", q_min=-10.0
+)
+"""The choices of the paper and of its authors' code; the defaults are others."""
+
 END: int = tokenizer().convert_tokens_to_ids("<end>")  # type: ignore[assignment]  # also padding
 CAPTURE = CaptureConfig(captured_top_p=0.8, max_set_size=None)
 EVERYTHING = CaptureConfig(captured_top_p=1.0, max_set_size=None)

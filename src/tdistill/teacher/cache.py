@@ -164,6 +164,10 @@ class Cache:
         """Rows."""
         return self.manifest.rows
 
+    def __contains__(self, row: Row) -> bool:
+        """Whether there is evidence of a response, by the hash of its token ids."""
+        return row_key(row) in self._place
+
     def rows(self, *, source: str = "", shard: str = "") -> list[Row]:
         """Rows in file order.
 

@@ -8,15 +8,18 @@ import numpy as np
 import torch
 
 from tdistill.core import TopPSets, kappa, log_set_mass, sampled_gap_bound, truncate
+from tdistill.errors import CacheError
 from tdistill.teacher.cache import Cache
-from tdistill.teacher.manifest import VERSION
+from tdistill.teacher.manifest import VERSION, Shard
 
+_PER_STEP = ("response_ids", "log_normaliser", "action_log_prob")
 _MENU = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 
 
 def inspect_cache(cache: Cache, *, discount: float = 0.99) -> dict[str, Any]:
     """Counts, sizes, coverage and bounds of a cache, as plain values for JSON.
 
+    ``kappa_least_mass`` is kappa at the least captured mass, which holds under a binding cap too.
     ``bound`` is (3.3) averaged over the states of the cached responses, which end;
     ``bound_stationary`` is the same sum if a response went on for ever at the mean loss of its
     steps, which is what kappa assumes of the worst step.
@@ -27,8 +30,13 @@ def inspect_cache(cache: Cache, *, discount: float = 0.99) -> dict[str, Any]:
 
     Returns:
         See the keys.
+
+    Raises:
+        CacheError: for a cache without rows.
     """
     identity = cache.manifest.identity
+    if len(cache) == 0:
+        raise CacheError(f"{cache.folder}: expected a cache with responses, found an empty one")
     everything = _concatenated(cache)
     sets, lengths = everything["sets"], everything["lengths"]
     sizes = sets.sizes.numpy()
@@ -57,6 +65,7 @@ def inspect_cache(cache: Cache, *, discount: float = 0.99) -> dict[str, Any]:
             "min": float(mass.min()),
         },
         "cap_binds": 0.0 if cap is None else float(_capped(sizes, mass, identity).mean()),
+        "kappa_least_mass": kappa(min(1.0, float(mass.min())), discount),
         "out_of_set_rate": float(everything["outside"].mean()),
         "ended_rate": float(everything["ended"].mean()),
         "discount": discount,
@@ -89,6 +98,11 @@ def inspection_text(numbers: dict[str, Any]) -> str:
         f"{b['bound_stationary']:7.2f}  {b['kappa']:7.2f}"
         for b in numbers["bounds"]
     ]
+    if numbers["cap_binds"] > 0:
+        lines.append(
+            "  note           where the cap binds p does not bound the mass: kappa at the least "
+            f"captured mass is {numbers['kappa_least_mass']:.2f}"
+        )
     return "\n".join(lines)
 
 
@@ -100,32 +114,47 @@ def verify_cache(cache: Cache) -> list[str]:
     problems = []
     vocabulary = cache.manifest.identity.vocabulary_size
     for shard, columns in zip(cache.manifest.shards, cache.shard_columns(), strict=True):
-        sizes, log_probs = columns["set_sizes"], columns["set_log_probs"].astype(np.float32)
-        starts = np.cumsum(sizes)[:-1]
-        within = np.ones(max(len(log_probs) - 1, 0), dtype=bool)
-        within[starts - 1] = False
-        checks = {
-            "row count differs from the manifest": len(columns["lengths"]) != shard.rows,
-            "step count differs from the manifest": len(sizes) != shard.steps,
-            "member count differs from the manifest": len(columns["set_ids"]) != shard.members,
-            "an empty set": bool((sizes < 1).any()),
-            "a token id outside the vocabulary": bool((columns["set_ids"] >= vocabulary).any()),
-            "a log-probability above 0 or not a number": not bool((log_probs <= 0).all()),
-            "a set not in descending order": bool((np.diff(log_probs)[within] > 0).any()),
-        }
+        checks = _structure(shard, columns)
+        if not any(checks.values()):  # else the columns cannot be laid side by side
+            checks = _contents(columns, vocabulary)
+        unknown = not all(row in cache for row in cache.rows(shard=shard.name))
+        checks["a row whose key is not that of its tokens"] = unknown
         problems += [f"{shard.name}: {text}" for text, found in checks.items() if found]
     return problems
 
 
+def _structure(shard: Shard, columns: dict[str, Any]) -> dict[str, bool]:
+    sizes, members = columns["set_sizes"], columns["set_ids"]
+    per_step = {len(columns[name]) for name in _PER_STEP}
+    return {
+        "row count differs from the manifest": len(columns["lengths"]) != shard.rows,
+        "step count differs from the manifest": len(sizes) != shard.steps,
+        "member count differs from the manifest": len(members) != shard.members,
+        "columns of different lengths": per_step != {len(sizes)}
+        or {len(members), int(sizes.sum())} != {len(columns["set_log_probs"])},
+        "an empty set": bool((sizes < 1).any()),
+    }
+
+
+def _contents(columns: dict[str, Any], vocabulary: int) -> dict[str, bool]:
+    sizes, ids = columns["set_sizes"], columns["set_ids"].astype(np.int64)
+    log_probs, action = columns["set_log_probs"], columns["response_ids"].astype(np.int64)
+    step = np.repeat(np.arange(len(sizes)), sizes)
+    within = step[1:] == step[:-1]
+    taken = ids == action[step]
+    differs = (log_probs != columns["action_log_prob"][step]) & taken
+    outside = max(int(ids.max()), int(action.max())) >= vocabulary
+    return {
+        "a token id outside the vocabulary": outside,
+        "a token twice in one set": len(np.unique(step * (1 << 32) + ids)) < len(ids),
+        "a log-probability above 0 or not a number": not bool((log_probs <= 0).all()),
+        "a set not in descending order": bool((log_probs[1:] > log_probs[:-1])[within].any()),
+        "a response token with two log-probabilities": bool(differs.any()),
+    }
+
+
 def _concatenated(cache: Cache) -> dict[str, Any]:
     columns = list(cache.shard_columns())
-    if not columns:
-        return {
-            "sets": TopPSets(torch.zeros(0).long(), torch.zeros(0), torch.zeros(1).long()),
-            "lengths": torch.zeros(0).long(),
-            "outside": np.zeros(0),
-            "ended": np.zeros(0),
-        }
     joined = {name: np.concatenate([c[name] for c in columns]) for name in columns[0]}
     sizes = torch.from_numpy(joined["set_sizes"].astype(np.int64))
     sets = TopPSets(

@@ -160,15 +160,18 @@ class BellmanDistill(Objective):
     Minimises ``[V(s) - Q(s,a)] + [r - phi(r)]`` with ``r = Q(s,a) - discount V_p(s')``. The first
     bracket clones the teacher; the second holds all temporal-difference content and is left out at
     the last step of a cut response, whose V(s') is unknown.
+
+    The defaults are what a measured comparison chose (docs/log.md, 2026-11-24). The authors chose
+    ``alpha: 0.1, normaliser: set, linear_term: sampled, shift: vocabulary-max, q_min: -10``.
     """
 
     name: ClassVar[str] = "bellman_distill"
-    alpha: float = 0.1  # strength of chi-square; smaller pulls the reward harder towards 0
+    alpha: float = 10.0  # strength of chi-square; smaller pulls the reward harder towards 0
     phi: Literal["chi-square", "identity"] = "chi-square"
-    normaliser: Literal["set", "vocabulary"] = "set"  # the first V: over the set, or everything
-    linear_term: Literal["sampled", "teacher-expectation"] = "sampled"
-    shift: Literal["raw", "set-max", "vocabulary-max", "normalised"] = "vocabulary-max"
-    q_min: float | None = -10.0  # lower clip of Q; null leaves it
+    normaliser: Literal["set", "vocabulary"] = "vocabulary"  # the first V: over the set, or all
+    linear_term: Literal["sampled", "teacher-expectation"] = "teacher-expectation"
+    shift: Literal["raw", "set-max", "vocabulary-max", "normalised"] = "raw"
+    q_min: float | None = None  # lower clip of Q; null leaves it
     successor: Literal["residual", "semi", "target"] = "residual"  # gradient through V(s')
     target_decay: float = 0.99  # of the averaged copy that gives V(s') under successor: target
 

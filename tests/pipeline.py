@@ -1,0 +1,162 @@
+"""A world in which the whole pipeline runs in seconds, and ways to run and to kill it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tdistill import cli
+from tdistill.lm import save
+from tiny import tiny_lm
+
+OBJECTIVES = ("sft", "seqkd", "kd", "bellman_distill")
+LABELS = ("teacher", "start", *OBJECTIVES)
+PHASE = {"steps": 4, "batch_size": 4, "learning_rate": 1e-3, "warmup_steps": 1, "save_steps": 2}
+
+
+def write_world(folder: Path) -> Path:
+    """A random teacher, data and a recipe; returns the recipe."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save(tiny_lm("llama", scale=3.0), folder / "teacher")
+    for split, count, stride in (("train", 9, 1), ("test", 6, 3), ("valid", 4, 7)):
+        write_rows(folder / f"{split}.jsonl", [prompt(i, stride) for i in range(count)])
+    recipe = {
+        "teacher": {"path": str(folder / "teacher")},
+        "student": {"layers": 2},
+        "data": {s: str(folder / f"{s}.jsonl") for s in ("train", "valid", "test")},
+        "rollouts": {"n": 2, "max_new_tokens": 8, "batch_size": 4, "batches_per_shard": 2},
+        "start": {"rows": "both", "training": PHASE | {"learning_rate": 1e-2, "steps": 6}},
+        "training": PHASE,
+        "evaluation": {"seeds": 2, "max_new_tokens": 8, "tuned_temperatures": [0.5]},
+    }
+    recipe["data"]["template"] = "plain"
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe, sort_keys=False))
+    return path
+
+
+def prompt(i: int, stride: int) -> str:
+    """A few letters."""
+    return " ".join("abcdefghij"[(i * stride + j) % 10] for j in range(2 + (i + stride) % 4))
+
+
+def write_rows(path: Path, prompts: list[str], completion: str = " k l m") -> None:
+    """Prompts with completions, as JSONL."""
+    rows = [{"prompt": p, "completion": completion} for p in prompts]
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that was never interrupted: its recipe and its folder. Not to be changed."""
+
+    recipe: Path
+    folder: Path
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """What it wrote."""
+        return read_json(self.folder / "metrics.json")
+
+
+def finish(folder: Path) -> Finished:
+    """Do everything once."""
+    recipe = write_world(folder / "world")
+    assert cli.main(["run", str(recipe), "--out", str(folder / "out")]) == 0
+    return Finished(recipe, folder / "out")
+
+
+def read_json(path: Path) -> Any:
+    """Plain JSON: NaN and infinity are refused, as every other reader would."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{path}: {constant} is not JSON")
+
+    return json.loads(path.read_text(), parse_constant=refuse)
+
+
+def digest(folder: Path) -> dict[str, str]:
+    """The hash of every file of a folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+
+def untimed(metrics: dict[str, Any]) -> dict[str, Any]:
+    """All numbers that must not depend on how often a run was interrupted."""
+    kept = {k: v for k, v in metrics.items() if k not in ("created", "seconds")}
+    kept["curves"] = {
+        label: [{k: v for k, v in step.items() if k not in _TIMED} for step in curve]
+        for label, curve in metrics["curves"].items()
+    }
+    return kept
+
+
+_TIMED = ("tokens_per_second",)
+
+
+def kill_at(moment: str, *arguments: str) -> str:
+    """Run a command in a process of its own that is killed at a moment; returns its output."""
+    done = subprocess.run(
+        [sys.executable, __file__, moment, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == -signal.SIGKILL, done.stdout + done.stderr
+    return done.stdout
+
+
+def _die(*arguments: Any, **options: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _arm(moment: str) -> None:
+    """Replace one function so that the process kills itself there, as kill -9 would."""
+    from tdistill import run
+    from tdistill.evaluation import evaluate
+    from tdistill.teacher.manifest import Manifest
+    from tdistill.training.trainer import DistillTrainer
+
+    trainer: Any = DistillTrainer
+    original_log, original_overlap = trainer.log, evaluate.score_responses
+    original_write = Manifest.write
+    counts = {"judged": 0}
+
+    def log(self: Any, *arguments: Any, **options: Any) -> None:
+        original_log(self, *arguments, **options)
+        if (self.objective.name, self.state.global_step) == ("kd", 3):
+            _die()
+
+    def score(*arguments: Any, **options: Any) -> Any:
+        counts["judged"] += 1
+        return _die() if counts["judged"] == 6 else original_overlap(*arguments, **options)
+
+    def write(self: Any, folder: Path) -> None:
+        if len(self.shards) == 2:
+            _die()
+        original_write(self, folder)
+
+    places: dict[str, tuple[Any, str, Any]] = {
+        "between-shard-and-manifest": (Manifest, "write", write),
+        "inside-a-checkpoint": (trainer, "_save_rng_state", _die),
+        "after-a-checkpoint": (trainer, "log", log),
+        "before-the-record-of-a-model": (run.shutil, "rmtree", _die),
+        "during-evaluation": (evaluate, "score_responses", score),
+    }
+    setattr(*places[moment])
+
+
+if __name__ == "__main__":
+    _arm(sys.argv[1])
+    sys.exit(cli.main(sys.argv[2:]))
