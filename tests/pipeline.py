@@ -123,14 +123,14 @@ def _die(*arguments: Any, **options: Any) -> None:
 
 def _arm(moment: str) -> None:
     """Replace one function so that the process kills itself there, as kill -9 would."""
-    from tdistill import run
+    from tdistill import lm
     from tdistill.evaluation import evaluate
     from tdistill.teacher.manifest import Manifest
     from tdistill.training.trainer import DistillTrainer
 
     trainer: Any = DistillTrainer
-    original_log, original_overlap = trainer.log, evaluate.score_responses
-    original_write = Manifest.write
+    original_log, original_score = trainer.log, evaluate.score_responses
+    original_write, original_save = Manifest.write, lm.save
     counts = {"judged": 0}
 
     def log(self: Any, *arguments: Any, **options: Any) -> None:
@@ -140,18 +140,23 @@ def _arm(moment: str) -> None:
 
     def score(*arguments: Any, **options: Any) -> Any:
         counts["judged"] += 1
-        return _die() if counts["judged"] == 6 else original_overlap(*arguments, **options)
+        return _die() if counts["judged"] == 6 else original_score(*arguments, **options)
 
     def write(self: Any, folder: Path) -> None:
         if len(self.shards) == 2:
             _die()
         original_write(self, folder)
 
+    def save_model(model: Any, folder: Path) -> None:
+        original_save(model, folder)
+        if folder.name != "untrained":
+            _die()
+
     places: dict[str, tuple[Any, str, Any]] = {
         "between-shard-and-manifest": (Manifest, "write", write),
         "inside-a-checkpoint": (trainer, "_save_rng_state", _die),
         "after-a-checkpoint": (trainer, "log", log),
-        "before-the-record-of-a-model": (run.shutil, "rmtree", _die),
+        "before-the-record-of-a-model": (lm, "save", save_model),
         "during-evaluation": (evaluate, "score_responses", score),
     }
     setattr(*places[moment])

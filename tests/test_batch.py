@@ -206,6 +206,12 @@ def test_a_step_sees_the_prompt_and_the_actions_before_it():
         assert [step[0] for step in known[SHORT]] == [[6, 6, 6]]
 
 
+def test_padding_is_on_the_side_asked_for():
+    masks = [collate(ROWS, padding_side=side).attention_mask for side in ("right", "left")]
+    assert masks[0].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0]]
+    assert masks[1].tolist() == [[1, 1, 1, 1], [0, 0, 1, 1], [0, 1, 1, 1]]
+
+
 def test_text_is_chosen_by_the_index_of_the_row():
     text = [(10, 11), (12, 13), (14, 15)]
     make = Collator(source=None, pad_id=END, text=text)

@@ -117,3 +117,11 @@ def test_the_whole_conversation_holds_the_first_reference():
     whole = render_conversation(CHAT, record)
     assert whole.startswith(render_prompt(CHAT, "chat", record))
     assert whole.endswith("assistant\nHe.<|im_end|>\n")
+
+
+def test_an_empty_system_message_keeps_the_template_from_its_own():
+    own = "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nBe good<|im_end|>\n{% endif %}"
+    tokenizer = byte_level(own + CHATML)
+    assert "Be good" in render("Who?", "chat", tokenizer=tokenizer)
+    empty = render("Who?", "chat", tokenizer=tokenizer, system="")
+    assert empty.startswith("<|im_start|>system\n<|im_end|>\n")

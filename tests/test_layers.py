@@ -12,9 +12,10 @@ import pytest
 import tdistill
 
 # Top to bottom. A module imports itself and the lines below its own; two names on one line are
-# peers and do not import each other. `tdistill` is the root package, which only holds the version.
+# peers and do not import each other. `tdistill` is the root package, which only holds the version;
+# `public` is its stub, the list of public names, which load on first use.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("__main__",),
+    ("__main__", "public"),
     ("cli",),
     ("run",),
     ("summary",),
@@ -45,6 +46,8 @@ Check = Callable[[str, str], Iterator[str]]
 
 def layer_of(path: str) -> str:
     """``core/top_p.py`` is of layer core, ``lm.py`` of lm, ``__init__.py`` of the root."""
+    if path == "__init__.pyi":
+        return "public"
     name = path.split("/", maxsplit=1)[0].rsplit(".", 1)[0]
     return "tdistill" if name == "__init__" else name
 
@@ -143,6 +146,7 @@ def test_every_core_module_has_its_test_file():
         (upward_imports, "teacher/a.py", "from .. import data"),
         (upward_imports, "errors.py", "from tdistill import core"),
         (upward_imports, "__init__.py", "from tdistill.errors import TdistillError"),
+        (upward_imports, "__init__.pyi", "from .__main__ import main"),
         (upward_imports, "surprise.py", ""),
         (upward_imports, "cli.py", "import tdistill.surprise"),
         (impure_core, "core/value.py", "import numpy as np"),
@@ -165,6 +169,7 @@ def test_each_rule_can_be_broken(check: Check, path: str, source: str):
     ("check", "path", "source"),
     [
         (upward_imports, "cli.py", "from tdistill import __version__, run"),
+        (upward_imports, "__init__.pyi", "from .run import run_recipe"),
         (upward_imports, "core/value.py", "from .segments import row_index"),
         (upward_imports, "teacher/a.py", "from tdistill.lm import LanguageModel"),
         (upward_imports, "data/a.py", "from ..teacher import cache"),

@@ -128,6 +128,13 @@ def test_the_model_fingerprint_reacts_to_weights_names_and_shapes():
     assert model_fingerprint(nn.DataParallel(tiny_model())) == first  # pyright: ignore
 
 
+def test_the_model_fingerprint_reads_shapes_and_names():
+    tall, wide = nn.Linear(2, 8, bias=False), nn.Linear(8, 2, bias=False)
+    wide.weight.data = tall.weight.data.reshape(2, 8)
+    models: list[Any] = [tall, wide, nn.ModuleDict({"a": tall}), nn.ModuleDict({"b": tall})]
+    assert len({model_fingerprint(model) for model in models}) == 4
+
+
 def test_the_model_fingerprint_reads_values_not_storage():
     model: Any = tiny_model()
     half = tiny_model().to(torch.float16)

@@ -30,7 +30,7 @@ def again(finished: Finished, folder: Path, *overrides: str) -> tuple[list[str],
 
 
 def redone(lines: list[str]) -> set[str]:
-    return {line[1 : line.index("]")] for line in lines if line.endswith("]")}
+    return {line[1:-1] for line in lines if line.startswith("[") and line.endswith("]")}
 
 
 def test_it_leaves_what_it_promises(finished: Finished):

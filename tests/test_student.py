@@ -34,6 +34,8 @@ def test_kept_layers_are_evenly_spaced_with_first_and_last(depth: int, data: st.
     kept = evenly_spaced(depth, keep)
     assert len(kept) == keep
     assert kept[0] == 0
+    step = (depth - 1) / max(keep - 1, 1)
+    assert all(abs(layer - i * step) <= 0.5 for i, layer in enumerate(kept))
     if keep > 1:
         gaps = {b - a for a, b in pairwise(kept)}
         assert kept[-1] == depth - 1

@@ -307,6 +307,7 @@ class Run:
                 source=CachedTeacher(self.cache("train")) if wants_sets else None,
                 live_teacher=self.live_teacher if objective.needs_live_teacher else None,
                 text=text,
+                label=label,
             )
             save(trained, folder)
             shutil.rmtree(checkpoints, ignore_errors=True)

@@ -26,7 +26,8 @@ class DataConfig:
             instruction template of Stanford Alpaca; ``plain``: the text as it stands. ``auto``:
             ``chat`` where the tokenizer has a chat template, else ``alpaca`` for instruction rows
             and ``plain`` for the others.
-        system: system message for rows that bring none.
+        system: system message for rows that bring none; "" keeps a chat template from putting in
+            its own, null lets it.
         max_prompt_tokens: rows with a longer prompt are left out and counted.
         max_response_tokens: longest response, the end token included; a longer one is cut and then
             has no end token.

@@ -125,7 +125,8 @@ def _as_turns(prompt: Prompt, system: str | None) -> list[Message]:
     else:
         parts = [part for part in (prompt.instruction, prompt.input) if part.strip()]
         turns = [{"role": "user", "content": "\n\n".join(parts)}]
-    if system and not any(turn["role"] == "system" for turn in turns):
+    # An empty message is a choice too: it keeps a template from putting in its own.
+    if system is not None and not any(turn["role"] == "system" for turn in turns):
         turns.insert(0, {"role": "system", "content": system})
     return turns
 

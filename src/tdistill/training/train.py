@@ -35,6 +35,7 @@ def train_student(
     source: TeacherSource | None = None,
     live_teacher: LiveTeacher | None = None,
     text: Sequence[tuple[int, ...]] = (),
+    label: str | None = None,
 ) -> tuple[LanguageModel, History]:
     """Train a student; continues from the newest whole checkpoint, as if never interrupted.
 
@@ -48,6 +49,7 @@ def train_student(
         source: the teacher's evidence of the rows, where the objective needs sets.
         live_teacher: the teacher, where the objective needs its full distribution.
         text: chunks of plain text for the language-model stream.
+        label: what the progress line calls the run; the objective's name by default.
 
     Returns:
         The trained student (adapters merged) and what was logged at each logging step.
@@ -77,7 +79,7 @@ def train_student(
         args=training_arguments(config, checkpoints),
         train_dataset=RowDataset(rows),
         data_collator=collator,
-        callbacks=[_ShowProgress(objective.name)],
+        callbacks=[_ShowProgress(label or objective.name)],
     )
     trainer.remove_callback(PrinterCallback)  # the progress line is enough
     trainer.train(resume_from_checkpoint=newest_checkpoint(checkpoints))
