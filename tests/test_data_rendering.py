@@ -120,7 +120,9 @@ def test_the_whole_conversation_holds_the_first_reference():
 
 
 def test_an_empty_system_message_keeps_the_template_from_its_own():
-    own = "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nBe good<|im_end|>\n{% endif %}"
+    own = (
+        "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nBe good<|im_end|>\n{% endif %}"
+    )
     tokenizer = byte_level(own + CHATML)
     assert "Be good" in render("Who?", "chat", tokenizer=tokenizer)
     empty = render("Who?", "chat", tokenizer=tokenizer, system="")

@@ -18,7 +18,6 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("__main__", "public"),
     ("cli",),
     ("run",),
-    ("summary",),
     ("report", "recipe", "stages"),
     ("evaluation",),
     ("training",),

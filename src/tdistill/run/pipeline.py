@@ -1,4 +1,4 @@
-"""A whole run in its order: teacher, data, rollouts, student, start, objectives, evaluation.
+"""The stages of a run in their order: teacher, data, rollouts, student, start, training, evaluation.
 
 Every stage can be interrupted; the same command continues where it stopped and gives the same
 result.
@@ -6,7 +6,6 @@ result.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from functools import cached_property
@@ -359,43 +358,3 @@ class Run:
     def records(self) -> dict[str, dict[str, Any]]:
         """The records of all stages that are done."""
         return self.stages.records(self.keys)
-
-    def report(self) -> dict[str, Any]:
-        """Put everything together in ``metrics.json`` and ``report.html``."""
-        outputs = [self.folder / "metrics.json", self.folder / "report.html"]
-
-        def work() -> dict[str, Any]:
-            from tdistill.report import write_report
-            from tdistill.summary import gather_metrics
-
-            metrics = gather_metrics(self)
-            outputs[0].write_text(json.dumps(metrics, indent=1), encoding="utf-8")
-            write_report(metrics, outputs[1])
-            return {}
-
-        self.stages.run("report", self.keys["report"], outputs, work)
-        return json.loads(outputs[0].read_text(encoding="utf-8"))
-
-
-def run_recipe(recipe: Recipe, folder: Path, say: Say = print) -> dict[str, Any]:
-    """Do all of a recipe and write ``metrics.json`` and ``report.html``.
-
-    Args:
-        recipe: what to do.
-        folder: where everything goes; an interrupted run there is continued.
-        say: prints a line for people.
-
-    Returns:
-        The metrics, as written.
-    """
-    run = Run(recipe, folder, say)
-    reports = [folder / "metrics.json", folder / "report.html", folder / "student"]
-    if run.stages.finished("report", run.keys["report"], reports):
-        say(f"{folder}: this run is complete; nothing to do, its results follow")
-        return run.report()
-    run.check_student()
-    say(f"  {len(run.rollouts)} teacher responses to train on")
-    run.release_teacher()
-    run.train()
-    run.evaluate()
-    return run.report()

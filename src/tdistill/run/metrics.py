@@ -15,7 +15,7 @@ from tdistill.teacher.inspection import inspect_cache
 from tdistill.teacher.source import CachedTeacher
 
 if TYPE_CHECKING:
-    from tdistill.run import Run
+    from tdistill.run.pipeline import Run
 
 _TRACES = 3
 _PACKAGES = ("torch", "transformers", "accelerate", "pyarrow")
