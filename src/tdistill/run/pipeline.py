@@ -1,4 +1,4 @@
-"""The stages of a run in their order: teacher, data, rollouts, student, start, training, evaluation.
+"""The stages of a run in order: teacher, data, rollouts, student, start, training, evaluation.
 
 Every stage can be interrupted; the same command continues where it stopped and gives the same
 result.

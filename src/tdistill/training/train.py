@@ -79,7 +79,7 @@ def train_student(
         args=training_arguments(config, checkpoints),
         train_dataset=RowDataset(rows),
         data_collator=collator,
-        callbacks=[_ShowProgress(label or objective.name)],
+        callbacks=[_ShowProgress(label or objective.name), _NoLastCheckpoint()],
     )
     trainer.remove_callback(PrinterCallback)  # the progress line is enough
     trainer.train(resume_from_checkpoint=newest_checkpoint(checkpoints))
@@ -143,6 +143,14 @@ def _check_evidence(
             f"{objective.name}: needs the teacher in memory; give live_teacher, or choose a "
             "form of the objective that reads the cache"
         )
+
+
+class _NoLastCheckpoint(TrainerCallback):
+    """No checkpoint after the last update: resumed from it, the Trainer takes one update more."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_save = False
 
 
 class _ShowProgress(TrainerCallback):
