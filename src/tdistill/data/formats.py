@@ -59,6 +59,16 @@ class Record:
     references: tuple[str, ...]
     blank_reference: bool
 
+    @property
+    def question(self) -> str:
+        """What the user asks, without any template: for showing, not for tokenising."""
+        if isinstance(self.prompt, str):
+            return self.prompt
+        if isinstance(self.prompt, Instruction):
+            return f"{self.prompt.instruction}\n{self.prompt.input}".strip()
+        asked = [turn["content"] for turn in self.prompt if turn["role"] == "user"]
+        return asked[-1] if asked else ""
+
 
 @dataclass(frozen=True)
 class Layout:

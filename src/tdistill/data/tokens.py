@@ -26,6 +26,7 @@ class Example:
         reference_ids: tokens of the first, with the end token unless it was cut; empty where there
             is no reference.
         reference_ended: whether ``reference_ids`` holds the end token.
+        question: what the user asks, without template, for showing.
     """
 
     prompt: str
@@ -33,6 +34,7 @@ class Example:
     references: tuple[str, ...]
     reference_ids: tuple[int, ...]
     reference_ended: bool
+    question: str = ""
 
 
 def make_examples(
@@ -68,7 +70,8 @@ def make_examples(
         ended = bool(record.references) and len(response) < config.max_response_tokens
         cut = response[: config.max_response_tokens] if record.references else []
         tokens = (*cut, end) if ended else tuple(cut)
-        examples.append(Example(prompt, tuple(ids), record.references, tokens, ended))
+        shown = record.question
+        examples.append(Example(prompt, tuple(ids), record.references, tokens, ended, shown))
     return examples
 
 

@@ -84,7 +84,8 @@ def _seconds(run: Run, records: dict[str, Any]) -> dict[str, Any]:
 
 
 def _samples(run: Run, judged: dict[str, Any]) -> list[dict[str, Any]]:
-    prompts = [e.prompt for e in run.examples["test"][: run.recipe.evaluation.samples]]
+    shown = run.examples["test"][: run.recipe.evaluation.samples]
+    prompts = [example.question or example.prompt for example in shown]
     return [
         {"prompt": prompt, "responses": {label: judged[label]["samples"][i] for label in judged}}
         for i, prompt in enumerate(prompts)
@@ -93,11 +94,14 @@ def _samples(run: Run, judged: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _traces(run: Run) -> list[dict[str, Any]]:
     label = run.recipe.distilled
-    return reward_traces(
+    questions = {e.prompt_ids: e.question or e.prompt for e in run.examples["test"]}
+    rows = run.held_out_rollouts[:_TRACES]
+    traces = reward_traces(
         label,
         load(run.model_folder(label)),
         run.recipe.objectives[label],
-        run.held_out_rollouts[:_TRACES],
+        rows,
         CachedTeacher(run.cache("test")),
         vocabulary_size=run.vocabulary_size,
     )
+    return [t | {"prompt": questions[r.prompt_ids]} for t, r in zip(traces, rows, strict=True)]

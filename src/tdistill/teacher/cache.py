@@ -164,10 +164,6 @@ class Cache:
         """Rows."""
         return self.manifest.rows
 
-    def __contains__(self, row: Row) -> bool:
-        """Whether there is evidence of a response, by the hash of its token ids."""
-        return row_key(row) in self._place
-
     def rows(self, *, source: str = "", shard: str = "") -> list[Row]:
         """Rows in file order.
 
@@ -175,12 +171,17 @@ class Cache:
             source: only rows whose source starts so (``rollout``, ``score``).
             shard: only rows of shards whose name starts so.
         """
-        chosen = [
-            opened
-            for listed, opened in zip(self.manifest.shards, self._shards, strict=True)
-            if listed.name.startswith(shard)
-        ]
+        chosen = self._shards_named(shard)
         return [row for row, origin in _all_rows(chosen) if origin.startswith(source)]
+
+    def keys(self, *, shard: str = "") -> list[bytes]:
+        """The stored addresses of the rows, in the order of :meth:`rows`."""
+        chosen = self._shards_named(shard)
+        return [key for opened in chosen for key in opened.column("key").to_pylist()]
+
+    def _shards_named(self, prefix: str) -> list[pa.RecordBatch]:
+        pairs = zip(self.manifest.shards, self._shards, strict=True)
+        return [opened for listed, opened in pairs if listed.name.startswith(prefix)]
 
     def evidence(self, rows: Iterable[Row], *, set_top_p: float | None = None) -> Evidence:
         """The evidence of the given rows, laid end to end.

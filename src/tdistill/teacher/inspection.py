@@ -9,7 +9,7 @@ import torch
 
 from tdistill.core import TopPSets, kappa, log_set_mass, sampled_gap_bound, truncate
 from tdistill.errors import CacheError
-from tdistill.teacher.cache import Cache
+from tdistill.teacher.cache import Cache, row_key
 from tdistill.teacher.manifest import VERSION, Shard
 
 _PER_STEP = ("response_ids", "log_normaliser", "action_log_prob")
@@ -117,8 +117,9 @@ def verify_cache(cache: Cache) -> list[str]:
         checks = _structure(shard, columns)
         if not any(checks.values()):  # else the columns cannot be laid side by side
             checks = _contents(columns, vocabulary)
-        unknown = not all(row in cache for row in cache.rows(shard=shard.name))
-        checks["a row whose key is not that of its tokens"] = unknown
+        keys = [row_key(row) for row in cache.rows(shard=shard.name)]
+        wrong = keys != cache.keys(shard=shard.name)
+        checks["a row whose key is not that of its tokens"] = wrong
         problems += [f"{shard.name}: {text}" for text, found in checks.items() if found]
     return problems
 

@@ -1,0 +1,78 @@
+"""Forward KL, KL on the set and leak against full distributions, one row at a time."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from judging import ROWS, dense_log_probs, held_out, student, teacher
+from torch import Tensor
+
+from tdistill.evaluation.imitation import imitation
+from tdistill.lm import LanguageModel
+
+
+def members(target: Tensor, top_p: float) -> list[int]:
+    """The smallest set of mass p."""
+    order = target.argsort(descending=True, stable=True)
+    reached = target[order].exp().cumsum(0) >= top_p
+    return order[: int(reached.nonzero()[0]) + 1].tolist()
+
+
+def dense(lm: LanguageModel, top_p: float) -> dict[str, list[float]]:
+    """Sums of every row, written out; an action outside its set is a member, as in training."""
+    sums: dict[str, list[float]] = {"forward_kl": [], "set_kl": [], "leak": []}
+    for row in ROWS:
+        kl = set_kl = leak = 0.0
+        targets, policies = dense_log_probs(teacher(), row), dense_log_probs(lm, row)
+        for target, policy, action in zip(targets, policies, row.response_ids, strict=True):
+            kl += float((target.exp() * (target - policy)).sum())
+            chosen = members(target, top_p)
+            chosen += [action] if action not in chosen else []
+            on_target = target[chosen].log_softmax(0)
+            on_policy = policy[chosen].log_softmax(0)
+            set_kl += float((on_target.exp() * (on_target - on_policy)).sum())
+            leak += 1 - float(policy[chosen].exp().sum())
+        for name, value in (("forward_kl", kl), ("set_kl", set_kl), ("leak", leak)):
+            sums[name].append(value)
+    return sums
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_it_equals_the_dense_computation(batch_size: int):
+    found = imitation(student(), held_out(batch_size=batch_size))
+    steps = sum(len(row.response_ids) for row in ROWS)
+    expected = dense(student(), 0.8)
+    assert found["forward_kl"].mean == pytest.approx(sum(expected["forward_kl"]) / steps, rel=1e-5)
+    assert found["leak"].mean == pytest.approx(sum(expected["leak"]) / steps, rel=1e-4)
+    # The set's log-probabilities are kept as float16.
+    assert found["set_kl"].mean == pytest.approx(sum(expected["set_kl"]) / steps, rel=2e-3)
+
+
+def test_a_larger_set_leaks_less():
+    small, large = (imitation(student(), held_out(top_p=p)) for p in (0.5, 0.9))
+    assert large["leak"].mean < small["leak"].mean
+    assert large["forward_kl"] == small["forward_kl"]
+
+
+def test_the_teacher_imitates_itself():
+    found = imitation(teacher(), held_out())
+    assert found["forward_kl"].mean == pytest.approx(0.0, abs=1e-6)
+    assert found["set_kl"].mean == pytest.approx(0.0, abs=1e-4)
+    outside = 1 - np.mean(
+        [
+            float(target[members(target, 0.8)].exp().sum())
+            for row in ROWS
+            for target in dense_log_probs(teacher(), row)
+        ]
+    )
+    assert 0 < found["leak"].mean <= outside
+
+
+def test_intervals_are_over_rows_weighted_by_their_steps():
+    found = imitation(student(), held_out())["forward_kl"]
+    sums = dense(student(), 0.8)["forward_kl"]
+    rates = [s / len(row.response_ids) for s, row in zip(sums, ROWS, strict=True)]
+    assert found.low is not None
+    assert found.high is not None
+    assert min(rates) - 1e-6 <= found.low < found.mean < found.high <= max(rates) + 1e-6
+    assert found.mean != pytest.approx(float(np.mean(rates)), rel=1e-3)

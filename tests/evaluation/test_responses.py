@@ -1,0 +1,171 @@
+"""Responses and their scores against one forward pass a response."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from judging import END, PROMPTS, examples, log_prob, student, teacher
+
+from tdistill.decoding import Decoding
+from tdistill.evaluation.responses import Responses, overlap, respond, score_responses, text_of
+from tdistill.generation import Response
+from tdistill.lm import LanguageModel
+from tdistill.teacher.evidence import Row
+from tiny import tiny_lm
+
+SAMPLE, GREEDY = Decoding(), Decoding(greedy=True)
+
+
+def made_by(
+    lm: LanguageModel, decoding: Decoding = SAMPLE, *, seeds: int = 3, batch_size: int = 3
+) -> Responses:
+    prompts = [example.prompt_ids for example in examples()]
+    sizes: dict[str, Any] = {"seeds": seeds, "batch_size": batch_size}
+    return respond(lm, prompts, decoding, max_new_tokens=7, **sizes)
+
+
+def rows_of(made: Responses) -> list[list[Row]]:
+    """[seed][prompt], as rows."""
+    return [
+        [Row(e.prompt_ids, r.ids, r.ended) for e, r in zip(examples(), round_, strict=True)]
+        for round_ in made.responses
+    ]
+
+
+def scored(made: Responses, lm: LanguageModel, **changes: Any) -> dict[str, Any]:
+    options = {"vocabulary_size": 64, "batch_size": 3} | changes
+    return score_responses(made, examples("a b"), lm, teacher(), **options)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_likelihoods_equal_the_dense_computation(batch_size: int):
+    made = made_by(student())
+    found = scored(made, student(), batch_size=batch_size)
+    flat = [row for round_ in rows_of(made) for row in round_]
+    tokens = sum(len(row.response_ids) for row in flat)
+    of_teacher = np.array([log_prob(teacher(), row) for row in flat])
+    of_student = np.array([log_prob(student(), row) for row in flat])
+    assert found["teacher_nll"].mean == pytest.approx(-of_teacher.sum() / tokens, rel=1e-5)
+    divergence = (of_student - of_teacher).sum() / tokens
+    assert found["reverse_kl"].mean == pytest.approx(divergence, rel=1e-4)
+    assert found["response_tokens"].mean == pytest.approx(tokens / len(flat))
+    assert found["ended"].mean == pytest.approx(np.mean([row.ended for row in flat]))
+
+
+def test_intervals_are_over_prompts():
+    made = made_by(student())
+    found = scored(made, student())["teacher_nll"]
+    rates = []
+    for prompt in zip(*rows_of(made), strict=True):
+        nats = sum(-log_prob(teacher(), row) for row in prompt)
+        rates.append(nats / sum(len(row.response_ids) for row in prompt))
+    assert min(rates) - 1e-6 <= found.low < found.mean < found.high <= max(rates) + 1e-6
+
+
+def test_the_teacher_has_no_divergence_from_itself():
+    found = scored(made_by(teacher()), teacher())
+    assert found["reverse_kl"].mean == pytest.approx(0.0, abs=1e-6)
+    assert found["teacher_nll"].mean > 0.1
+
+
+@pytest.mark.parametrize(
+    "decoding", [GREEDY, Decoding(sampling_top_p=0.8), Decoding(temperature=0.5)]
+)
+def test_reverse_kl_is_only_given_for_plain_samples(decoding: Decoding):
+    assert scored(made_by(student(), decoding), student())["reverse_kl"] is None
+
+
+def test_reverse_kl_of_samples_estimates_the_true_divergence():
+    """One step from one prompt: KL(student || teacher) is a sum over the vocabulary."""
+    prompt = examples(prompts=("a b",)) * 400
+    made = respond(
+        student(),
+        [e.prompt_ids for e in prompt],
+        SAMPLE,
+        seeds=5,
+        max_new_tokens=1,
+        batch_size=400,
+    )
+    found = score_responses(made, prompt, student(), teacher(), vocabulary_size=64, batch_size=400)[
+        "reverse_kl"
+    ]
+    ids = torch.tensor([prompt[0].prompt_ids])
+    with torch.no_grad():
+        policy, target = (
+            lm.model(ids).logits[0, -1, :64].double().log_softmax(-1)
+            for lm in (student(), teacher())
+        )
+    exact = float((policy.exp() * (policy - target)).sum())
+    assert found is not None
+    assert found.high is not None
+    assert found.low is not None
+    assert abs(found.mean - exact) < found.high - found.low
+    assert found.high - found.low < 0.5 * exact
+
+
+def uniform(family: str) -> LanguageModel:
+    """A model of a family that gives every token the same probability."""
+    lm = tiny_lm(family)
+    with torch.no_grad():
+        for weight in lm.model.parameters():
+            weight.zero_()
+    return lm
+
+
+def test_all_models_are_decoded_with_the_same_random_numbers():
+    found = [made_by(uniform(f)).responses for f in ("llama", "gpt2", "qwen3")]
+    assert found[0] == found[1] == found[2]
+    assert found[0][0] != found[0][1], "seeds must differ"
+    assert len({r.ids for r in found[0][0]}) == len(PROMPTS), "prompts must differ"
+
+
+def test_greedy_is_decoded_once_and_others_once_a_seed():
+    assert len(made_by(student(), GREEDY, seeds=5).responses) == 1
+    assert len(made_by(student(), SAMPLE, seeds=5).responses) == 5
+    assert made_by(student(), SAMPLE).responses == made_by(student(), SAMPLE).responses
+
+
+@torch.no_grad()
+def test_greedy_takes_the_most_probable_token():
+    for row in rows_of(made_by(student(), GREEDY))[0]:
+        ids = torch.tensor([[*row.prompt_ids, *row.response_ids[:-1]]])
+        logits = student().model(ids).logits[0, len(row.prompt_ids) - 1 :, :64]
+        assert logits.argmax(-1).tolist() == list(row.response_ids)
+
+
+def test_answers_come_back_in_the_order_of_the_prompts():
+    alone = [
+        respond(student(), [e.prompt_ids], GREEDY, seeds=1, max_new_tokens=7, batch_size=1)
+        for e in examples()
+    ]
+    together = made_by(student(), GREEDY, batch_size=2).responses[0]
+    assert [a.responses[0][0] for a in alone] == list(together)
+
+
+def test_every_batch_is_reported():
+    seen: list[int] = []
+    prompts = [example.prompt_ids for example in examples()]
+    sizes: dict[str, Any] = {"seeds": 2, "max_new_tokens": 2, "batch_size": 3}
+    respond(student(), prompts, SAMPLE, on_batch=seen.append, **sizes)
+    assert seen == [3, 1, 3, 1]
+
+
+def test_overlap_takes_the_best_reference_and_leaves_special_tokens_out():
+    letters, other = Response((2, 3, END), True), Response((4,), False)
+    made = Responses(SAMPLE, [[letters, other]])
+    pair = examples("ab", "zz", prompts=("k", "l"))
+    found = overlap(made, pair, student())
+    assert text_of(student(), letters) == "ab"
+    rouge, exact = found["rouge_l"], found["exact_match"]
+    assert rouge is not None
+    assert exact is not None
+    assert (rouge.mean, exact.mean) == (50.0, 50.0)
+
+
+def test_prompts_without_references_have_no_overlap():
+    mixed = [*examples("ab", prompts=("k",)), *examples(prompts=("l",))]
+    made = Responses(SAMPLE, [[Response((2,), False)] * 2])
+    assert overlap(made, mixed, student()) == {"rouge_l": None, "exact_match": None}

@@ -1,0 +1,225 @@
+"""A training run as a whole: resume, adapters, history, refusals."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from world import inside_rows, live
+
+from tdistill.errors import InvalidValueError
+from tdistill.lm import LanguageModel, load, save
+from tdistill.training.config import LoraConfig, TrainConfig
+from tdistill.training.objectives import KD, SFT, BellmanDistill, Objective, SeqKD
+from tdistill.training.train import newest_checkpoint, train_student
+from tdistill.training.trainer import DistillTrainer
+from tiny import VOCABULARY, tiny_lm
+
+CONFIG = TrainConfig(
+    steps=6, batch_size=8, learning_rate=1e-2, warmup_steps=1, save_steps=2, chunk_size=4
+)
+
+
+def start() -> LanguageModel:
+    return tiny_lm("llama", seed=2, num_hidden_layers=1)
+
+
+def train(
+    folder: Path, objective: Objective | None = None, config: TrainConfig = CONFIG, **options: Any
+) -> tuple[LanguageModel, list[dict[str, float]]]:
+    settings = {"vocabulary_size": VOCABULARY, "source": live()} | options
+    student = settings.pop("student", None) or start()
+    rows = settings.pop("rows", inside_rows(16))
+    objective = objective or BellmanDistill()
+    return train_student(student, objective, rows, config, checkpoints=folder, **settings)
+
+
+def weights(lm: LanguageModel) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in lm.model.state_dict().items()}
+
+
+def assert_equal(found: LanguageModel, expected: LanguageModel) -> None:
+    own, other = weights(found), weights(expected)
+    assert own.keys() == other.keys()
+    assert all(torch.equal(own[name], other[name]) for name in own)
+
+
+def untimed(history: list[dict[str, float]]) -> list[dict[str, float]]:
+    return [{k: v for k, v in entry.items() if k != "tokens_per_second"} for entry in history]
+
+
+@pytest.mark.parametrize("objective", [SeqKD(), KD(), BellmanDistill()], ids=lambda o: o.name)
+def test_training_lowers_the_loss_and_tells_of_every_update(objective: Objective, tmp_path: Path):
+    before = start()
+    trained, history = train(tmp_path, objective, replace(CONFIG, steps=12))
+    assert [entry["step"] for entry in history] == list(range(1, 13))
+    assert {"loss", "leak", "set_kl", "out_of_set", "grad_norm", "implied_reward"} <= set(
+        history[0]
+    )
+    assert sum(h["loss"] for h in history[-2:]) < sum(h["loss"] for h in history[:2])
+    assert not trained.model.training
+    assert any(not torch.equal(weights(trained)[n], w) for n, w in weights(before).items())
+    assert json.loads(json.dumps(history, allow_nan=False)) == history
+
+
+class Stop(Exception):
+    """Stands for a kill."""
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Interrupt after the log of an update, before its checkpoint."""
+    original: Any = DistillTrainer.log
+
+    def log(self: Any, *arguments: Any, **options: Any) -> None:
+        original(self, *arguments, **options)
+        if self.state.global_step == step:
+            raise Stop
+
+    monkeypatch.setattr(DistillTrainer, "log", log)
+
+
+@pytest.mark.parametrize("step", [1, 3, 6])
+def test_a_resumed_run_is_the_straight_run(
+    step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    expected, history = train(tmp_path / "straight")
+    with monkeypatch.context() as patch:
+        stop_at(patch, step)
+        with pytest.raises(Stop):
+            train(tmp_path / "resumed")
+    found, resumed = train(tmp_path / "resumed")
+    assert_equal(found, expected)
+    assert untimed(resumed) == untimed(history)
+
+
+def test_a_run_killed_after_its_last_update_does_not_take_another(tmp_path: Path):
+    """The Trainer, resumed from a checkpoint of the last update, would."""
+    config = replace(CONFIG, scheduler="constant")
+    expected, history = train(tmp_path, config=config)
+    found, again = train(tmp_path, config=config)
+    assert [entry["step"] for entry in again] == [entry["step"] for entry in history]
+    assert_equal(found, expected)
+
+
+def test_another_objective_is_not_the_same_training(tmp_path: Path):
+    one, _ = train(tmp_path / "a", KD())
+    other, _ = train(tmp_path / "b", BellmanDistill())
+    same, _ = train(tmp_path / "c", KD())
+    assert_equal(one, same)
+    with pytest.raises(AssertionError):
+        assert_equal(one, other)
+
+
+def checkpoint(folder: Path, step: int, state: str | None) -> Path:
+    path = folder / f"checkpoint-{step}"
+    path.mkdir(parents=True)
+    (path / "model.safetensors").write_bytes(b"x")
+    if state is not None:
+        (path / "trainer_state.json").write_text(state)
+    return path
+
+
+def test_the_newest_whole_checkpoint_is_taken_and_cut_ones_are_removed(tmp_path: Path):
+    assert newest_checkpoint(tmp_path / "none") is None
+    older = checkpoint(tmp_path, 5, '{"global_step": 5}')
+    whole = checkpoint(tmp_path, 10, '{"global_step": 10}')
+    cut = checkpoint(tmp_path, 15, '{"global_st')
+    absent = checkpoint(tmp_path, 100, None)
+    assert newest_checkpoint(tmp_path) == str(whole)
+    assert older.exists()
+    assert not cut.exists()
+    assert not absent.exists()
+    assert newest_checkpoint(tmp_path) == str(whole)
+
+
+def test_with_only_a_cut_checkpoint_training_starts_anew(tmp_path: Path):
+    expected, _ = train(tmp_path / "a")
+    checkpoint(tmp_path / "b", 2, None)
+    found, history = train(tmp_path / "b")
+    assert_equal(found, expected)
+    assert len(history) == 6
+
+
+# peft asks transformers in its older words.
+of_peft = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
+LORA = replace(CONFIG, lora=LoraConfig(rank=4, alpha=8.0))
+
+
+@of_peft
+def test_adapters_are_merged_into_a_normal_model(tmp_path: Path):
+    trained, _ = train(tmp_path / "checkpoints", config=LORA)
+    before = weights(start())
+    assert weights(trained).keys() == before.keys()
+    assert type(trained.model) is type(start().model)
+    changed = {n for n, w in weights(trained).items() if not torch.equal(w, before[n])}
+    assert changed
+    assert all("proj" in name for name in changed), "adapters sit on the linear layers only"
+    for name in changed:
+        difference = weights(trained)[name] - before[name]
+        assert int(torch.linalg.matrix_rank(difference, rtol=1e-4)) <= 4
+    save(trained, tmp_path / "student")
+    assert_equal(load(tmp_path / "student"), trained)
+
+
+@of_peft
+def test_adapters_resume_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    expected, _ = train(tmp_path / "a", config=LORA)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 5)
+        with pytest.raises(Stop):
+            train(tmp_path / "b", config=LORA)
+    assert newest_checkpoint(tmp_path / "b") == str(tmp_path / "b/checkpoint-4")
+    found, _ = train(tmp_path / "b", config=LORA)
+    assert_equal(found, expected)
+
+
+def test_adapters_without_peft_say_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(InvalidValueError, match=r"pip install 'tdistill\[peft\]'"):
+        train(tmp_path, config=LORA)
+
+
+def test_the_live_teacher_is_used_where_it_is_asked_for(tmp_path: Path):
+    cached, _ = train(tmp_path / "a", KD())
+    exact, _ = train(tmp_path / "b", KD(teacher="live"), live_teacher=live())
+    with pytest.raises(AssertionError):
+        assert_equal(cached, exact)
+
+
+def test_text_is_trained_on_beside_the_rows(tmp_path: Path):
+    text = tuple(tuple(range(2 + i, 8 + i)) for i in range(4))
+    without, _ = train(tmp_path / "a")
+    trained, history = train(tmp_path / "b", text=text)
+    assert all(entry["text_loss"] > 0 for entry in history)
+    with pytest.raises(AssertionError):
+        assert_equal(trained, without)
+
+
+@pytest.mark.parametrize(
+    ("objective", "options", "text"),
+    [
+        (SFT(), {"rows": []}, r"sft: expected responses to train on \(references\), found none"),
+        (BellmanDistill(), {"source": None}, "bellman_distill: needs the teacher's top-p sets"),
+        (KD(teacher="live"), {}, "kd: needs the teacher in memory"),
+    ],
+)
+def test_missing_evidence_is_refused_before_training(
+    objective: Objective, options: dict[str, Any], text: str, tmp_path: Path
+):
+    with pytest.raises(InvalidValueError, match=text):
+        train(tmp_path / "checkpoints", objective, **options)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_the_cleared_folder_of_a_finished_run_leaves_no_trace(tmp_path: Path):
+    first, _ = train(tmp_path)
+    shutil.rmtree(tmp_path)
+    second, _ = train(tmp_path)
+    assert_equal(first, second)
