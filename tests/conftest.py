@@ -30,3 +30,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     from pipeline import finish
 
     return finish(tmp_path_factory.mktemp("finished"))
+
+
+from hypothesis import settings  # noqa: E402
+
+settings.register_profile("steady", derandomize=True, deadline=None)
+settings.load_profile("steady")

@@ -257,6 +257,15 @@ def test_a_student_of_another_tokenizer_is_refused_before_any_work(
     assert not (tmp_path / "out/cache").exists()
 
 
+def test_a_student_deeper_than_the_teacher_is_refused_before_any_work(
+    finished: Finished, tmp_path: Path
+):
+    recipe = read_recipe(finished.recipe, ["--student.layers", "4"])
+    with pytest.raises(ModelError, match="layers: expected from 1 to the teacher's 3, found 4"):
+        run_recipe(recipe, tmp_path, lambda line: None)
+    assert not (tmp_path / "cache").exists()
+
+
 def test_a_given_student_is_the_start(finished: Finished, tmp_path: Path):
     save(tiny_lm("qwen2", seed=3, num_hidden_layers=1), tmp_path / "given")
     run = Run(with_student(finished, tmp_path / "given"), tmp_path / "out", lambda line: None)
@@ -275,6 +284,16 @@ def test_without_a_start_phase_objectives_start_from_the_bare_student(
     weights = "model.safetensors"
     start = (tmp_path / "models/start" / weights).read_bytes()
     assert start == (tmp_path / "models/untrained" / weights).read_bytes()
+
+
+def test_a_start_phase_taken_back_is_done_again(finished: Finished, tmp_path: Path):
+    shutil.copytree(finished.folder, tmp_path / "out")
+    for overrides, expected in ((["--start", "null"], "untrained"), ([], "start")):
+        recipe = read_recipe(finished.recipe, overrides)
+        Run(recipe, tmp_path / "out", lambda line: None).make_start()
+        found = tmp_path / "out/models/start/model.safetensors"
+        wanted = finished.folder / "models" / expected / "model.safetensors"
+        assert found.read_bytes() == wanted.read_bytes()
 
 
 def test_rows_of_the_start_phase(finished: Finished, tmp_path: Path):

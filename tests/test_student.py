@@ -35,7 +35,7 @@ def test_kept_layers_are_evenly_spaced_with_first_and_last(depth: int, data: st.
     assert len(kept) == keep
     assert kept[0] == 0
     step = (depth - 1) / max(keep - 1, 1)
-    assert all(abs(layer - i * step) <= 0.5 for i, layer in enumerate(kept))
+    assert all(abs(layer - i * step) <= 0.5 + 1e-9 for i, layer in enumerate(kept))
     if keep > 1:
         gaps = {b - a for a, b in pairwise(kept)}
         assert kept[-1] == depth - 1
@@ -163,8 +163,8 @@ def test_layers_that_do_not_exist_are_refused(keep: tuple[int, ...]):
 
 
 def test_more_layers_than_there_are_are_refused():
-    with pytest.raises(ModelError, match="3 layers of tiny-llama"):
-        drop_layers(tiny_lm(), evenly_spaced(3, 4))
+    with pytest.raises(ModelError, match="expected from 1 to the teacher's 3, found 4"):
+        evenly_spaced(3, 4)
 
 
 def test_a_model_without_one_stack_is_refused():

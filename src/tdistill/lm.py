@@ -14,7 +14,7 @@ from tdistill.errors import ModelError
 from tdistill.files import resolve_path
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 _SAMPLED_WEIGHTS = 64
 
@@ -142,6 +142,22 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
             f"{path}: expected a tokenizer in transformers' format; loading failed with: {error}"
         ) from error
     return tokenizer
+
+
+def load_config(path: str | Path) -> PreTrainedConfig:
+    """Only the configuration of a model folder or hub name.
+
+    Raises:
+        ModelError: if there is none.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(resolve_path(str(path)))
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{path}: expected a model in transformers' format; loading failed with: {error}"
+        ) from error
 
 
 def save(lm: LanguageModel, folder: Path) -> None:

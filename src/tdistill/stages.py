@@ -68,9 +68,10 @@ class Stages:
             self.say(f"[{name}] reused")
             return record
         self.say(f"[{name}]")
+        path = self.folder / f"{name}.json"
+        path.unlink(missing_ok=True)  # its outputs are about to change
         started = time.monotonic()
         record = {**work(), "key": key, "seconds": round(time.monotonic() - started, 1)}
-        path = self.folder / f"{name}.json"
         partial = path.with_suffix(".partial")
         partial.write_text(json.dumps(record), encoding="utf-8")
         partial.replace(path)

@@ -221,7 +221,7 @@ class Run:
         self.stages.run("student", self.keys["student"], [untrained], self._make_student(untrained))
         start = self.recipe.start
         if start is None:
-            shutil.copytree(untrained, self.model_folder("start"), dirs_exist_ok=True)
+            self._copy_start(untrained)
             return
         kinds = {"references": ["references"], "teacher": ["teacher"]}
         wanted = kinds.get(start.rows, ["references", "teacher"])
@@ -230,6 +230,15 @@ class Run:
             return [row for kind in wanted for row in self.rows_of(kind)]
 
         self._train("start", SFT(), start.training, untrained, rows)
+
+    def _copy_start(self, untrained: Path) -> None:
+        folder = self.model_folder("start")
+
+        def copy() -> dict[str, Any]:
+            shutil.copytree(untrained, folder, dirs_exist_ok=True)
+            return {}
+
+        self.stages.run("start", self.keys["start"], [folder / "config.json"], copy)
 
     def _make_student(self, folder: Path) -> Any:
         from tdistill.lm import load, save
@@ -250,9 +259,16 @@ class Run:
         return make
 
     def check_student(self) -> None:
-        """Refuse a given student of another tokenizer before any work is spent."""
-        if self.recipe.student.path is not None:
+        """Refuse a student of another tokenizer or too many layers before any work is spent."""
+        from tdistill.lm import load_config
+        from tdistill.training.student import evenly_spaced
+
+        config = self.recipe.student
+        if config.path is not None:
             self.say(f"  {self.vocabulary_size} tokens shared by teacher and student")
+        if config.layers is not None:
+            self.prepare_teacher()
+            evenly_spaced(load_config(self.teacher_folder).num_hidden_layers, config.layers)
 
     def rows_of(self, kind: str) -> list[Row]:
         """Rows to train on: the ground-truth references, or the teacher's responses."""

@@ -21,7 +21,12 @@ def evenly_spaced(layers: int, keep: int) -> tuple[int, ...]:
         (0, 10, 19, 29)
         >>> evenly_spaced(5, 1)
         (0,)
+
+    Raises:
+        ModelError: for fewer than one layer, or more than there are.
     """
+    if not 1 <= keep <= layers:
+        raise ModelError(f"layers: expected from 1 to the teacher's {layers}, found {keep}")
     if keep == 1:
         return (0,)
     return tuple(round(i * (layers - 1) / (keep - 1)) for i in range(keep))
