@@ -101,3 +101,14 @@ def test_the_demo_counts_with_its_content(monkeypatch: pytest.MonkeyPatch, tmp_p
     (tmp_path / "demo/prompts.jsonl").write_text("{}")
     monkeypatch.setattr(files, "__file__", str(tmp_path / "files.py"))
     assert fingerprint("demo:train") != first
+
+
+def test_a_pattern_follows_the_files_it_matches(tmp_path: Path):
+    (tmp_path / "a.txt").write_text("one", encoding="utf-8")
+    pattern = str(tmp_path / "*.txt")
+    first = fingerprint(pattern)
+    assert fingerprint(pattern) == first
+    (tmp_path / "a.txt").write_text("two", encoding="utf-8")
+    edited = fingerprint(pattern)
+    (tmp_path / "b.txt").write_text("three", encoding="utf-8")
+    assert len({first, edited, fingerprint(pattern)}) == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,13 +36,19 @@ def resolve_path(path: str) -> str:
 
 
 def fingerprint(path: str | None) -> str:
-    """Changes when the named file or folder does: content of small files, size and time of large.
+    """Changes when what is named does: content of small files, size and time of large ones.
+
+    A folder stands for the files in it, a pattern such as ``texts/*.txt`` for those it matches.
 
     Names that are not local files (hub names, ``demo:SPLIT``) stand for themselves, the latter with
     the content of the packaged file.
     """
     if path is None:
         return "none"
+    matches = sorted(glob.glob(path)) if glob.has_magic(path) else []  # noqa: PTH207
+    if matches:
+        parts = "\n".join(f"{match}={fingerprint(match)}" for match in matches)
+        return hashlib.sha256(parts.encode()).hexdigest()[:16]
     if path.startswith("demo:"):
         return f"{path}={fingerprint(str(Path(__file__).parent / 'demo' / 'prompts.jsonl'))}"
     try:

@@ -76,3 +76,12 @@ def test_intervals_are_over_rows_weighted_by_their_steps():
     assert found.high is not None
     assert min(rates) - 1e-6 <= found.low < found.mean < found.high <= max(rates) + 1e-6
     assert found.mean != pytest.approx(float(np.mean(rates)), rel=1e-3)
+
+
+def test_responses_to_one_prompt_are_one_draw_of_the_interval():
+    """Every response twice: nothing new is known, so the interval is the same."""
+    once, twice = (imitation(student(), held_out(rows)) for rows in (ROWS, ROWS + ROWS))
+    for name, interval in once.items():
+        assert twice[name].mean == pytest.approx(interval.mean)
+        assert twice[name].low == pytest.approx(interval.low)
+        assert twice[name].high == pytest.approx(interval.high)

@@ -27,11 +27,13 @@ class HeldOut:
     Attributes:
         batches: the rows, packed, with their top-p sets.
         teacher: the teacher's scores of each batch.
+        prompt: which prompt each row, over all batches, responds to.
         vocabulary_size: tokens shared by teacher and students.
     """
 
     batches: Sequence[Batch]
     teacher: Sequence[StepScores]
+    prompt: np.ndarray
     vocabulary_size: int
 
 
@@ -56,7 +58,9 @@ def hold_out(
     groups = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
     batches = [Batch(**collator(list(enumerate(group)))) for group in groups]
     scores = [teacher.scores(b.input_ids, b.attention_mask, b.row, b.position) for b in batches]
-    return HeldOut(batches, scores, teacher.vocabulary_size)
+    numbers = {ids: i for i, ids in enumerate(dict.fromkeys(row.prompt_ids for row in rows))}
+    prompt = np.asarray([numbers[row.prompt_ids] for row in rows])
+    return HeldOut(batches, scores, prompt, teacher.vocabulary_size)
 
 
 @torch.no_grad()
@@ -96,8 +100,7 @@ def imitation(model: LanguageModel, held_out: HeldOut) -> dict[str, Interval]:
             total = values.new_zeros(rows).index_add(0, moved.row, values)
             sums[name].append(total.cpu().numpy())
         weights.append(torch.bincount(batch.row, minlength=rows).numpy())
-    steps = np.concatenate(weights)
-    return {
-        name: bootstrap_interval(np.concatenate(parts), weights=steps)
-        for name, parts in sums.items()
-    }
+    # Responses to one prompt are not independent: the interval is over prompts.
+    steps = np.bincount(held_out.prompt, np.concatenate(weights))
+    totals = {n: np.bincount(held_out.prompt, np.concatenate(parts)) for n, parts in sums.items()}
+    return {name: bootstrap_interval(total, weights=steps) for name, total in totals.items()}
