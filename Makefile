@@ -17,7 +17,7 @@ demo: $(VENV)/.demo
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
 
-test-all: $(VENV)/.dev $(VENV)/.demo
+test-all: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "slow or not slow"
 
 check: lint doctest test
