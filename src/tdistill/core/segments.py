@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-_UNIT = 2.0**-52
+UNIT = 2.0**-52
 
 
 def row_index(offsets: Int[Tensor, " R"]) -> Int[Tensor, " M"]:
@@ -83,17 +83,27 @@ def segment_logsumexp(
     return segment_sum(shifted.exp(), offsets).log() + peak
 
 
+def exact_units(values: Float[Tensor, " *M"]) -> Int[Tensor, " *M"]:
+    """Values as whole multiples of ``UNIT`` = 2^-52: integers whose sums are exact in any order.
+
+    Example:
+        >>> exact_units(torch.tensor([2.0**-50])).tolist()
+        [4]
+    """
+    return (values.double() * (1 / UNIT)).round().long()
+
+
 def segment_cumsum(values: Float[Tensor, " M"], offsets: Int[Tensor, " R"]) -> Tensor:
     """Running sum within each row, in float64, of values that sum to less than 1,000 a row.
 
-    Probabilities are meant. They are added as whole multiples of 2^-52, exact in any order, so that
-    a row gives the same sums whatever the other rows hold.
+    Probabilities are meant. They are added as integers (:func:`exact_units`), so that a row gives
+    the same sums whatever the other rows hold.
 
     Example:
         >>> segment_cumsum(torch.tensor([1.0, 2.0, 5.0]), torch.tensor([0, 2, 3])).tolist()
         [1.0, 3.0, 5.0]
     """
-    units = (values.double() / _UNIT).round().long()
+    units = exact_units(values)
     # int64 wraps around after 2,000 rows of mass 1; the difference within a row wraps back.
     running = torch.cat([units.new_zeros(1), units.cumsum(0)])
-    return (running[1:] - running[offsets[:-1]][row_index(offsets)]).double() * _UNIT
+    return (running[1:] - running[offsets[:-1]][row_index(offsets)]).double() * UNIT

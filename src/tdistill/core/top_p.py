@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tdistill.core.segments import kept_offsets, row_index, segment_cumsum
+from tdistill.core.segments import UNIT, exact_units, kept_offsets, row_index, segment_cumsum
 from tdistill.errors import InvalidValueError
 
-_FIRST_K = 64
-_GROWTH = 8
+_CHUNK = 1 << 21  # numbers looked at together: memory beside the input stays small
+_BINS = 512
+_FINEST, _DEEPEST = 1e-3, 64.0  # nats covered by the bins
+_GROUP = 16  # fewest tokens in a group for its maximum to say something
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,9 +68,13 @@ def top_p_sets(
     """The smallest set of most probable tokens whose mass reaches ``set_top_p``, per step (2.1).
 
     A_p(s) has at least one member; ties are broken by the lower token id; ``set_top_p = 1`` gives
-    every token of non-zero probability. A top-k with a growing k finds the members, so no full sort
-    happens unless a row needs it; mass is summed in float64 and compared in the input's precision,
-    at least float32.
+    every token of non-zero probability. Mass is summed exactly (:func:`exact_units`) and compared
+    in the input's precision, at least float32.
+
+    No vocabulary is sorted. All tokens below ``(1 - p) / V`` together hold less than 1 - p, so no
+    member is among them; a histogram of the others, over log-probability, shows the bin where the
+    mass reaches p; only tokens down to that bin are sorted. Both cuts keep ties together, hence the
+    sets are those of a full sort: ``sorted_top_p_sets`` in the tests is the readable form.
 
     Args:
         log_probs: log-probabilities in nats over the vocabulary; half precision becomes float32.
@@ -92,23 +97,19 @@ def top_p_sets(
     if log_probs.dtype in (torch.float16, torch.bfloat16):
         log_probs = log_probs.float()
     num_steps, vocabulary = log_probs.shape
-    pending = torch.arange(num_steps, device=log_probs.device)
-    k = _FIRST_K
-    found: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-    while pending.numel():
-        k = min(k, vocabulary)
-        rows = log_probs if pending.numel() == num_steps else log_probs[pending]
-        values, ids = _descending_top_k(rows, k)
-        if not found:
-            _check_rows(values[:, 0])
-        count = _member_count(values, set_top_p, max_size)
-        # A tie group that reaches the end of the top-k may have lower ids outside it.
-        boundary = values.gather(1, count[:, None] - 1).squeeze(1)
-        settled = (boundary > values[:, -1]) | (k == vocabulary)
-        found.append((pending[settled], count[settled], values[settled], ids[settled]))
-        pending = pending[~settled]
-        k *= _GROWTH
-    return _compress(found, num_steps, log_probs)
+    with torch.no_grad():  # which tokens are members has no gradient
+        largest = log_probs.amax(1)
+        _check_rows(largest)
+        height = max(1, _CHUNK // vocabulary)
+        parts = [
+            _members(rows, top, set_top_p, min(max_size or vocabulary, vocabulary))
+            for rows, top in zip(log_probs.split(height), largest.split(height), strict=True)
+        ]
+        sizes = torch.cat([sizes for _, sizes in parts])
+        offsets = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
+        ids = torch.cat([ids for ids, _ in parts])
+    place = row_index(offsets) * vocabulary + ids
+    return TopPSets(ids, log_probs.flatten().index_select(0, place), offsets)
 
 
 def truncate(sets: TopPSets, set_top_p: float) -> TopPSets:
@@ -206,6 +207,8 @@ def _check_arguments(log_probs: Tensor, set_top_p: float, max_size: int | None) 
 
 def _check_rows(largest: Tensor) -> None:
     """Largest log-probability of each row: a number, at most 0, and not minus infinity."""
+    if bool(((largest > float("-inf")) & (largest <= 1e-3)).all()):
+        return
     problems = {
         "NaN": largest.isnan(),
         "no token of non-zero probability": largest == float("-inf"),
@@ -217,40 +220,74 @@ def _check_rows(largest: Tensor) -> None:
             raise InvalidValueError(f"log_probs: step {step} has {problem}")
 
 
-def _descending_top_k(rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest entries of each row, descending, ties by lower id."""
-    if k == rows.shape[1]:
-        values, ids = rows.sort(dim=1, descending=True, stable=True)
-        return values, ids
-    _, ids = rows.topk(k, dim=1)
-    ids = ids.sort(dim=1).values
-    values, order = rows.gather(1, ids).sort(dim=1, descending=True, stable=True)
-    return values, ids.gather(1, order)
-
-
-def _member_count(values: Tensor, set_top_p: float, max_size: int | None) -> Tensor:
-    """Members of each row's set among its k largest entries; k where they do not reach the mass."""
-    count = (values > float("-inf")).sum(1)
+def _members(rows: Tensor, largest: Tensor, set_top_p: float, cap: int) -> tuple[Tensor, Tensor]:
+    """Ids of the members of each row's set, end to end, in order; sizes of the sets."""
+    floor = _floor(rows, largest, set_top_p, cap)
+    ids, values, offsets, enough = _candidates(rows, largest, floor, set_top_p, cap)
+    if set_top_p < 1.0 and not bool(enough.all()):  # a row whose whole mass is below p is kept
+        floor = torch.where(enough, floor, torch.finfo(rows.dtype).min)
+        ids, values, offsets, _ = _candidates(rows, largest, floor, set_top_p, cap)
+    step = row_index(offsets)
+    order = _order(step, values)
+    keep = torch.arange(len(ids), device=ids.device) < (offsets[:-1] + cap)[step]
     if set_top_p < 1.0:
-        rows = torch.arange(values.shape[0] + 1, device=values.device) * values.shape[1]
-        mass = segment_cumsum(values.exp().flatten(), rows).view_as(values).to(values.dtype)
-        count = torch.minimum(count, (mass < set_top_p).sum(1) + 1)
-    return count if max_size is None else count.clamp(max=max_size)
+        mass = segment_cumsum(values.index_select(0, order).exp(), offsets).to(rows.dtype)
+        before = torch.cat([mass.new_zeros(1), mass])[:-1]
+        before[offsets[:-1]] = 0.0
+        keep &= before < set_top_p
+    sizes = kept_offsets(keep, offsets).diff()
+    return ids.index_select(0, order[keep]), sizes
 
 
-def _compress(
-    found: Collection[tuple[Tensor, Tensor, Tensor, Tensor]], num_steps: int, like: Tensor
-) -> TopPSets:
-    sizes = torch.zeros(num_steps, dtype=torch.long, device=like.device)
-    for rows, count, _, _ in found:
-        sizes[rows] = count
-    offsets = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
-    total = int(offsets[-1])
-    flat_ids = sizes.new_empty(total)
-    flat_values = like.new_empty(total)
-    for rows, count, values, ids in found:
-        inside = torch.arange(values.shape[1], device=like.device) < count[:, None]
-        place = offsets[rows][:, None] + torch.arange(values.shape[1], device=like.device)
-        flat_ids[place[inside]] = ids[inside]
-        flat_values = flat_values.index_put((place[inside],), values[inside])
-    return TopPSets(flat_ids, flat_values, offsets)
+def _floor(rows: Tensor, largest: Tensor, set_top_p: float, cap: int) -> Tensor:
+    """A log-probability for each row that no member is below, if the row sums to at least p."""
+    lowest, vocabulary = torch.finfo(rows.dtype).min, rows.shape[1]
+    tail = (1.0 - set_top_p) / vocabulary
+    floor = torch.full_like(largest, math.log(tail) if tail > 0.0 else lowest)
+    if cap <= vocabulary // _GROUP:
+        # Each of these groups has a token at least as large as the smallest of their maxima.
+        groups = rows[:, : vocabulary // cap * cap].unflatten(1, (-1, cap))
+        floor = floor.maximum(groups.amax(1).amin(1))
+    return floor.minimum(largest).clamp(min=lowest)
+
+
+def _candidates(
+    rows: Tensor, largest: Tensor, floor: Tensor, set_top_p: float, cap: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Tokens that may be members: whole bins of log-probability, from the largest down.
+
+    Returns their ids, values and offsets, and whether those above the floor are enough for each
+    row: they reach the mass or the cap.
+    """
+    num_rows, vocabulary = rows.shape
+    starts = torch.arange(num_rows + 1, device=rows.device) * vocabulary
+    place = (rows >= floor[:, None]).flatten().nonzero().squeeze(1)
+    values = rows.flatten().index_select(0, place)
+    step = row_index(torch.searchsorted(place, starts))
+    scale = _BINS / (largest - floor).clamp(min=_FINEST, max=_DEEPEST)
+    depth = (largest.index_select(0, step) - values) * scale.index_select(0, step)
+    bins = depth.clamp(max=_BINS - 1).long() + step * _BINS
+    count = bins.bincount(minlength=num_rows * _BINS).view(num_rows, _BINS).cumsum(1)
+    enough = count >= cap
+    if set_top_p < 1.0:
+        units = count.new_zeros(num_rows * _BINS).index_add(0, bins, exact_units(values.exp()))
+        mass = units.view_as(count).cumsum(1).double() * UNIT
+        enough |= mass.to(rows.dtype) >= set_top_p
+    last = (~enough).sum(1) + torch.arange(num_rows, device=rows.device) * _BINS
+    keep = (bins <= last.index_select(0, step)).nonzero().squeeze(1)
+    place = place.index_select(0, keep)
+    offsets = torch.searchsorted(place, starts)
+    ids = place - starts.index_select(0, row_index(offsets))
+    return ids, values.index_select(0, keep), offsets, enough[:, -1]
+
+
+def _order(step: Tensor, values: Tensor) -> Tensor:
+    """The order of members by step, then descending value; ties stay as they are."""
+    if values.dtype == torch.float64:
+        order = values.sort(descending=True, stable=True).indices
+        return order[step[order].sort(stable=True).indices]
+    # Step and value in one integer, for one sort: a float's bits, all but the sign turned over
+    # where it is negative, are ordered as the floats are; + 0.0 makes -0.0 equal to 0.0.
+    bits = (values + 0.0).view(torch.int32)
+    bits = bits ^ ((bits >> 31) & 0x7FFF_FFFF)
+    return ((step << 32) - bits.long()).sort(stable=True).indices
