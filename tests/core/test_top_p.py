@@ -2,16 +2,20 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from random import Random
+from typing import Any
 
 import padded
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tdistill.core import (
     TopPSets,
     check_top_p,
     log_set_mass,
+    top_p,
     top_p_sets,
     truncate,
     truncate_by_gain,
@@ -60,6 +64,57 @@ def test_equals_the_plain_reference_on_50k_rows(rows: Tensor, p: float):
         ids, log_probs = sets.row(t)
         assert ids.tolist() == padded.top_p_set(row, p), f"row {t}"
         assert torch.equal(log_probs, row[ids])
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_equals_the_plain_reference_on_rows_of_every_kind(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+):
+    draw = Random(seed)
+    generator = torch.Generator().manual_seed(seed)
+    dtype = draw.choice([torch.float32, torch.float64, torch.bfloat16])
+    rows = torch.randn(7, draw.choice([1, 2, 17, 64, 300, 1_000]), generator=generator)
+    rows = rows * torch.tensor([0.0, 0.1, 1.0, 3.0, 10.0, 30.0, 100.0])[:, None]
+    if draw.random() < 0.5:
+        rows = rows.round()  # ties, at the boundary too
+    if draw.random() < 0.5:
+        rows[:, 1:][torch.rand(rows[:, 1:].shape, generator=generator) < 0.7] = -math.inf
+    rows = rows.to(torch.float64 if dtype == torch.float64 else torch.float32).log_softmax(-1)
+    rows = rows.to(dtype) + draw.choice([0.0, -0.3, 1e-4])  # mass below p; rounding above 0
+    monkeypatch.setattr(top_p, "_CHUNK", draw.choice([1, 2_000, 1 << 21]))
+    reached = float(rows[3].max().float().exp().clamp(max=1))  # exactly, in float32
+    for p in (1e-9, draw.random(), 0.9, 1 - 1e-9, 1.0, reached):
+        cap = draw.choice([None, 1, 5, 20, 5_000])
+        sets = top_p_sets(rows, p, max_size=cap)
+        exact = rows.float() if dtype == torch.bfloat16 else rows
+        for t, row in enumerate(exact):
+            assert sets.row(t)[0].tolist() == padded.top_p_set(row, p, cap), f"row {t}"
+            assert torch.equal(sets.row(t)[1], row[sets.row(t)[0]])
+
+
+def test_both_zeros_are_one_value():
+    log_probs = torch.tensor([[-50.0, 0.0, -0.0, 0.0, -0.0]])
+    assert top_p_sets(log_probs, 1.0).ids.tolist() == [1, 2, 3, 4, 0]
+
+
+class Sorted(TorchDispatchMode):
+    """Counts the numbers that are sorted."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket in (torch.ops.aten.sort, torch.ops.aten.topk):
+            self.count += args[0].numel()
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("p", "cap"), [(0.9, None), (0.99, None), (0.9, 50), (1.0, 50)])
+def test_little_more_than_the_members_is_sorted(p: float, cap: int | None):
+    rows = 4 * torch.randn(16, VOCABULARY, generator=torch.Generator().manual_seed(3))
+    with Sorted() as seen:
+        sets = top_p_sets(rows.log_softmax(-1), p, max_size=cap)
+    assert sets.ids.numel() <= seen.count < 1.3 * sets.ids.numel() + 16 * 20
+    assert seen.count < rows.numel() / 10
 
 
 @pytest.mark.parametrize("p", [1e-6, 0.5, 0.9, 1.0])
@@ -131,7 +186,7 @@ def test_hand_computed_sets():
         assert [sets.row(t)[0].tolist() for t in range(2)] == members, p
 
 
-def test_ties_that_run_past_the_first_top_k_go_to_the_lower_ids():
+def test_ties_at_the_boundary_go_to_the_lower_ids():
     log_probs = torch.full((1, 1_000), 1e-3).log()
     assert top_p_sets(log_probs, 0.0605).ids.tolist() == list(range(61))
     assert top_p_sets(log_probs, 0.0645).ids.tolist() == list(range(65))
@@ -140,7 +195,7 @@ def test_ties_that_run_past_the_first_top_k_go_to_the_lower_ids():
 
 
 @pytest.mark.parametrize("vocabulary", [1, 2, 63, 64, 65, 512, 513])
-def test_vocabularies_around_the_sizes_of_the_top_k(vocabulary: int):
+def test_vocabularies_of_every_size(vocabulary: int):
     generator = torch.Generator().manual_seed(vocabulary)
     log_probs = torch.randn(3, vocabulary, generator=generator).log_softmax(-1)
     for p in (0.3, 0.9, 1.0):

@@ -14,8 +14,8 @@ from tdistill.errors import InvalidValueError
 
 _CHUNK = 1 << 21  # numbers looked at together: memory beside the input stays small
 _BINS = 512
-_FINEST, _DEEPEST = 1e-3, 64.0  # nats covered by the bins
-_GROUP = 16  # fewest tokens in a group for its maximum to say something
+_FINEST, _DEEPEST = 1e-3, 64.0  # nats that all bins cover together, least and most
+_GROUP = 16  # fewest tokens in a group whose maximum bounds a capped set
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +74,7 @@ def top_p_sets(
     No vocabulary is sorted. All tokens below ``(1 - p) / V`` together hold less than 1 - p, so no
     member is among them; a histogram of the others, over log-probability, shows the bin where the
     mass reaches p; only tokens down to that bin are sorted. Both cuts keep ties together, hence the
-    sets are those of a full sort: ``sorted_top_p_sets`` in the tests is the readable form.
+    sets are those of a full sort: ``top_p_set`` in ``tests/core/padded.py`` is the readable form.
 
     Args:
         log_probs: log-probabilities in nats over the vocabulary; half precision becomes float32.
@@ -96,13 +96,14 @@ def top_p_sets(
     _check_arguments(log_probs, set_top_p, max_size)
     if log_probs.dtype in (torch.float16, torch.bfloat16):
         log_probs = log_probs.float()
-    num_steps, vocabulary = log_probs.shape
+    vocabulary = log_probs.shape[1]
     with torch.no_grad():  # which tokens are members has no gradient
         largest = log_probs.amax(1)
         _check_rows(largest)
         height = max(1, _CHUNK // vocabulary)
+        cap = vocabulary if max_size is None else min(max_size, vocabulary)
         parts = [
-            _members(rows, top, set_top_p, min(max_size or vocabulary, vocabulary))
+            _members(rows, top, set_top_p, cap)
             for rows, top in zip(log_probs.split(height), largest.split(height), strict=True)
         ]
         sizes = torch.cat([sizes for _, sizes in parts])
