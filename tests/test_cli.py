@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,16 +46,44 @@ def command(*words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def least(seconds: Callable[[], float], *, below: float) -> float:
+    """The least of up to five times, for a machine that does other work too."""
+    times = [seconds()]
+    while len(times) < 5 and min(times) >= below:
+        times.append(seconds())
+    return min(times)
+
+
 @pytest.mark.parametrize("words", [["--help"], *([c, "--help"] for c in COMMANDS)], ids=" ".join)
 def test_help_is_immediate(words: list[str]):
-    seconds = []
-    while len(seconds) < 3 and not (seconds and min(seconds) < 1.0):
+    def seconds() -> float:
         started = time.perf_counter()
         done = command(*words)
-        seconds.append(time.perf_counter() - started)
+        passed = time.perf_counter() - started
         assert (done.returncode, done.stderr) == (0, "")
         assert "usage: tdistill" in done.stdout
-    assert min(seconds) < 1.0
+        return passed
+
+    assert least(seconds, below=1.0) < 1.0
+
+
+def test_the_package_is_imported_in_no_time_and_without_torch():
+    program = (
+        "import sys, time; started = time.perf_counter()\n"
+        "import tdistill\n"
+        "print(time.perf_counter() - started)\n"
+        f"print([m for m in {HEAVY!r} if m in sys.modules])"
+    )
+
+    def seconds() -> float:
+        done = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, check=True
+        )
+        passed, heavy = done.stdout.splitlines()
+        assert heavy == "[]"
+        return float(passed)
+
+    assert least(seconds, below=0.3) < 0.3
 
 
 @pytest.mark.parametrize("words", [["--help"], *([c, "--help"] for c in COMMANDS)], ids=" ".join)

@@ -14,10 +14,11 @@ from world import inside_rows, live
 
 from tdistill.errors import InvalidValueError
 from tdistill.lm import LanguageModel, load, save
+from tdistill.training import train as train_module
 from tdistill.training.config import LoraConfig, TrainConfig
 from tdistill.training.objectives import KD, SFT, BellmanDistill, Objective, SeqKD
 from tdistill.training.train import newest_checkpoint, train_student
-from tdistill.training.trainer import DistillTrainer
+from tdistill.training.trainer import DistillTrainer, training_arguments
 from tiny import VOCABULARY, tiny_lm
 
 CONFIG = TrainConfig(
@@ -184,6 +185,40 @@ def test_adapters_without_peft_say_what_to_install(tmp_path: Path, monkeypatch: 
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(InvalidValueError, match=r"pip install 'tdistill\[peft\]'"):
         train(tmp_path, config=LORA)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_frozen_embeddings_stay_and_everything_else_trains(
+    tied: bool, checkpointing: bool, tmp_path: Path
+):
+    student = tiny_lm("llama", seed=2, num_hidden_layers=1, tie_word_embeddings=tied)
+    before = weights(student)
+    config = replace(CONFIG, freeze_embeddings=True, gradient_checkpointing=checkpointing)
+    trained, _ = train(tmp_path, config=config, student=student)
+    frozen = {"model.embed_tokens.weight"} | ({"lm_head.weight"} if tied else set())
+    for name, weight in weights(trained).items():
+        assert torch.equal(weight, before[name]) == (name in frozen), name
+    assert all(weight.requires_grad for weight in trained.model.parameters())
+
+
+def test_the_fused_update_is_the_plain_one_to_rounding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    fused, _ = train(tmp_path / "fused")
+
+    def plainly(*args: Any) -> Any:
+        arguments = training_arguments(*args)
+        assert arguments.optim == "adamw_torch_fused"
+        return replace(arguments, optim="adamw_torch", optim_args="foreach=False")
+
+    monkeypatch.setattr(train_module, "training_arguments", plainly)
+    plain, _ = train(tmp_path / "plain")
+    before = weights(start())
+    for name, weight in weights(plain).items():
+        moved = (weight - before[name]).norm()
+        assert moved > 0, name
+        assert (weights(fused)[name] - weight).norm() <= 1e-3 * moved, name
 
 
 def test_the_live_teacher_is_used_where_it_is_asked_for(tmp_path: Path):

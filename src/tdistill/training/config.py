@@ -64,6 +64,7 @@ class TrainConfig:
     seed: int = 0
     bf16: bool = False
     gradient_checkpointing: bool = False
+    freeze_embeddings: bool = False  # leave the embedding, and a tied output layer, as they are
     lora: LoraConfig | None = None
     head: Literal["auto", "linear", "full"] = "auto"  # how scores are read from the output layer
     chunk_size: int = 128  # steps whose full logits may exist at once

@@ -67,6 +67,8 @@ def train_student(
     model: Any = (
         student.model if config.lora is None else _with_adapters(student.model, config.lora)
     )
+    frozen = list(model.get_input_embeddings().parameters()) if config.freeze_embeddings else []
+    frozen = [weight.requires_grad_(False) for weight in frozen if weight.requires_grad]
     trained = LanguageModel(model, student.tokenizer, student.name)
     mix = _evidence_mix(
         trained, objective, rows, config, live_teacher=live_teacher, references=references
@@ -97,6 +99,8 @@ def train_student(
     )
     trainer.remove_callback(PrinterCallback)  # the progress line is enough
     trainer.train(resume_from_checkpoint=newest_checkpoint(checkpoints))
+    for weight in frozen:
+        weight.requires_grad_(True)
     if config.lora is not None:
         model = model.merge_and_unload()
     history = [entry for entry in trainer.state.log_history if "loss" in entry]

@@ -295,6 +295,7 @@ def training_arguments(config: TrainConfig, folder: Path) -> TrainingArguments:
         max_steps=config.steps,
         per_device_train_batch_size=config.batch_size // config.gradient_accumulation,
         gradient_accumulation_steps=config.gradient_accumulation,
+        optim="adamw_torch_fused",
         learning_rate=config.learning_rate,
         warmup_steps=config.warmup_steps,
         lr_scheduler_type=config.scheduler,
