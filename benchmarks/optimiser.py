@@ -86,7 +86,8 @@ def lazy_difference(rows: int = 200, updates: int = 100, touched: float = 0.02) 
             row.grad = part if used else None
         exactly.step()
         lazily.step()
-    return float((torch.stack(list(lazy)) - exact).norm() / (exact - start).norm())
+    with torch.no_grad():
+        return float((torch.stack(lazy) - exact).norm() / (exact - start).norm())
 
 
 def measure(layers: int, tokens: int, vocabularies: list[int], repeats: int) -> dict:
