@@ -18,14 +18,19 @@ import statistics
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 HIDDEN, HEADS, KEY_HEADS, INNER = 576, 9, 3, 1536
-FORMS = {"loop": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}
-SETTINGS = {"lr": 3e-4, "betas": (0.9, 0.95), "weight_decay": 0.01}
+FORMS: dict[str, Any] = {
+    "loop": {"foreach": False},
+    "foreach": {"foreach": True},
+    "fused": {"fused": True},
+}
+SETTINGS: dict[str, Any] = {"lr": 3e-4, "betas": (0.9, 0.95), "weight_decay": 0.01}
 
 
 class Block(nn.Module):
@@ -87,7 +92,7 @@ def lazy_difference(rows: int = 200, updates: int = 100, touched: float = 0.02) 
         exactly.step()
         lazily.step()
     with torch.no_grad():
-        return float((torch.stack(lazy) - exact).norm() / (exact - start).norm())
+        return float((torch.stack(list[Tensor](lazy)) - exact).norm() / (exact - start).norm())
 
 
 def measure(layers: int, tokens: int, vocabularies: list[int], repeats: int) -> dict:
@@ -134,7 +139,7 @@ def table(found: dict) -> str:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--layers", type=int, default=10)
     parser.add_argument("--tokens", type=int, default=4096, help="a multiple of 256")
     parser.add_argument("--vocabularies", type=int, nargs="+", default=[49_152, 151_936, 262_144])
