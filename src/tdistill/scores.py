@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from tdistill.core import LinearHead, dense_gradient, log_normaliser, map_logits, map_steps
 from tdistill.errors import ModelError
+from tdistill.kernels import row_products
 from tdistill.lm import inner_model
 
 if TYPE_CHECKING:
@@ -74,7 +75,8 @@ class LinearStepScores:
 
     def at(self, ids: Tensor, step: Tensor) -> Tensor:
         """Scores of chosen tokens: hidden states times their rows."""
-        return self.head.scores(self.hidden, ids, step)
+        products = row_products(self.hidden.device)
+        return self.head.scores(self.hidden, ids, step, products=products)
 
     def columns(self, ids: Tensor) -> Tensor:
         """One product with the rows of the tokens."""
@@ -162,7 +164,7 @@ def linear_head(model: nn.Module, vocabulary_size: int) -> LinearHead | None:
     weight, bias = head.weight, head.bias
     # A sparse gradient needs a dense one to join: that of the input embedding, if the two are one
     # parameter. A view (a flattened or sharded parameter) passes on dense gradients only.
-    joined = weight is lm.get_input_embeddings().weight and weight.is_leaf
+    joined = weight is getattr(lm.get_input_embeddings(), "weight", None) and weight.is_leaf
     if not torch.is_grad_enabled():
         weight, bias = weight.detach(), None if bias is None else bias.detach()
     elif not joined:

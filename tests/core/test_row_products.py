@@ -169,6 +169,19 @@ def test_sparse_gradients_of_several_readings_become_one_dense_buffer(
     torch.testing.assert_close(weight.grad, expected)
 
 
+def test_a_tied_embedding_needs_no_second_buffer(generator: torch.Generator):
+    _, weight, ids, step = ragged(generator)
+    layer = nn.Embedding(V, D, _weight=weight.data.clone())
+    tokens = torch.randint(V, (T,), generator=generator)
+    loss = set_scores(layer(tokens), layer.weight, ids, step).sum()
+    # A profiler, since the engine adds in place only where no dispatch mode looks on.
+    with torch.autograd.profiler.profile(record_shapes=True) as profile:
+        loss.backward()
+    sums = [event.name for event in profile.function_events or () if [V, D] in event.input_shapes]
+    assert "aten::add_" in sums
+    assert "aten::add" not in sums and "aten::to_dense" not in sums
+
+
 def test_no_tensor_of_members_times_width_exists():
     steps, width, vocabulary, each = 64, 16, 100, 40
     step = torch.arange(steps).repeat_interleave(each)

@@ -47,6 +47,36 @@ def test_every_quantity_against_the_full_logits() -> None:
     torch.testing.assert_close(gradient, logits.softmax(1))
 
 
+class Read(DenseStepScores):
+    """Scores that note how many tokens were read."""
+
+    counts: list[int]
+
+    def at(self, ids: Tensor, step: Tensor) -> Tensor:
+        self.counts.append(len(ids))
+        return super().at(ids, step)
+
+
+@pytest.mark.parametrize("out_of_set", ["insert", "drop"])
+def test_actions_are_read_from_their_sets_where_they_are_members(out_of_set: str) -> None:
+    batch = make_batch(out_of_set=out_of_set)
+    logits, _ = random_view(batch)
+    scores = Read(logits)
+    counts: list[int] = []
+    object.__setattr__(scores, "counts", counts)
+    view, steps = ModelView(scores, batch), torch.arange(len(batch.action))
+    assert torch.equal(view.action, logits[steps, batch.action])
+    outside = int(batch.out_of_set.sum())
+    assert counts == [len(batch.set_ids)] + ([outside] if out_of_set == "drop" else [])
+    assert outside > 0
+    weight = steps + 1.0
+    found, expected = (
+        torch.autograd.grad((weight * action.sin()).sum(), logits)[0]
+        for action in (view.action, logits[steps, batch.action])
+    )
+    torch.testing.assert_close(found, expected)
+
+
 def test_costly_parts_are_computed_once_and_only_when_asked_for() -> None:
     view, calls = counted_view(make_batch())
     _ = (view.on_set, view.action, view.set_value)
