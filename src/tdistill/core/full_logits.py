@@ -130,12 +130,14 @@ class _MapLogits(torch.autograd.Function):
                 chunk_size, hidden, gradient, result, *per_step
             ):
                 logits = layer.logits(part.to(ctx.dtype))
-                finish_slope = layer.slope(logits)
+                finish = layer.slope(logits)
                 if pullback is not None:
                     of_logits = pullback(logits, value, of_result)
                 else:
                     of_logits = _differentiate(function, logits, rest, of_result)
-                _add_gradients(into, start, of_logits * finish_slope, part.to(ctx.dtype), layer)
+                plain = isinstance(finish, float) and finish == 1.0
+                of_linear = of_logits if plain else of_logits * finish
+                _add_gradients(into, start, of_linear, part.to(ctx.dtype), layer)
                 start += len(part)
         found = (None if g is None else g.to(t.dtype) for g, t in zip(into, inputs, strict=True))
         return *found, None, *(None for _ in per_step)
