@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -96,7 +96,7 @@ def main() -> None:
         batch, head, hidden = real(args.student, args.cache, args.rows, args.top_p)
     else:
         batch, head, hidden = synthetic(300, args.vocabulary, args.top_p)
-    head = LinearHead(head.weight.detach(), head.bias, head.scale, head.softcap)
+    head = replace(head, weight=head.weight.detach())
     exact, slope = one(batch, head, hidden, 0)
     leak = float(ModelView(LinearStepScores(head, hidden), batch).leak(sample=10**6)[0].mean())
     print(f"steps {len(hidden)}, vocabulary {len(head.weight)}, mass off the set {leak:.3f}")

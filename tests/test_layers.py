@@ -27,6 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("scores",),
     ("lm",),
     ("files", "decoding", "progress", "tabular", "strict", "demo"),
+    ("kernels",),
     ("core", "checks"),
     ("errors",),
     ("tdistill",),

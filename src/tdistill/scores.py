@@ -15,8 +15,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from tdistill.core import LinearHead, map_steps
+from tdistill.core import LinearHead, dense_gradient, log_normaliser, map_logits, map_steps
 from tdistill.errors import ModelError
+from tdistill.kernels import row_products
 from tdistill.lm import inner_model
 
 if TYPE_CHECKING:
@@ -42,7 +43,18 @@ class StepScores(Protocol):
         ...
 
     def reduce(self, function: Any, *per_step: Tensor, chunk_size: int) -> Float[Tensor, "T ..."]:
-        """``function(logits [c, V], *chunks)`` over chunks of steps, recomputed when needed."""
+        """``function(logits [c, V], *chunks)`` over chunks of steps, recomputed when needed.
+
+        Only the logits get a gradient; the per-step tensors are constants.
+        """
+        ...
+
+    def log_normaliser(self, *, chunk_size: int = 128) -> Float[Tensor, " T"]:
+        """``log sum_V exp z``, exact, with the logits of ``chunk_size`` steps at a time."""
+        ...
+
+    def select(self, steps: Int[Tensor, " S"]) -> StepScores:
+        """The scores of some of the steps."""
         ...
 
     def rows(self, start: int, stop: int) -> Float[Tensor, "c V"]:
@@ -63,7 +75,8 @@ class LinearStepScores:
 
     def at(self, ids: Tensor, step: Tensor) -> Tensor:
         """Scores of chosen tokens: hidden states times their rows."""
-        return self.head.scores(self.hidden, ids, step)
+        products = row_products(self.hidden.device)
+        return self.head.scores(self.hidden, ids, step, products=products)
 
     def columns(self, ids: Tensor) -> Tensor:
         """One product with the rows of the tokens."""
@@ -71,17 +84,20 @@ class LinearStepScores:
 
     @property
     def vocabulary_size(self) -> int:
-        """Rows of the output layer."""
-        return self.head.weight.shape[0]
+        """Rows of the output layer that are tokens."""
+        return self.head.size
 
     def reduce(self, function: Any, *per_step: Tensor, chunk_size: int) -> Tensor:
         """Chunks of full logits, never all at once."""
-        return map_steps(
-            lambda hidden, *rest: function(self.head.logits(hidden), *rest),
-            self.hidden,
-            *per_step,
-            chunk_size=chunk_size,
-        )
+        return map_logits(self.head, self.hidden, function, *per_step, chunk_size=chunk_size)
+
+    def log_normaliser(self, *, chunk_size: int = 128) -> Tensor:
+        """The same by chunks, with its gradient in closed form."""
+        return log_normaliser(self.head, self.hidden, chunk_size=chunk_size)
+
+    def select(self, steps: Tensor) -> LinearStepScores:
+        """Those hidden states."""
+        return LinearStepScores(self.head, self.hidden[steps])
 
     def rows(self, start: int, stop: int) -> Tensor:
         """Full logits of a few steps."""
@@ -115,6 +131,14 @@ class DenseStepScores:
         """Chunks of the logits."""
         return map_steps(function, self.logits, *per_step, chunk_size=chunk_size)
 
+    def log_normaliser(self, *, chunk_size: int = 128) -> Tensor:
+        """From the logits."""
+        return self.reduce(lambda z: z.logsumexp(-1), chunk_size=chunk_size)
+
+    def select(self, steps: Tensor) -> DenseStepScores:
+        """Those logits."""
+        return DenseStepScores(self.logits[steps])
+
     def rows(self, start: int, stop: int) -> Tensor:
         """Full logits of a few steps."""
         return self.logits[start:stop]
@@ -137,11 +161,15 @@ def linear_head(model: nn.Module, vocabulary_size: int) -> LinearHead | None:
     scale = float(getattr(config, "logit_scale", None) or 1.0)
     scale /= float(getattr(config, "logits_scaling", None) or 1.0)
     softcap = getattr(config, "final_logit_softcapping", None)
-    weight, bias = head.weight[:vocabulary_size], head.bias
-    bias = None if bias is None else bias[:vocabulary_size]
+    weight, bias = head.weight, head.bias
+    # A sparse gradient needs a dense one to join: that of the input embedding, if the two are one
+    # parameter. A view (a flattened or sharded parameter) passes on dense gradients only.
+    joined = weight is getattr(lm.get_input_embeddings(), "weight", None) and weight.is_leaf
     if not torch.is_grad_enabled():
         weight, bias = weight.detach(), None if bias is None else bias.detach()
-    return LinearHead(weight, bias, scale, softcap)
+    elif not joined:
+        weight = dense_gradient(weight)
+    return LinearHead(weight, bias, scale, softcap, vocabulary_size, sparse_gradient=True)
 
 
 def step_scores(

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-_MEMBER_CHUNK = 32_768
+from tdistill.core.row_products import RowProducts, dense_gradient, set_scores
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,16 +22,27 @@ class LinearHead:
         bias: per token, or None.
         scale: factor on the linear map (Cohere's logit_scale, 1 / Granite's logits_scaling).
         softcap: ``c tanh(x / c)`` after the scale (Gemma 2), or None.
+        vocabulary_size: tokens that have a score; None means every row. Rows that only fill the
+            matrix stay in ``weight``: a slice would pad its gradient to a second [V, D] buffer.
+        sparse_gradient: the weight may get sparse gradients, because a dense one joins them.
     """
 
     weight: Float[Tensor, "V D"]
     bias: Float[Tensor, " V"] | None = None
     scale: float = 1.0
     softcap: float | None = None
+    vocabulary_size: int | None = None
+    sparse_gradient: bool = False
+
+    @property
+    def size(self) -> int:
+        """Tokens that have a score."""
+        return len(self.weight) if self.vocabulary_size is None else self.vocabulary_size
 
     def logits(self, hidden: Float[Tensor, "T D"]) -> Float[Tensor, "T V"]:
-        """Scores of every token: the readable reference, and the chunks of the exact normaliser."""
-        return self._finish(torch.nn.functional.linear(hidden, self.weight, self.bias))
+        """Scores of every token: the readable reference."""
+        bias = None if self.bias is None else self.bias[: self.size]
+        return self._finish(torch.nn.functional.linear(hidden, self.weight[: self.size], bias))
 
     def columns(self, hidden: Float[Tensor, "T D"], ids: Int[Tensor, " N"]) -> Float[Tensor, "T N"]:
         """Scores of the same tokens at every step: one product with their rows.
@@ -40,24 +51,31 @@ class LinearHead:
             >>> LinearHead(torch.eye(3)).columns(torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([2]))
             tensor([[3.]])
         """
+        rows = torch.nn.functional.embedding(ids, self._rows, sparse=True)
         bias = None if self.bias is None else self.bias[ids]
-        return self._finish(torch.nn.functional.linear(hidden, self.weight[ids], bias))
+        return self._finish(torch.nn.functional.linear(hidden, rows, bias))
 
     def scores(
-        self, hidden: Float[Tensor, "T D"], ids: Int[Tensor, " M"], step: Int[Tensor, " M"]
+        self,
+        hidden: Float[Tensor, "T D"],
+        ids: Int[Tensor, " M"],
+        step: Int[Tensor, " M"],
+        *,
+        products: RowProducts | None = None,
     ) -> Float[Tensor, " M"]:
         """Scores of chosen tokens: ``z(s_step[m], ids[m])`` for every member m.
-
-        Members are taken in chunks that are recomputed in the backward pass, so memory does not
-        grow with the number of members times D.
 
         Args:
             hidden: last hidden states of the steps.
             ids: token of each member.
-            step: step of each member.
+            step: step of each member; ascending is fastest.
+            products: how rows are multiplied, see :func:`set_scores`.
 
         Returns:
             One score per member, nats, unnormalised.
+
+        Raises:
+            IndexError: for a token or a step that does not exist.
 
         Example:
             >>> head = LinearHead(torch.eye(3))
@@ -65,15 +83,26 @@ class LinearHead:
             >>> head.scores(hidden, torch.tensor([2, 0]), first_step)
             tensor([3., 1.])
         """
-        if ids.numel() <= _MEMBER_CHUNK:
-            return self._scores(hidden, ids, step)
-        chunks = zip(ids.split(_MEMBER_CHUNK), step.split(_MEMBER_CHUNK), strict=True)
-        return torch.cat([_recompute(self._scores, hidden, i, s) for i, s in chunks])
-
-    def _scores(self, hidden: Tensor, ids: Tensor, step: Tensor) -> Tensor:
-        rows = torch.nn.functional.embedding(ids, self.weight)
-        linear = (hidden[step] * rows).sum(-1)
+        linear = set_scores(hidden, self._rows, ids, step, products=products)
         return self._finish(linear if self.bias is None else linear + self.bias[ids])
+
+    def cut(
+        self, weight: Float[Tensor, "V D"], bias: Float[Tensor, " V"] | None, dtype: torch.dtype
+    ) -> LinearHead:
+        """This head with these parameters, cut to the vocabulary, in another precision."""
+        weight = weight[: self.vocabulary_size].to(dtype)
+        bias = None if bias is None else bias[: self.vocabulary_size].to(dtype)
+        return LinearHead(weight, bias, self.scale, self.softcap)
+
+    def slope(self, logits: Float[Tensor, "*rest"]) -> Float[Tensor, "*rest"] | float:
+        """Derivative of a score with respect to ``W h + b``, from the score."""
+        if self.softcap is None:
+            return self.scale
+        return self.scale * (1 - (logits / self.softcap).square())
+
+    @property
+    def _rows(self) -> Tensor:
+        return self.weight if self.sparse_gradient else dense_gradient(self.weight)
 
     def _finish(self, linear: Tensor) -> Tensor:
         z = linear.float() if linear.dtype in (torch.float16, torch.bfloat16) else linear
@@ -102,27 +131,6 @@ def map_steps(
     """
     chunks = zip(*(t.split(chunk_size) for t in per_step), strict=True)
     return torch.cat([_recompute(function, *chunk) for chunk in chunks])
-
-
-def log_normaliser(
-    head: LinearHead, hidden: Float[Tensor, "T D"], *, chunk_size: int = 128
-) -> Float[Tensor, " T"]:
-    """``log sum_V exp z(s, a)``, exact, without a [T, V] tensor.
-
-    Args:
-        head: the output layer, already cut to the tokenizer's vocabulary.
-        hidden: last hidden states of the steps.
-        chunk_size: steps whose logits exist at once.
-
-    Returns:
-        Log-normaliser per step, nats.
-
-    Example:
-        >>> head = LinearHead(torch.zeros(7, 2))
-        >>> log_normaliser(head, torch.ones(3, 2)).exp().round().tolist()
-        [7.0, 7.0, 7.0]
-    """
-    return map_steps(lambda h: head.logits(h).logsumexp(-1), hidden, chunk_size=chunk_size)
 
 
 def _recompute(function: Callable[..., Tensor], *args: Tensor) -> Tensor:

@@ -40,12 +40,24 @@ class ModelView:
     @cached_property
     def action(self) -> Float[Tensor, " T"]:
         """Logits of the actions, nats."""
-        return self.scores.at(self.batch.action, self.steps)
+        if not self.batch.has_sets:
+            return self.scores.at(self.batch.action, self.steps)
+        # Nearly every action is a member of its set, whose scores are there already.
+        sets, action = self.batch.sets, self.batch.action
+        member = (sets.ids == action[sets.step]).nonzero().squeeze(1)
+        known = torch.zeros_like(action, dtype=torch.bool).index_fill(0, sets.step[member], True)
+        rest = (~known).nonzero().squeeze(1)
+        place = torch.empty_like(action)
+        place[sets.step[member]] = member
+        place[rest] = len(sets.ids) + torch.arange(len(rest), device=action.device)
+        if len(rest) == 0:
+            return self.on_set[place]
+        return torch.cat([self.on_set, self.scores.at(action[rest], rest)])[place]
 
     @cached_property
     def log_normaliser(self) -> Float[Tensor, " T"]:
         """``log sum_V exp z``, exact, by chunks of steps."""
-        return self.scores.reduce(lambda z: z.logsumexp(-1), chunk_size=self.chunk_size)
+        return self.scores.log_normaliser(chunk_size=self.chunk_size)
 
     def sampled_log_normaliser(self, count: int) -> Float[Tensor, " T"]:
         """An estimate of :attr:`log_normaliser` by ``count`` negatives, drawn anew at every call.
@@ -95,5 +107,5 @@ class ModelView:
         if "log_normaliser" in self.__dict__:
             return 1 - (self.set_value - self.log_normaliser).exp(), steps
         steps = steps[:: max(1, len(steps) // sample)]
-        full = torch.cat([self.scores.rows(int(t), int(t) + 1).logsumexp(-1) for t in steps])
+        full = self.scores.select(steps).log_normaliser(chunk_size=self.chunk_size)
         return 1 - (self.set_value[steps] - full).exp(), steps

@@ -1,0 +1,5 @@
+"""What is collected for doctests depends on what is installed."""
+
+from importlib.util import find_spec
+
+collect_ignore = [] if find_spec("triton") else ["src/tdistill/kernels/rows.py"]
