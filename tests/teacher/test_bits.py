@@ -58,7 +58,7 @@ def test_rare_large_numbers_go_on_in_wider_streams(widths: tuple[int, ...]):
 
 def test_what_does_not_fit_is_refused():
     for values, widths in (([16], (4,)), ([15 + 256], (4, 8)), ([1 << 32], (32,))):
-        with pytest.raises(CacheError, match="expected integers of .* bits"):
+        with pytest.raises(CacheError, match=r"expected integers of \d+ bits"):
             Packer().add(np.array(values), *widths)
 
 

@@ -45,7 +45,8 @@ def levels_of(log_probs: np.ndarray) -> np.ndarray:
         >>> levels_of(np.array([0.0, -2.0, -20.0], dtype=np.float32)).tolist()
         [0, 1792, 4096]
     """
-    distance = np.clip(-log_probs.astype(np.float64), 0.0, -float(level_table()[-1]))
+    distance = np.fmax(-log_probs.astype(np.float64), 0.0)  # not a number: 0
+    distance = np.fmin(distance, -float(level_table()[-1]))
     octave = np.searchsorted(np.asarray(_BOUNDS), distance, side="right")
     return np.rint(distance / (_FINEST * 2.0**octave)).astype(np.int64) + _PER_OCTAVE * octave
 
