@@ -4,11 +4,11 @@ Each row holds these streams, one after the other, V being the size of the vocab
 meaning w bits, or x more where w do not suffice (see :mod:`tdistill.teacher.bits`):
 
 - ``log2 V`` bits a token: the prompt (absent where it is that of the row before), the response;
-- a step: the size of its set less 1 (8/32), the log-normaliser in steps of 1/512 nats (16/32), the
+- a step: the size of its set less 1 (8/16/32), the log-normaliser in steps of 1/512 nats (16/32), the
   level of the likeliest member without its lowest 4 bits (8/16);
 - a member: its token (``log2 V``), and how many levels it is below the member before (4/8/16), or
   the lowest 4 bits of its level where it is the first;
-- a step whose action is not in its set: the level of that (16); the others have it in the set;
+- a step whose action is not in its set: the level of that (12/16); the others have it in the set;
 - with sampled tails, a step: their number (8); a tail token: token (``log2 V``), level (12/16),
   how often it was drawn (4/8).
 
@@ -34,8 +34,8 @@ from tdistill.teacher.manifest import CacheIdentity
 from tdistill.teacher.record import Record, row_key
 from tdistill.teacher.tail import Tail
 
-_SIZE, _NORMALISER, _FIRST = (8, 32), (16, 32), (8, 16)
-_DELTA, _OUTSIDE = (4, 8, 16), (16,)
+_SIZE, _NORMALISER, _FIRST = (8, 16, 32), (16, 32), (8, 16)
+_DELTA, _OUTSIDE = (4, 8, 16), (12, 16)
 _TAIL_SIZE, _TAIL_LEVEL, _TAIL_COUNT = (8,), (12, 16), (4, 8)
 _LOW = (1 << _DELTA[0]) - 1
 
@@ -101,7 +101,8 @@ def _packed_row(record: Record, prompt: Sequence[int], identity: CacheIdentity) 
     slots[starts] = first & _LOW
     packer.add(slots, _DELTA[0])
     packer.add(deltas[deltas >= _LOW] - _LOW, *_DELTA[1:])
-    packer.add(_outside(actions, _exact_levels(evidence.action_log_prob), sizes, ids, levels), 16)
+    of_action = _exact_levels(evidence.action_log_prob)
+    packer.add(_outside(actions, of_action, sizes, ids, levels), *_OUTSIDE)
     if identity.tail_samples > 0:
         _pack_tail(packer, evidence.tail, identity.tail_samples, bits)
     return packer.bytes()
