@@ -21,8 +21,8 @@ from tdistill.core import TopPSets, log_set_mass, top_p_sets, truncate_by_gain
 from tdistill.teacher.cache import Cache, CacheWriter
 from tdistill.teacher.evidence import Evidence, Row, take_responses
 from tdistill.teacher.grid import round_log_probs, round_normaliser
+from tdistill.teacher.layout import member_bytes
 from tdistill.teacher.manifest import CacheIdentity
-from tdistill.teacher.packed import member_bytes
 from tdistill.teacher.record import Record
 
 

@@ -20,7 +20,8 @@ from tdistill.teacher.evidence import Evidence, Row, concatenate, round_log_prob
 from tdistill.teacher.grid import level_table, round_normaliser
 from tdistill.teacher.inspection import verify_cache
 from tdistill.teacher.manifest import CacheIdentity, read_manifest
-from tdistill.teacher.packed import PackedShard, decode_rows, evidence_of, packed_batch
+from tdistill.teacher.packed import PackedShard, decode_rows, evidence_of
+from tdistill.teacher.packing import packed_batch
 from tdistill.teacher.tail import Tail
 
 

@@ -33,7 +33,8 @@ from tdistill.teacher.manifest import (
     read_manifest,
     write_atomically,
 )
-from tdistill.teacher.packed import PackedShard, decode_rows, evidence_of, packed_batch
+from tdistill.teacher.packed import PackedShard, decode_rows, evidence_of
+from tdistill.teacher.packing import packed_batch
 from tdistill.teacher.plain import PlainShard
 from tdistill.teacher.record import Record, row_key
 

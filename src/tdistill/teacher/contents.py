@@ -12,7 +12,8 @@ from torch import Tensor
 from tdistill.core import TopPSets, log_set_mass, sampled_gap_bound
 from tdistill.errors import CacheError
 from tdistill.teacher.cache import Cache
-from tdistill.teacher.packed import evidence_of, member_bytes
+from tdistill.teacher.layout import member_bytes
+from tdistill.teacher.packed import evidence_of
 from tdistill.teacher.plain import is_plain
 
 
