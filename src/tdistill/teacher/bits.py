@@ -137,9 +137,10 @@ class Unpacker:
         first, *others = [self._plane(counts, plane) for plane in planes_of(width)]
         if not others:
             return first
-        values, shift = first.astype(np.int64), planes_of(width)[0]
+        kind = np.uint16 if width <= 16 else np.int64
+        values, shift = first.astype(kind), planes_of(width)[0]
         for plane, part in zip(planes_of(width)[1:], others, strict=True):
-            values |= part.astype(np.int64) << shift
+            values |= np.left_shift(part, shift, dtype=kind)
             shift += plane
         return values
 

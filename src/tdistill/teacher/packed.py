@@ -132,15 +132,16 @@ class _Reader:
 
     def tokens(self, counts: np.ndarray) -> np.ndarray:
         """The next stream, of so many tokens a row."""
-        codes = self.packed.take(counts, *self._widths)
+        codes = self.packed.take(counts, self._widths[0])
         if len(self._widths) == 1:
             return codes
-        found = codes - np.int32(PLACES)
+        itself = np.flatnonzero(codes == PLACES)
+        rest = np.diff(np.searchsorted(itself, np.cumsum(counts)), prepend=0)
+        found = np.empty(len(codes), dtype=np.int32)
         ends = np.cumsum(counts)[self._ends - 1]
         for table, start, stop in zip(self._tables, [0, *ends], ends, strict=False):
-            part = codes[start:stop]
-            placed = table.take(part, mode="clip")
-            np.copyto(found[start:stop], placed, where=part < PLACES)
+            np.take(table, codes[start:stop], out=found[start:stop], mode="clip")
+        found[itself] = self.packed.take(rest, self._widths[1])
         return found
 
 
