@@ -14,6 +14,7 @@ from tdistill.lm import LanguageModel
 from tdistill.teacher.cache import Cache, CacheWriter, Record, identity_of
 from tdistill.teacher.config import CaptureConfig, RolloutConfig
 from tdistill.teacher.evidence import Evidence, Row, round_log_probs
+from tdistill.teacher.grid import round_normaliser
 from tdistill.teacher.manifest import CacheIdentity
 from tdistill.teacher.rollouts import collect_rollouts
 from tiny import tiny_lm
@@ -78,15 +79,15 @@ def record(
 ) -> Record:
     """A response with random evidence: sets of 1 to 5 members out of 64 tokens."""
     generator = torch.Generator().manual_seed(seed)
+    logits = 3.0 * torch.randn(len(response), 64, generator=generator)
+    log_probs = round_log_probs(logits.log_softmax(-1))
     sizes = torch.randint(1, 6, (len(response),), generator=generator)
-    total = int(sizes.sum())
-    sets = TopPSets(
-        torch.randint(0, 64, (total,), generator=generator),
-        round_log_probs(-9.0 * torch.rand(total, generator=generator)),
-        torch.cat([sizes.new_zeros(1), sizes.cumsum(0)]),
-    )
-    normaliser = torch.randn(len(response), generator=generator)
-    action = round_log_probs(-9.0 * torch.rand(len(response), generator=generator))
+    inside = torch.arange(64) < sizes[:, None]
+    sorted_probs, order = log_probs.sort(descending=True, stable=True)
+    offsets = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
+    sets = TopPSets(order[inside], sorted_probs[inside], offsets)
+    action = log_probs.gather(1, torch.tensor(response)[:, None]).squeeze(1)
+    normaliser = round_normaliser(logits.logsumexp(-1))
     row = Row(prompt, response, response[-1] == END)
     return Record(row, Evidence(sets, normaliser, action), source)
 
@@ -99,13 +100,13 @@ def assert_equal(found: Evidence, expected: Evidence) -> None:
 
 
 def assert_close(found: Evidence, expected: Evidence) -> None:
-    """The same members; log-probabilities may round to neighbouring float16 numbers."""
+    """The same members; log-probabilities may round to neighbouring levels."""
     assert torch.equal(found.sets.ids, expected.sets.ids)
     assert torch.equal(found.sets.offsets, expected.sets.offsets)
-    rounding: dict[str, float] = {"rtol": 2.0**-10, "atol": 1e-5}
+    rounding: dict[str, float] = {"rtol": 0, "atol": 2.0**-7}
     torch.testing.assert_close(found.sets.log_probs, expected.sets.log_probs, **rounding)
     torch.testing.assert_close(found.action_log_prob, expected.action_log_prob, **rounding)
-    torch.testing.assert_close(found.log_normaliser, expected.log_normaliser, rtol=0, atol=2e-5)
+    torch.testing.assert_close(found.log_normaliser, expected.log_normaliser, rtol=0, atol=2.0**-9)
 
 
 def _tensors(evidence: Evidence) -> tuple[torch.Tensor, ...]:

@@ -58,19 +58,21 @@ def test_the_manifest_counts_what_is_there(tmp_path: Path):
     ]
 
 
-def test_log_probabilities_take_two_bytes_and_ids_as_few_as_fit(tmp_path: Path):
-    many = [record((3,), tuple(range(2, 60)), seed=i) for i in range(40)]
+def test_a_member_takes_its_token_and_about_a_byte(tmp_path: Path):
+    many = [record((i,), tuple(range(2, 60)), seed=i) for i in range(40)]
     members = sum(len(r.evidence.sets.ids) for r in many)
-    small = write(tmp_path / "small", records=many)
-    large = write(
-        tmp_path / "large", records=many, identity=replace(IDENTITY, vocabulary_size=70_000)
-    )
-    small_bytes, large_bytes = (sum(s.bytes for s in c.manifest.shards) for c in (small, large))
-    steps = small.manifest.steps
-    # Per member 2 + 2; per step a token, two numbers for the set's size and normaliser, an action.
-    assert small_bytes < 4 * members + 12 * steps + 9000
-    assert large_bytes - small_bytes == pytest.approx(2 * members + 2 * steps, rel=0.05)
-    assert_equal(large.evidence(large.rows()), small.evidence(small.rows()))
+    sizes = {}
+    for bits in (6, 16, 17, 18):
+        identity = replace(IDENTITY, vocabulary_size=1 << bits)
+        cache = write(tmp_path / str(bits), records=many, identity=identity)
+        assert_equal(cache.evidence(cache.rows()), concatenate([r.evidence for r in many]))
+        sizes[bits] = sum(s.bytes for s in cache.manifest.shards)
+    steps = sum(len(r.row.response_ids) for r in many)
+    assert sizes[6] < (6 / 8 + 1.5) * members + (6 / 8 + 6) * steps + 100 * 40 + 2500
+    # 16 bits instead of 6; from 17 on 14 bits, a table of the 64 tokens, and where it is.
+    for bits, stored, table in ((16, 16, 0), (17, 14, 150), (18, 14, 150)):
+        expected = (stored - 6) / 8 * (members + steps) + table
+        assert sizes[bits] - sizes[6] == pytest.approx(expected, rel=0.1)
 
 
 @pytest.mark.parametrize(("vocabulary", "token"), [(1 << 16, 65_535), (1 << 17, 131_071)])
@@ -206,10 +208,10 @@ def test_a_missing_shard_is_refused_by_reader_and_writer(tmp_path: Path):
 
 def test_another_version_is_refused(tmp_path: Path):
     write(tmp_path)
-    text = (tmp_path / MANIFEST).read_text().replace('"version": 2', '"version": 3')
+    text = (tmp_path / MANIFEST).read_text().replace('"version": 3', '"version": 4')
     (tmp_path / MANIFEST).write_text(text)
     for use in (Cache, lambda folder: CacheWriter(folder, IDENTITY)):
-        with pytest.raises(CacheError, match="version 1 or 2, found tdistill-cache version 3"):
+        with pytest.raises(CacheError, match="version 1 or 2 or 3, found tdistill-cache version 4"):
             use(tmp_path)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from older import make_older, read_batch, write_batch
 from teaching import IDENTITY, roll, teacher
 
 from tdistill.core import kappa
@@ -45,10 +46,6 @@ def steps_of(cache: Cache) -> list[tuple[np.ndarray, np.ndarray, int]]:
             ids, log_probs = sets.row(t)
             steps.append((ids.numpy(), log_probs.double().exp().numpy(), action))
     return steps
-
-
-def cache_members(cache: Cache) -> int:
-    return sum(shard.members for shard in cache.manifest.shards)
 
 
 def smallest_prefix(probabilities: np.ndarray, p: float) -> int:
@@ -129,11 +126,11 @@ def test_bounds_are_those_of_the_cached_responses(name: str, request: pytest.Fix
         stationary = GAMMA / (1 - GAMMA) * np.mean(losses)
         assert bound["bound_stationary"] == pytest.approx(stationary, rel=1e-4)
         assert bound["kappa"] == pytest.approx(kappa(bound["set_top_p"], GAMMA))
-        total_bytes = sum(f.stat().st_size for f in cache.folder.glob("*.arrow"))
-        saved = 4 * (cache_members(cache) - sum(sizes))  # a uint16 and a float16 a member
-        assert bound["bytes_per_step"] == pytest.approx((total_bytes - saved) / len(sizes))
     losses_of_p = [b["bound"] for b in bounds]
     assert losses_of_p == sorted(losses_of_p, reverse=True)
+    bytes_of_p = [b["bytes_per_step"] for b in bounds]
+    assert bytes_of_p == sorted(bytes_of_p)
+    assert bytes_of_p[-1] == pytest.approx(inspect_cache(cache)["bytes_per_step"], rel=0.02)
 
 
 def test_how_often_the_cap_binds(cache: Cache, capped: Cache):
@@ -178,8 +175,7 @@ def rewrite(
     with CacheWriter(folder, identity_of(teacher(), capture)) as writer:
         shard = writer.manifest.shards[0]
         path = folder / shard.name
-        with pa.OSFile(str(path), "rb") as file:
-            batch = pa.ipc.open_file(file).get_batch(0)
+        batch = read_batch(path)
         values = batch.column(column).to_pylist()
         values = change(values) or values
         place = batch.schema.get_field_index(column)
@@ -187,11 +183,7 @@ def rewrite(
             name: pa.array(values, type=batch.column(i).type) if i == place else batch.column(i)
             for i, name in enumerate(batch.schema.names)
         }
-        damaged = pa.record_batch(columns)
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_file(sink, damaged.schema) as out:
-            out.write_batch(damaged)
-        path.write_bytes(sink.getvalue().to_pybytes())
+        write_batch(path, pa.record_batch(columns))
         listed = dataclasses.replace(shard, bytes=path.stat().st_size, sha256=file_sha256(path))
         writer.manifest.with_shard(listed).write(folder)
 
@@ -251,10 +243,11 @@ DAMAGE: list[tuple[str, Callable[[list[Any]], Any], str]] = [
 
 
 @pytest.mark.parametrize(("column", "change", "problem"), DAMAGE)
-def test_damage_with_a_matching_checksum_is_found(
+def test_damage_to_columns_of_an_older_format_is_found(
     tmp_path: Path, column: str, change: Callable[[list[Any]], Any], problem: str
 ):
     first = roll(tmp_path).manifest.shards[0].name
+    assert verify_cache(make_older(tmp_path)) == []
     rewrite(tmp_path, column, change)
     found = verify_cache(Cache(tmp_path))
     assert any(problem in text for text in found), found

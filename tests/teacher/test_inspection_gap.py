@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from older import make_older
 from teaching import roll
 from test_inspection import drop_last, rewrite, set_first
 
@@ -62,9 +63,9 @@ def test_tails_are_counted(cache: Cache, tmp_path: Path):
     without = inspect_cache(plain)
     assert (without["tail_samples"], without["tail_tokens_per_step"]) == (0, 0.0)
     added = numbers["bytes"] - without["bytes"]
-    # A size a step; a token, a log-probability and a count a tail token; buffers are aligned.
-    assert added >= numbers["steps"] + 5 * len(tail.ids)
-    assert added < numbers["steps"] + 5 * len(tail.ids) + 2500 * len(plain.manifest.shards)
+    # A size a step; 6 + 12 + 4 bits a tail token; streams end with whole bytes.
+    least = numbers["steps"] + (6 + 12 + 4) / 8 * len(tail.ids)
+    assert least <= added < least + 6 * numbers["rows"] + 128 * len(plain.manifest.shards)
 
 
 def test_a_sound_cache_has_no_problems(cache: Cache):
@@ -94,10 +95,11 @@ DAMAGE: list[tuple[str, Callable[[list[Any]], Any], str]] = [
 
 
 @pytest.mark.parametrize(("column", "change", "problem"), DAMAGE)
-def test_damage_with_a_matching_checksum_is_found(
+def test_damage_to_columns_of_an_older_format_is_found(
     tmp_path: Path, column: str, change: Callable[[list[Any]], Any], problem: str
 ):
     roll(tmp_path, sampling_top_p=0.7, capture=TAILS)
+    assert verify_cache(make_older(tmp_path)) == []
     rewrite(tmp_path, column, change, TAILS)
     found = verify_cache(Cache(tmp_path))
     assert any(problem in text for text in found), found
@@ -105,5 +107,6 @@ def test_damage_with_a_matching_checksum_is_found(
 
 def test_a_tail_token_of_the_set_is_found(tmp_path: Path):
     roll(tmp_path, sampling_top_p=0.7, capture=TAILS)
+    make_older(tmp_path)
     rewrite(tmp_path, "tail_ids", set_first(head_of(tmp_path)), TAILS)
     assert any("that is in the set" in text for text in verify_cache(Cache(tmp_path)))

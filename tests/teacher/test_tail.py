@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from teaching import CAPTURE, IDENTITY, PROMPTS, assert_close, contents, record, roll, teacher
+from teaching import CAPTURE, IDENTITY, assert_close, contents, record, roll, teacher
 from torch import Tensor
 
 from tdistill.core import TopPSets, top_p_sets
@@ -18,7 +17,6 @@ from tdistill.teacher import rollouts
 from tdistill.teacher.cache import Cache, CacheWriter, identity_of
 from tdistill.teacher.config import CaptureConfig
 from tdistill.teacher.evidence import concatenate, round_log_probs, take_responses, take_steps
-from tdistill.teacher.manifest import MANIFEST, read_manifest
 from tdistill.teacher.rollouts import sample_unit
 from tdistill.teacher.scoring import collect_scores
 from tdistill.teacher.source import CachedTeacher, LiveTeacher
@@ -170,28 +168,6 @@ def test_a_cache_without_tails_takes_none_and_one_with_tails_needs_them(tmp_path
         pytest.raises(CacheError, match="expected 6 tail samples a step, found a response without"),
     ):
         writer.write("a", [bare])
-
-
-def test_a_cache_of_version_1_is_read_and_continued(tmp_path: Path):
-    """Version 1 is what is written without tails, less the two new entries of the manifest."""
-    straight = roll(tmp_path / "new")
-    roll(tmp_path / "old")
-    path = tmp_path / "old" / MANIFEST
-    content = json.loads(path.read_text()) | {"version": 1}
-    del content["identity"]["tail_samples"]
-    for shard in content["shards"]:
-        del shard["tail_tokens"]
-    path.write_text(json.dumps(content, indent=1))
-    old = Cache(tmp_path / "old")
-    assert old.manifest.version == 1
-    assert_close(old.evidence(old.rows()), straight.evidence(old.rows()))
-    roll(tmp_path / "old")
-    assert read_manifest(tmp_path / "old").version == 1  # everything was there
-    roll(tmp_path / "old", PROMPTS[:1])
-    roll(tmp_path / "new", PROMPTS[:1])
-    assert contents(tmp_path / "old") == contents(tmp_path / "new")
-    with pytest.raises(CacheError, match="tail_samples: expected 6, found 0"):
-        roll(tmp_path / "old", capture=replace(CAPTURE, tail_samples=N))
 
 
 def test_rounded_and_within_one_byte():

@@ -108,7 +108,7 @@ def outcomes(support: str, batch: Batch, logits: Tensor) -> tuple[Tensor, Tensor
     if support == "set":
         return dense.policy, logits.masked_fill(~dense.inside, float("-inf")).softmax(1)
     p = dense.policy
-    if support == "set-and-tail":  # as captured, rounded to float16
+    if support == "set-and-tail":  # as captured, rounded
         p = torch.zeros_like(q).index_put(
             (batch.sets.step, batch.set_ids), batch.set_log_probs.double().exp()
         )
@@ -141,12 +141,12 @@ def test_merging_the_tail_is_a_lower_bound(objective: Any) -> None:
         replace(objective, support=s).step_loss(view, batch, **options).loss
         for s in ("set-and-tail", "vocabulary")
     )
-    assert (merged <= full + 1e-3).all()  # sets are captured in float16
+    assert (merged <= full + 1e-3).all()  # sets are captured rounded
     assert (merged < 0.95 * full).any()
 
 
 @every
-def test_with_everything_captured_all_supports_agree_up_to_float16(
+def test_with_everything_captured_all_supports_agree_up_to_rounding(
     objective: Any, tmp_path: Path
 ) -> None:
     rows = mixed_rows()
@@ -157,7 +157,8 @@ def test_with_everything_captured_all_supports_agree_up_to_float16(
     for support in SUPPORTS[:-1]:
         if support != "projected" or objective.name != "reverse_kl":
             found = replace(objective, support=support).step_loss(view, batch).loss
-            close(found, expected, 0.005)
+            # Rounding leaves up to 0.001 of mass off a set that holds all of it.
+            close(found, expected, 0.03 if support == "set-and-tail" else 0.005)
 
 
 def test_cloning_over_the_vocabulary_is_cloning_on_the_set_minus_the_log_of_its_mass() -> None:

@@ -200,7 +200,7 @@ def test_a_student_equal_to_the_teacher_has_its_reward(shift: Any, q_min: float 
         found = objective.step_loss(model_view(teacher().model, batch), batch)
         expected = objective.teacher_reward(batch)
     assert expected.abs().max() > 0.1
-    close(found.parts["implied_reward"], expected, 0.01)  # the evidence is rounded to float16
+    close(found.parts["implied_reward"], expected, 0.01)  # the evidence is rounded
 
 
 @pytest.mark.parametrize("second", SECOND)

@@ -51,7 +51,7 @@ def test_one_step_is_the_dense_formula(successor: Any, value: Any) -> None:
     objective = replace(SET, successor=successor, teacher_value=value)
     found = objective.step_loss(view, batch, target=target).loss
     held = {"residual": None, "semi": logits.detach(), "target": other.detach()}[successor]
-    # The evidence is stored in float16: what counts is a reward from the teacher's own logits.
+    # The evidence is stored rounded: what counts is a reward from the teacher's own logits.
     reward = dense_reward(batch, whole=value == "vocabulary")
     assert (objective.reward(batch) - reward)[batch.can_bootstrap].abs().max() < 0.02
     check_same(found, dense_error(logits, batch, objective.reward(batch), held) ** 2, logits)

@@ -2,24 +2,23 @@
 
 A cache is a folder of Arrow files (shards) and a manifest. A row is one response: its tokens and
 the teacher's evidence at each of its steps, found by a hash of the token ids, never by row order.
-Shards are memory-mapped, so reading a row touches only its own bytes.
+Shards are memory-mapped, so reading a row touches only its own bytes. Shards of older formats are
+read as they are; what is added to such a cache is written in the present one.
 """
 
 from __future__ import annotations
 
 import fcntl
-import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from itertools import groupby
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-import numpy as np
 import pyarrow as pa
-import torch
 
-from tdistill.core import TopPSets, truncate
+from tdistill.core import truncate
 from tdistill.errors import CacheError
 from tdistill.lm import LanguageModel, model_fingerprint, tokenizer_fingerprint
 from tdistill.teacher.config import CaptureConfig
@@ -34,23 +33,10 @@ from tdistill.teacher.manifest import (
     read_manifest,
     write_atomically,
 )
-from tdistill.teacher.tail import Tail
-
-
-@dataclass(frozen=True, eq=False)
-class Record:
-    """A response with its evidence and where it came from (``rollout:0``, ``score``)."""
-
-    row: Row
-    evidence: Evidence
-    source: str
-
-
-def row_key(row: Row) -> bytes:
-    """Address of a row: 16 bytes of the SHA-256 of its token ids."""
-    prompt = np.asarray(row.prompt_ids, dtype="<i4").tobytes()
-    response = np.asarray(row.response_ids, dtype="<i4").tobytes()
-    return hashlib.sha256(prompt + b"|" + response).digest()[:16]
+from tdistill.teacher.packed import PackedShard, decode_rows, evidence_of
+from tdistill.teacher.packing import packed_batch
+from tdistill.teacher.plain import PlainShard
+from tdistill.teacher.record import Record, row_key
 
 
 def identity_of(teacher: LanguageModel, config: CaptureConfig) -> CacheIdentity:
@@ -97,7 +83,7 @@ class CacheWriter:
     def write(self, name: str, records: Sequence[Record]) -> None:
         """Write a shard whole, then list it in the manifest."""
         path = self.folder / f"{name}.arrow"
-        batch = _to_arrow(records, self.manifest.identity)
+        batch = packed_batch(records, self.manifest.identity)
         sink = pa.BufferOutputStream()
         with pa.ipc.new_file(sink, batch.schema) as out:
             out.write_batch(batch)
@@ -159,10 +145,12 @@ class Cache:
             self._check_top_p(set_top_p)
         for shard in self.manifest.shards:
             check_shard(folder, shard)
-        self._shards = [_open_shard(folder / shard.name) for shard in self.manifest.shards]
+        self._shards = [
+            _open_shard(folder / shard.name, identity) for shard in self.manifest.shards
+        ]
         self._place: dict[bytes, tuple[int, int]] = {}
         for number, shard in enumerate(self._shards):
-            for i, key in enumerate(shard.column("key").to_pylist()):
+            for i, key in enumerate(shard.addresses()):
                 self._place.setdefault(key, (number, i))
 
     def __len__(self) -> int:
@@ -176,15 +164,14 @@ class Cache:
             source: only rows whose source starts so (``rollout``, ``score``).
             shard: only rows of shards whose name starts so.
         """
-        chosen = self._shards_named(shard)
-        return [row for row, origin in _all_rows(chosen) if origin.startswith(source)]
+        found = [pair for opened in self._shards_named(shard) for pair in opened.rows()]
+        return [row for row, origin in found if origin.startswith(source)]
 
     def keys(self, *, shard: str = "") -> list[bytes]:
         """The stored addresses of the rows, in the order of :meth:`rows`."""
-        chosen = self._shards_named(shard)
-        return [key for opened in chosen for key in opened.column("key").to_pylist()]
+        return [key for opened in self._shards_named(shard) for key in opened.addresses()]
 
-    def _shards_named(self, prefix: str) -> list[pa.RecordBatch]:
+    def _shards_named(self, prefix: str) -> list[PackedShard | PlainShard]:
         pairs = zip(self.manifest.shards, self._shards, strict=True)
         return [opened for listed, opened in pairs if listed.name.startswith(prefix)]
 
@@ -198,41 +185,49 @@ class Cache:
         Raises:
             CacheError: for a row that is not in the cache, or a larger p than captured.
         """
-        found = concatenate([self._one(row) for row in rows])
+        found = self._read(self._places(rows))
         if set_top_p is None:
             return found
         self._check_top_p(set_top_p)
         return found.cut(truncate(found.sets, set_top_p))
 
-    def shard_columns(self) -> Iterable[dict[str, Any]]:
-        """The numeric columns of every shard as numpy arrays, for counting over a whole cache."""
-        for shard in self._shards:
-            lists = ["response_ids", "set_sizes", "set_ids", "set_log_probs", "log_normaliser"]
-            lists += [name for name in _TAIL if name in shard.schema.names]
-            columns = {name: shard.column(name).values.to_numpy() for name in lists}
-            columns["action_log_prob"] = shard.column("action_log_prob").values.to_numpy()
-            columns["lengths"] = np.diff(shard.column("response_ids").offsets.to_numpy())
-            columns["ended"] = np.asarray(shard.column("ended").to_pylist(), dtype=bool)
-            yield columns
+    def shard_columns(self, *, shard: str = "") -> Iterable[dict[str, Any]]:
+        """The numbers of shards as numpy arrays, for counting over a whole cache.
 
-    def _one(self, row: Row) -> Evidence:
-        place = self._place.get(row_key(row))
-        if place is None:
-            raise CacheError(
-                f"{self.folder}: no evidence for a response of {len(row.response_ids)} tokens to a "
-                f"prompt of {len(row.prompt_ids)} tokens; add it with `tdistill score`, or train "
-                "on the rows of this cache"
-            )
-        shard, i = self._shards[place[0]], place[1]
-        sizes = torch.from_numpy(_slice(shard, "set_sizes", i).astype(np.int64))
-        sets = TopPSets(
-            torch.from_numpy(_slice(shard, "set_ids", i).astype(np.int64)),
-            torch.from_numpy(_slice(shard, "set_log_probs", i).astype(np.float32)),
-            torch.cat([sizes.new_zeros(1), sizes.cumsum(0)]),
-        )
-        normaliser = torch.from_numpy(_slice(shard, "log_normaliser", i).copy())
-        action = torch.from_numpy(_slice(shard, "action_log_prob", i).astype(np.float32))
-        return Evidence(sets, normaliser, action, _tail_of(shard, i))
+        Args:
+            shard: only shards whose name starts so.
+
+        Yields:
+            ``response_ids``, ``set_sizes``, ``set_ids``, ``set_log_probs``, ``log_normaliser``,
+            ``action_log_prob`` over all steps; ``tail_sizes``, ``tail_ids``, ``tail_log_probs``,
+            ``tail_counts`` where tails were sampled; ``lengths`` and ``ended`` of the rows.
+        """
+        return (opened.columns() for opened in self._shards_named(shard))
+
+    def _places(self, rows: Iterable[Row]) -> list[tuple[PackedShard | PlainShard, int]]:
+        places = []
+        for row in rows:
+            place = self._place.get(row_key(row))
+            if place is None:
+                raise CacheError(
+                    f"{self.folder}: no evidence for a response of {len(row.response_ids)} tokens "
+                    f"to a prompt of {len(row.prompt_ids)} tokens; add it with `tdistill score`, "
+                    "or train on the rows of this cache"
+                )
+            places.append((self._shards[place[0]], place[1]))
+        return places
+
+    def _read(self, places: Sequence[tuple[PackedShard | PlainShard, int]]) -> Evidence:
+        """Packed rows of all shards in one go; rows of older formats one by one."""
+        parts = []
+        for packed, group in groupby(places, key=lambda place: isinstance(place[0], PackedShard)):
+            if packed:
+                rows = [(shard, i) for shard, i in group if isinstance(shard, PackedShard)]
+                found = [decode_rows(rows, self.manifest.identity)]
+            else:
+                found = [s.row_columns(i) for s, i in group if isinstance(s, PlainShard)]
+            parts += [evidence_of(columns) for columns in found]
+        return parts[0] if len(parts) == 1 else concatenate(parts)
 
     def _check_top_p(self, set_top_p: float) -> None:
         captured = self.manifest.identity.captured_top_p
@@ -243,75 +238,11 @@ class Cache:
             )
 
 
-_TAIL = ("tail_sizes", "tail_ids", "tail_log_probs", "tail_counts")  # where tails were sampled
-
-
-def _to_arrow(records: Sequence[Record], identity: CacheIdentity) -> pa.RecordBatch:
-    token = pa.uint16() if identity.vocabulary_size <= 1 << 16 else pa.uint32()
-
-    def lists(kind: pa.DataType, values: Iterable[np.ndarray]) -> pa.ListArray:
-        arrays = [np.asarray(v) for v in values]
-        offsets = np.cumsum([0, *(len(a) for a in arrays)], dtype=np.int32)
-        flat = np.concatenate(arrays) if arrays else np.zeros(0)
-        flat = flat.astype(kind.to_pandas_dtype())
-        return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat, type=kind))
-
-    evidence = [record.evidence for record in records]
-    columns = {
-        "key": pa.array([row_key(r.row) for r in records], type=pa.binary(16)),
-        "source": pa.array([r.source for r in records], type=pa.string()),
-        "ended": pa.array([r.row.ended for r in records], type=pa.bool_()),
-        "prompt_ids": lists(token, (np.asarray(r.row.prompt_ids) for r in records)),
-        "response_ids": lists(token, (np.asarray(r.row.response_ids) for r in records)),
-        "log_normaliser": lists(pa.float32(), (e.log_normaliser.numpy() for e in evidence)),
-        "action_log_prob": lists(pa.float16(), (e.action_log_prob.numpy() for e in evidence)),
-        "set_sizes": lists(pa.int32(), (e.sets.sizes.numpy() for e in evidence)),
-        "set_ids": lists(token, (e.sets.ids.numpy() for e in evidence)),
-        "set_log_probs": lists(pa.float16(), (e.sets.log_probs.numpy() for e in evidence)),
-    }
-    if identity.tail_samples > 0:
-        tails = [e.tail for e in evidence if e.tail is not None]
-        if len(tails) < len(evidence):
-            raise CacheError(
-                f"expected {identity.tail_samples} tail samples a step, found a response without; "
-                "capture it with the settings of the cache"
-            )
-        small = pa.uint8()  # at most MOST_TAIL_SAMPLES
-        columns["tail_sizes"] = lists(small, (tail.sizes.numpy() for tail in tails))
-        columns["tail_ids"] = lists(token, (tail.ids.numpy() for tail in tails))
-        columns["tail_log_probs"] = lists(pa.float16(), (t.log_probs.numpy() for t in tails))
-        columns["tail_counts"] = lists(small, (tail.counts.numpy() for tail in tails))
-    return pa.record_batch(columns)
-
-
-def _all_rows(shards: Iterable[pa.RecordBatch]) -> Iterable[tuple[Row, str]]:
-    names = ("prompt_ids", "response_ids", "ended", "source")
-    for shard in shards:
-        columns = [shard.column(name).to_pylist() for name in names]
-        for prompt, response, ended, source in zip(*columns, strict=True):
-            yield Row(tuple(prompt), tuple(response), ended), source
-
-
-def _open_shard(path: Path) -> pa.RecordBatch:
-    return pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
-
-
-def _slice(shard: pa.RecordBatch, column: str, i: int) -> np.ndarray:
-    array = shard.column(column)
-    start, stop = array.offsets[i].as_py(), array.offsets[i + 1].as_py()
-    return array.values.slice(start, stop - start).to_numpy()
-
-
-def _tail_of(shard: pa.RecordBatch, i: int) -> Tail | None:
-    if "tail_sizes" not in shard.schema.names:
-        return None
-    sizes = torch.from_numpy(_slice(shard, "tail_sizes", i).astype(np.int64))
-    return Tail(
-        torch.from_numpy(_slice(shard, "tail_ids", i).astype(np.int64)),
-        torch.from_numpy(_slice(shard, "tail_log_probs", i).astype(np.float32)),
-        torch.from_numpy(_slice(shard, "tail_counts", i).astype(np.int64)),
-        torch.cat([sizes.new_zeros(1), sizes.cumsum(0)]),
-    )
+def _open_shard(path: Path, identity: CacheIdentity) -> PackedShard | PlainShard:
+    batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+    if "evidence" in batch.schema.names:
+        return PackedShard(batch, identity)
+    return PlainShard(batch)
 
 
 def _manifest_of(folder: Path, identity: CacheIdentity) -> Manifest:

@@ -12,6 +12,9 @@ from torch import Tensor
 from tdistill.core import TopPSets, log_set_mass, sampled_gap_bound
 from tdistill.errors import CacheError
 from tdistill.teacher.cache import Cache
+from tdistill.teacher.layout import member_bytes
+from tdistill.teacher.packed import evidence_of
+from tdistill.teacher.plain import is_plain
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +29,8 @@ class Contents:
         tail_sizes: distinct sampled tail tokens of each step; 0 where none were sampled.
         bytes: size of all shards.
         captured_top_p: mass of the sets.
-        member_bytes: what one more set member takes: a token and a float16.
+        vocabulary_size: of the teacher.
+        members_bytes: the part of ``bytes`` that set members take.
     """
 
     sets: TopPSets
@@ -36,7 +40,8 @@ class Contents:
     tail_sizes: Int[Tensor, " T"]
     bytes: int
     captured_top_p: float
-    member_bytes: int
+    vocabulary_size: int
+    members_bytes: float
 
     def losses(self, sets: TopPSets) -> Float[Tensor, " T"]:
         """``-log m`` of each step, nats, under these or smaller sets."""
@@ -53,7 +58,8 @@ class Contents:
         All else that a step takes (its token, normaliser, size, tail, its share of the prompt) is
         as it is now.
         """
-        saved = (len(self.sets.ids) - len(sets.ids)) * self.member_bytes
+        kept, whole = (member_bytes(part, self.vocabulary_size) for part in (sets, self.sets))
+        saved = self.members_bytes * (1 - kept / whole)
         return (self.bytes - saved) / max(len(self.sets), 1)
 
 
@@ -66,20 +72,21 @@ def contents_of(cache: Cache) -> Contents:
     if len(cache) == 0:
         raise CacheError(f"{cache.folder}: expected a cache with responses, found an empty one")
     columns = list(cache.shard_columns())
-    joined = {name: np.concatenate([c[name] for c in columns]) for name in columns[0]}
-
-    def whole(name: str) -> Tensor:
-        return torch.from_numpy(joined[name].astype(np.int64))
-
-    sizes = whole("set_sizes")
-    log_probs = torch.from_numpy(joined["set_log_probs"].astype(np.float32))
+    names = [name for name in columns[0] if all(name in others for others in columns)]
+    joined = {name: np.concatenate([c[name] for c in columns]) for name in names}
+    evidence = evidence_of(joined)
+    identity = cache.manifest.identity
+    tail = evidence.tail
+    plain = sum(c["set_ids"].nbytes + c["set_log_probs"].nbytes for c in columns if is_plain(c))
+    packed = [evidence_of(c).sets for c in columns if not is_plain(c)]
     return Contents(
-        TopPSets(whole("set_ids"), log_probs, torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])),
-        action=whole("response_ids"),
-        lengths=whole("lengths"),
+        evidence.sets,
+        action=torch.from_numpy(joined["response_ids"].astype(np.int64)),
+        lengths=torch.from_numpy(joined["lengths"].astype(np.int64)),
         ended=torch.from_numpy(joined["ended"]),
-        tail_sizes=whole("tail_sizes") if "tail_sizes" in joined else torch.zeros_like(sizes),
+        tail_sizes=torch.zeros_like(evidence.sets.sizes) if tail is None else tail.sizes,
         bytes=sum(shard.bytes for shard in cache.manifest.shards),
-        captured_top_p=cache.manifest.identity.captured_top_p,
-        member_bytes=joined["set_ids"].itemsize + joined["set_log_probs"].itemsize,
+        captured_top_p=identity.captured_top_p,
+        vocabulary_size=identity.vocabulary_size,
+        members_bytes=plain + sum(member_bytes(s, identity.vocabulary_size) for s in packed),
     )

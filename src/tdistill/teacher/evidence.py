@@ -13,6 +13,7 @@ from torch import Tensor
 from tdistill.checks import check
 from tdistill.core import TopPSets, top_p_sets
 from tdistill.teacher.config import CaptureConfig
+from tdistill.teacher.grid import round_log_probs, round_normaliser
 from tdistill.teacher.tail import Tail, concatenate_tails, sample_tail, take_rows
 
 RowSource = Literal["teacher", "reference", "student", "mixed"]
@@ -51,9 +52,10 @@ class Evidence:
     """The teacher at T flat steps (responses laid end to end).
 
     Attributes:
-        sets: top-p sets; log-probabilities in nats over the full vocabulary, rounded to float16.
-        log_normaliser: log-sum-exp of the teacher's logits, nats: Q_T = log_probs + log_normaliser.
-        action_log_prob: log-probability of the response's own token, rounded to float16.
+        sets: top-p sets; log-probabilities in nats over the full vocabulary, rounded as stored.
+        log_normaliser: log-sum-exp of the teacher's logits, nats, rounded as stored;
+            Q_T = log_probs + log_normaliser.
+        action_log_prob: log-probability of the response's own token, rounded as stored.
         tail: tokens sampled off these sets, or None; sets that are cut no longer fit it.
     """
 
@@ -127,16 +129,6 @@ def evidence_from_tensors(tensors: Mapping[str, Tensor]) -> Evidence:
     return Evidence(sets, tensors["log_normaliser"], tensors["action_log_prob"], tail)
 
 
-def round_log_probs(log_probs: Float[Tensor, " *M"]) -> Float[Tensor, " *M"]:
-    """Log-probabilities as stored: float16, an error of at most 0.004 nats above -16.
-
-    Example:
-        >>> round_log_probs(torch.tensor([-9.123456])).tolist()
-        [-9.125]
-    """
-    return log_probs.clamp(min=torch.finfo(torch.float16).min).half().float()
-
-
 @dataclass(frozen=True, eq=False)
 class Capture:
     """The teacher at T steps while its full distribution is still at hand.
@@ -144,7 +136,7 @@ class Capture:
     Attributes:
         sets: what will be stored, log-probabilities rounded.
         log_probs: the full distribution, nats.
-        log_normaliser: log-sum-exp of the logits, nats.
+        log_normaliser: log-sum-exp of the logits, nats, rounded.
         tail: sampled tail tokens, log-probabilities rounded, or None.
     """
 
@@ -186,7 +178,7 @@ def capture(
     if uniform is not None:
         drawn = sample_tail(log_probs, sets, uniform.to(log_probs.device))
         tail = Tail(drawn.ids, round_log_probs(drawn.log_probs), drawn.counts, drawn.offsets)
-    return Capture(rounded, log_probs, log_normaliser, tail)
+    return Capture(rounded, log_probs, round_normaliser(log_normaliser), tail)
 
 
 @dataclass

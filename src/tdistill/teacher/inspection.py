@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from tdistill.core import kappa, truncate
+from tdistill.errors import CacheError, InvalidValueError
 from tdistill.teacher.adaptive import ChosenSets, GapRule, choose_top_p
 from tdistill.teacher.cache import Cache, row_key
 from tdistill.teacher.contents import Contents, contents_of
@@ -121,20 +122,28 @@ def verify_cache(cache: Cache) -> list[str]:
     Opening the cache has already compared sizes and checksums.
     """
     problems = []
-    identity = cache.manifest.identity
-    for shard, columns in zip(cache.manifest.shards, cache.shard_columns(), strict=True):
-        checks = _structure(shard, columns)
-        if identity.tail_samples > 0:
-            checks |= _tail_structure(shard, columns)
-        if not any(checks.values()):  # else the columns cannot be laid side by side
-            checks = _contents(columns, identity.vocabulary_size)
-            if identity.tail_samples > 0:
-                checks |= _tail_contents(columns, identity)
-        keys = [row_key(row) for row in cache.rows(shard=shard.name)]
-        wrong = keys != cache.keys(shard=shard.name)
-        checks["a row whose key is not that of its tokens"] = wrong
+    for shard in cache.manifest.shards:
+        try:
+            checks = _checks(cache, shard)
+        except (CacheError, InvalidValueError) as error:  # bytes that are no rows
+            checks = {f"a row that cannot be read: {error}": True}
         problems += [f"{shard.name}: {text}" for text, found in checks.items() if found]
     return problems
+
+
+def _checks(cache: Cache, shard: Shard) -> dict[str, bool]:
+    identity = cache.manifest.identity
+    (columns,) = cache.shard_columns(shard=shard.name)
+    checks = _structure(shard, columns)
+    if identity.tail_samples > 0:
+        checks |= _tail_structure(shard, columns)
+    if not any(checks.values()):  # else the columns cannot be laid side by side
+        checks = _contents(columns, identity.vocabulary_size)
+        if identity.tail_samples > 0:
+            checks |= _tail_contents(columns, identity)
+    keys = [row_key(row) for row in cache.rows(shard=shard.name)]
+    wrong = keys != cache.keys(shard=shard.name)
+    return checks | {"a row whose key is not that of its tokens": wrong}
 
 
 def _structure(shard: Shard, columns: dict[str, Any]) -> dict[str, bool]:
@@ -210,7 +219,7 @@ def _out_of_set_rate(contents: Contents) -> float:
 
 
 def _capped(sizes: np.ndarray, mass: np.ndarray, identity: Any) -> np.ndarray:
-    # Mass is summed from float16 log-probabilities: allow for their rounding.
+    # Mass is summed from rounded log-probabilities: allow for their rounding.
     return (sizes == identity.max_set_size) & (mass < identity.captured_top_p - 1e-3)
 
 

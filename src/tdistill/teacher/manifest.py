@@ -11,8 +11,8 @@ from pathlib import Path
 from tdistill.errors import CacheError
 
 FORMAT = "tdistill-cache"
-VERSION = 2
-READABLE = (1, 2)  # version 1 has no sampled tails
+VERSION = 3
+READABLE = (1, 2, 3)  # 1 has no sampled tails; 1 and 2 have no packed shards, 3 may have all
 MANIFEST = "manifest.json"
 
 

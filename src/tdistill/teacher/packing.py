@@ -1,0 +1,161 @@
+"""Writes shards of format 3, whose streams :mod:`tdistill.teacher.layout` lists."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from tdistill.errors import CacheError
+from tdistill.teacher.bits import Packer
+from tdistill.teacher.grid import NORMALISER_STEP, level_table, levels_of
+from tdistill.teacher.layout import (
+    FIRST_LEVEL,
+    LEVEL_DELTA,
+    LOWEST,
+    NORMALISER,
+    OUTSIDE_LEVEL,
+    PLACES,
+    SET_SIZE,
+    TAIL_COUNT,
+    TAIL_LEVEL,
+    TAIL_SIZE,
+    frequent_tokens,
+    taken_members,
+    token_bits,
+    token_widths,
+)
+from tdistill.teacher.manifest import CacheIdentity
+from tdistill.teacher.record import Record, row_key
+from tdistill.teacher.tail import Tail
+
+
+def packed_batch(records: Sequence[Record], identity: CacheIdentity) -> pa.RecordBatch:
+    """The columns of a shard.
+
+    Raises:
+        CacheError: for evidence that is not as captured: a set that is empty or not in descending
+            order, log-probabilities that are not rounded, a token outside the vocabulary, no tail.
+    """
+    before = [(), *(r.row.prompt_ids for r in records)]
+    prompts = [
+        () if r.row.prompt_ids == b else r.row.prompt_ids
+        for r, b in zip(records, before, strict=False)
+    ]
+    codes, table = _codes(records, prompts, identity.vocabulary_size)
+    packed = [_packed_row(r, p, identity, codes) for r, p in zip(records, prompts, strict=True)]
+    columns = {
+        "key": pa.array([row_key(r.row) for r in records], type=pa.binary(16)),
+        "source": pa.array([r.source for r in records], type=pa.string()),
+        "ended": pa.array([r.row.ended for r in records], type=pa.bool_()),
+        "prompt_tokens": pa.array([len(p) for p in prompts], type=pa.uint32()),
+        "steps": pa.array([len(r.row.response_ids) for r in records], type=pa.uint32()),
+        "evidence": pa.array(packed, type=pa.binary()),
+    }
+    if table:
+        whole = [table, *(b"" for _ in records)][: len(records)]  # with the first row
+        columns["frequent"] = pa.array(whole, type=pa.binary())
+    return pa.record_batch(columns)
+
+
+def _codes(
+    records: Sequence[Record], prompts: Sequence[Sequence[int]], vocabulary_size: int
+) -> tuple[np.ndarray, bytes]:
+    """What each token of the vocabulary is stored as, and the table that turns it back."""
+    tokens = np.arange(vocabulary_size)
+    widths = token_widths(vocabulary_size)
+    if len(widths) == 1:
+        return tokens, b""
+    parts = [np.asarray(r.row.response_ids) for r in records]
+    parts += [np.asarray(p, dtype=np.int64) for p in prompts]
+    parts += [r.evidence.sets.ids.numpy() for r in records]
+    used = np.concatenate([tokens[:0], *parts])
+    table = frequent_tokens(used[(used >= 0) & (used < vocabulary_size)])
+    codes = tokens + PLACES
+    codes[table] = np.arange(len(table))
+    packer = Packer()
+    packer.add(table, widths[-1])
+    return codes, len(table).to_bytes(4, "little") + packer.bytes()
+
+
+def _packed_row(
+    record: Record, prompt: Sequence[int], identity: CacheIdentity, codes: np.ndarray
+) -> bytes:
+    evidence, packer = record.evidence, Packer()
+    widths = token_widths(identity.vocabulary_size)
+    actions = np.asarray(record.row.response_ids, dtype=np.int64)
+    sizes, ids = evidence.sets.sizes.numpy(), evidence.sets.ids.numpy()
+    tokens = [np.asarray(prompt, dtype=np.int64), actions, ids]
+    if len(sizes) != len(actions) or (sizes < 1).any():
+        _refuse(f"a set of at least one token for each of {len(actions)} steps")
+    if not all(((t >= 0) & (t < identity.vocabulary_size)).all() for t in tokens):
+        _refuse(f"tokens of a vocabulary of {identity.vocabulary_size}")
+    levels = _exact_levels(evidence.sets.log_probs)
+    starts = np.cumsum(sizes) - sizes
+    first, deltas = levels[starts], np.diff(levels, prepend=0)
+    deltas[starts] = 0
+    if (deltas < 0).any():
+        _refuse("sets in descending order")
+    packer.add(codes[tokens[0]], *widths)
+    packer.add(codes[actions], *widths)
+    packer.add(sizes - 1, *SET_SIZE)
+    packer.add(_zigzag(evidence.log_normaliser), *NORMALISER)
+    packer.add(first >> LEVEL_DELTA[0], *FIRST_LEVEL)
+    packer.add(codes[ids], *widths)
+    slots = np.minimum(deltas, LOWEST)
+    slots[starts] = first & LOWEST
+    packer.add(slots, LEVEL_DELTA[0])
+    packer.add(deltas[deltas >= LOWEST] - LOWEST, *LEVEL_DELTA[1:])
+    of_action = _exact_levels(evidence.action_log_prob)
+    packer.add(_outside(actions, of_action, sizes, ids, levels), *OUTSIDE_LEVEL)
+    if identity.tail_samples > 0:
+        _pack_tail(
+            packer, evidence.tail, identity.tail_samples, token_bits(identity.vocabulary_size)
+        )
+    return packer.bytes()
+
+
+def _outside(
+    actions: np.ndarray, of_action: np.ndarray, sizes: np.ndarray, ids: np.ndarray, of: np.ndarray
+) -> np.ndarray:
+    """Levels of the actions that are not in their set; the others must be those of the set."""
+    step, member = taken_members(actions, sizes, ids)
+    if (of[member] != of_action[step]).any():
+        _refuse("one log-probability for a response token, in its set and as the action")
+    return np.delete(of_action, step)
+
+
+def _pack_tail(packer: Packer, tail: Tail | None, samples: int, bits: int) -> None:
+    if tail is None:
+        raise CacheError(
+            f"expected {samples} tail samples a step, found a response without; "
+            "capture it with the settings of the cache"
+        )
+    packer.add(tail.sizes.numpy(), *TAIL_SIZE)
+    packer.add(tail.ids.numpy(), bits)
+    packer.add(_exact_levels(tail.log_probs), *TAIL_LEVEL)
+    packer.add(tail.counts.numpy(), *TAIL_COUNT)
+
+
+def _exact_levels(log_probs: torch.Tensor) -> np.ndarray:
+    levels = levels_of(log_probs.numpy())
+    if not np.array_equal(level_table()[levels], log_probs.numpy()):
+        _refuse("log-probabilities rounded by tdistill.teacher.grid.round_log_probs")
+    return levels
+
+
+def _zigzag(log_normaliser: torch.Tensor) -> np.ndarray:
+    steps = log_normaliser.numpy().astype(np.float64) / NORMALISER_STEP
+    whole = np.nan_to_num(np.rint(steps)).astype(np.int64)
+    if not np.array_equal(whole, steps):
+        _refuse("log-normalisers rounded by tdistill.teacher.grid.round_normaliser")
+    return np.where(whole < 0, -2 * whole - 1, 2 * whole)
+
+
+def _refuse(expected: str) -> None:
+    raise CacheError(
+        f"a response to be cached: expected {expected}, found others; capture its evidence with "
+        "tdistill.teacher.evidence.capture"
+    )
