@@ -10,12 +10,13 @@ from teaching import CAPTURE, assert_close, roll, teacher
 
 from tdistill.core import top_p_sets
 from tdistill.errors import InvalidValueError
+from tdistill.layout import pack
 from tdistill.lm import LanguageModel
 from tdistill.teacher.cache import Cache, CacheWriter, identity_of
 from tdistill.teacher.config import CaptureConfig
 from tdistill.teacher.evidence import Row
 from tdistill.teacher.scoring import collect_scores
-from tdistill.teacher.source import CachedTeacher, LiveTeacher, pack
+from tdistill.teacher.source import CachedTeacher, LiveTeacher
 from tiny import FAMILIES, tiny_lm
 
 ROWS = [

@@ -20,10 +20,11 @@ from world import (
 )
 
 from tdistill.errors import InvalidValueError
+from tdistill.layout import pack
 from tdistill.lm import LanguageModel
 from tdistill.scores import step_scores
 from tdistill.teacher.evidence import Row
-from tdistill.teacher.source import LiveTeacher, pack
+from tdistill.teacher.source import LiveTeacher
 from tdistill.training.config import ReplayConfig, TrainConfig
 from tdistill.training.mixing import EvidenceMix, StudentSampler
 from tdistill.training.objectives import KD, SFT, BellmanDistill
