@@ -240,7 +240,7 @@ def _sharing_problem(lm: PreTrainedModel) -> str | None:
         return "its forward takes no position_ids"
     most = min(8, lm.get_input_embeddings().weight.shape[0])  # type: ignore[union-attr]
     tokens = [tuple(i % most for i in range(n, n + 4)) for n in range(6)]
-    rows = [Pair(tokens[i % 2], tokens[i][: i % 4]) for i in range(1, 6) if i % 4]
+    rows = [Pair(tokens[i % 2], tokens[i]) for i in range(6)]
     shared = lay_out(rows, 0).to(lm.device)
     layouts = (shared, separate(shared))
     was_training = lm.training

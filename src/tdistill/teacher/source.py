@@ -116,4 +116,3 @@ def _tail_uniforms(rows: Sequence[Row], each: int) -> Tensor | None:
         seed = int.from_bytes(row_key(row)[:7], "big")
         parts.append(row_uniforms(len(row.response_ids), seed=seed, each=each)())
     return torch.cat(parts)
-
