@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import warnings
 from collections import Counter
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -208,7 +209,7 @@ def test_parts_hold_like_lengths():
 def test_neighbours_are_alike():
     rows = [rows for seed in range(3) for rows in random_rows(seed)]
     ordered = [rows[i].prompt_ids for i in alike(rows)]
-    changes = sum(a != b for a, b in zip(ordered, ordered[1:], strict=False))
+    changes = sum(a != b for a, b in pairwise(ordered))
     assert changes == len(set(ordered)) - 1
 
 

@@ -172,7 +172,7 @@ def test_interrupted_and_resumed_is_the_straight_run_bit_for_bit(
 def test_a_student_that_cannot_share_is_trained_on_separate_rows(tmp_path: Path) -> None:
     model = tiny_model("bloom", n_layer=1, n_head=2)
     options: dict[str, Any] = {"rows": grouped_rows(), "steps": 1, "share_prefix": True}
-    with pytest.warns(UserWarning, match="BloomForCausalLM: .* separate rows"):
+    with pytest.warns(UserWarning, match=r"BloomForCausalLM: .* separate rows"):
         trainer = make_trainer(tmp_path, PLAIN, model=model, **options)
     assert not trainer.data_collator.share_prefix
     assert trainer.data_collator.pad_id == END
@@ -185,7 +185,7 @@ def test_a_budget_needs_processes_that_run_freely() -> None:
     class Sharded:
         is_fsdp_enabled, is_deepspeed_enabled = True, False
 
-    with pytest.raises(InvalidValueError, match="tokens_per_forward: .* use plain data paral"):
+    with pytest.raises(InvalidValueError, match=r"tokens_per_forward: .* use plain data paral"):
         _check_free_passes(Sharded())  # type: ignore[arg-type]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from tdistill.layout import Pair
 from tdistill.training.sampling import PromptSampler
 
@@ -15,7 +17,7 @@ def test_every_row_once_an_epoch_and_the_responses_of_a_prompt_together():
     for order in epochs:
         assert sorted(order) == list(range(23))
         prompts = [ROWS[i].prompt_ids for i in order]
-        assert sum(a != b for a, b in zip(prompts, prompts[1:], strict=False)) == 4
+        assert sum(a != b for a, b in pairwise(prompts)) == 4
     assert epochs[0] != epochs[1] != epochs[2]
 
 
