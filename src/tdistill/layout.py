@@ -57,7 +57,8 @@ class Layout(NamedTuple):
 
     def to(self, device: torch.device | str) -> Layout:
         """The same on another device."""
-        return Layout(*(None if part is None else part.to(device) for part in self))
+        sharing = None if self.sharing is None else self.sharing.to(device)
+        return Layout(*(part.to(device) for part in self[:4]), sharing=sharing)
 
 
 def pack(

@@ -238,7 +238,7 @@ def _sharing_problem(lm: PreTrainedModel) -> str | None:
     """What is wrong with shared prompts, or None."""
     if not _takes_positions(lm):
         return "its forward takes no position_ids"
-    most = min(8, lm.get_input_embeddings().weight.shape[0])  # type: ignore[union-attr]
+    most = min(8, lm.config.get_text_config().vocab_size)
     tokens = [tuple(i % most for i in range(n, n + 4)) for n in range(6)]
     rows = [Pair(tokens[i % 2], tokens[i]) for i in range(6)]
     shared = lay_out(rows, 0).to(lm.device)

@@ -90,15 +90,13 @@ class DistillTrainer(Trainer):
         self._sums: dict[str, WeightedSum] = {}
         self._clock = time.perf_counter()
         check_head(model, vocabulary_size=vocabulary_size, head=config.head)
-        if config.share_prefix and not self._all_share():
-            self.data_collator = replace(self.data_collator, share_prefix=False)
-
-    def _all_share(self) -> bool:
-        """Whether every network that reads the batches can read shared prompts."""
-        teacher = self.live_teacher if self.objective.needs_live_teacher else None
-        return shares_prompts(self.model) and (
-            teacher is None or shares_prompts(teacher.teacher.model)
-        )
+        if config.share_prefix:
+            readers: list[nn.Module] = [model]
+            if live_teacher is not None and objective.needs_live_teacher:
+                readers.append(live_teacher.teacher.model)
+            if not all(shares_prompts(network) for network in readers):
+                collator: Any = self.data_collator
+                self.data_collator = replace(collator, share_prefix=False)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         """The Trainer's uniform order, or that of whole prompts."""
