@@ -22,13 +22,14 @@ from typing import Any, ClassVar
 import torch
 
 from tdistill import core
+from tdistill.layout import pack
 from tdistill.lm import LanguageModel, load
 from tdistill.scores import step_scores
 from tdistill.teacher.cache import Cache, CacheWriter, identity_of
 from tdistill.teacher.config import CaptureConfig, RolloutConfig
 from tdistill.teacher.evidence import Row
 from tdistill.teacher.rollouts import collect_rollouts
-from tdistill.teacher.source import CachedTeacher, LiveTeacher, pack
+from tdistill.teacher.source import CachedTeacher, LiveTeacher
 from tdistill.training.config import TrainConfig
 from tdistill.training.objectives import KD, Card, Objective, SeqKD, SparseKD, StepLoss, Views
 from tdistill.training.student import drop_layers, evenly_spaced

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tdistill.core import log_normaliser
 from tdistill.errors import ModelError
+from tdistill.layout import pack
 from tdistill.scores import (
     DenseStepScores,
     HeadMode,
@@ -22,7 +23,6 @@ from tdistill.scores import (
     step_scores,
 )
 from tdistill.teacher.evidence import Row
-from tdistill.teacher.source import pack
 from tiny import FAMILIES, VOCABULARY, tiny_lm, tiny_model
 
 HEADS = (*FAMILIES, "phi")  # phi has a bias in its output layer

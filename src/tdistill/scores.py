@@ -10,6 +10,7 @@ import inspect
 import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float, Int
@@ -18,7 +19,9 @@ from torch import Tensor, nn
 from tdistill.core import LinearHead, dense_gradient, log_normaliser, map_logits, map_steps
 from tdistill.errors import ModelError
 from tdistill.kernels import row_products
+from tdistill.layout import Layout, Pair, lay_out, separate
 from tdistill.lm import inner_model
+from tdistill.sharing import Sharing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -172,12 +175,13 @@ def linear_head(model: nn.Module, vocabulary_size: int) -> LinearHead | None:
     return LinearHead(weight, bias, scale, softcap, vocabulary_size, sparse_gradient=True)
 
 
-def step_scores(
+def step_scores(  # noqa: PLR0917  (the parts of a Layout)
     model: nn.Module,
     input_ids: Int[Tensor, "B L"],
     attention_mask: Int[Tensor, "B L"],
     row: Int[Tensor, " T"],
     position: Int[Tensor, " T"],
+    sharing: Sharing | None = None,
     *,
     vocabulary_size: int,
     head: HeadMode = "auto",
@@ -192,6 +196,8 @@ def step_scores(
         attention_mask: 1 on tokens, 0 on padding.
         row: sequence of each step.
         position: position whose output predicts the action of each step.
+        sharing: how rows that hold several sequences are to be read; a network that cannot read
+            them gets separate rows (see :func:`shares_prompts`).
         vocabulary_size: outputs are cut to it.
         head: ``auto`` reads linear heads at chosen rows and others through full logits.
 
@@ -206,19 +212,86 @@ def step_scores(
     if head == "linear" and linear is None:
         raise _not_linear(lm)
     network = lm if linear is None else lm.base_model
-    inputs = forward_inputs(network, input_ids, attention_mask)
+    if sharing is not None and not shares_prompts(lm):
+        shared = Layout(input_ids, attention_mask, row, position, sharing)
+        input_ids, attention_mask, row, position, sharing = separate(shared)
+    inputs = forward_inputs(network, input_ids, attention_mask, sharing)
     outputs = network(**inputs, use_cache=False)
     if linear is None:
         return DenseStepScores(outputs.logits[row, position, :vocabulary_size].float())
     return LinearStepScores(linear, outputs.last_hidden_state[row, position])
 
 
-def forward_inputs(network: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Any]:
+def forward_inputs(
+    network: Any, input_ids: Tensor, attention_mask: Tensor, sharing: Sharing | None = None
+) -> dict[str, Any]:
     """Arguments of a forward pass whose positions count tokens, not padding."""
+    if sharing is not None:
+        mask = sharing.masks(network.config, network.dtype)
+        return {
+            "input_ids": input_ids,
+            "attention_mask": mask,
+            "position_ids": sharing.position_ids,
+        }
     inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
-    if "position_ids" in inspect.signature(network.forward).parameters:
+    if _takes_positions(network):
         inputs["position_ids"] = (attention_mask.cumsum(1) - 1).clamp(min=0)
     return inputs
+
+
+def shares_prompts(model: nn.Module) -> bool:
+    """Whether the network gives the same scores when responses share their prompt's tokens.
+
+    Tried once on a tiny example; a network that does not is named in a warning. Under FSDP call
+    this before the network is wrapped.
+    """
+    lm = inner_model(model)
+    if lm not in _SHARES:
+        problem = _sharing_problem(lm)
+        if problem is not None:
+            warnings.warn(
+                f"{type(lm).__name__}: the responses of a prompt cannot share its tokens "
+                f"({problem}); they get separate rows, which costs time",
+                stacklevel=2,
+            )
+        _SHARES[lm] = problem is None
+    return _SHARES[lm]
+
+
+_SHARES: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+
+@torch.no_grad()
+def _sharing_problem(lm: PreTrainedModel) -> str | None:
+    """What is wrong with shared prompts, or None."""
+    if not _takes_positions(lm):
+        return "its forward takes no position_ids"
+    most = min(8, lm.config.get_text_config().vocab_size)
+    tokens = [tuple(i % most for i in range(n, n + 4)) for n in range(6)]
+    rows = [Pair(tokens[i % 2], tokens[i]) for i in range(6)]
+    shared = lay_out(rows, 0).to(lm.device)
+    layouts = (shared, separate(shared))
+    was_training = lm.training
+    lm.eval()
+    try:
+        with torch.autocast(lm.device.type, enabled=False):
+            found, expected = (
+                lm(**forward_inputs(lm, ids, mask, sharing), use_cache=False).logits[row, position]
+                for ids, mask, row, position, sharing in layouts
+            )
+    except (ModelError, LookupError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+        return str(error)
+    finally:
+        lm.train(was_training)
+    if not expected.isfinite().all():
+        return None  # damaged weights: whoever reads them says so
+    worst = float((found - expected).abs().max() / expected.abs().max().clamp(min=1.0))
+    allowed = 1e-3 if expected.dtype == torch.float32 else 0.05
+    return None if worst <= allowed else f"scores differ by {worst:.2g} of the largest logit"
+
+
+def _takes_positions(network: nn.Module) -> bool:
+    return "position_ids" in inspect.signature(network.forward).parameters
 
 
 @torch.no_grad()

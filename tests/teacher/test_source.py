@@ -10,12 +10,13 @@ from teaching import CAPTURE, assert_close, roll, teacher
 
 from tdistill.core import top_p_sets
 from tdistill.errors import InvalidValueError
+from tdistill.layout import pack
 from tdistill.lm import LanguageModel
 from tdistill.teacher.cache import Cache, CacheWriter, identity_of
 from tdistill.teacher.config import CaptureConfig
-from tdistill.teacher.evidence import Row
+from tdistill.teacher.evidence import Row, concatenate
 from tdistill.teacher.scoring import collect_scores
-from tdistill.teacher.source import CachedTeacher, LiveTeacher, pack
+from tdistill.teacher.source import CachedTeacher, LiveTeacher
 from tiny import FAMILIES, tiny_lm
 
 ROWS = [
@@ -151,6 +152,23 @@ def test_nothing_of_the_live_teacher_asks_for_gradients():
     assert not scores.rows(0, 2).requires_grad
     assert not scores.at(torch.tensor([3]), torch.tensor([0])).requires_grad
     assert not scores.reduce(lambda z: z.logsumexp(-1), chunk_size=4).requires_grad
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_responses_of_a_prompt_are_scored_in_one_row(family: str):
+    prompts = ((3, 4, 5, 6, 7, 8), (9,), (10, 11))
+    rows = [Row(prompts[i % 3], (20 + i, *range(30, 30 + i)), i % 2 == 0) for i in range(7)]
+    live = LiveTeacher(teacher(family), CAPTURE)
+    apart = concatenate([live.evidence([row]) for row in rows])
+    sizes: list[int] = []
+    hook = live.teacher.model.get_input_embeddings().register_forward_pre_hook(
+        lambda module, ids: sizes.append(ids[0].numel())
+    )
+    found = live.evidence(rows)
+    hook.remove()
+    assert_close(found, apart)
+    width = max(len(r.prompt_ids) + len(r.response_ids) - 1 for r in rows)
+    assert sizes[-1] < len(rows) * width / 2
 
 
 def test_scores_are_written_once(tmp_path: Path):

@@ -20,10 +20,11 @@ from world import (
 )
 
 from tdistill.errors import InvalidValueError
+from tdistill.layout import pack
 from tdistill.lm import LanguageModel
 from tdistill.scores import step_scores
 from tdistill.teacher.evidence import Row
-from tdistill.teacher.source import LiveTeacher, pack
+from tdistill.teacher.source import LiveTeacher
 from tdistill.training.config import ReplayConfig, TrainConfig
 from tdistill.training.mixing import EvidenceMix, StudentSampler
 from tdistill.training.objectives import KD, SFT, BellmanDistill
@@ -151,6 +152,7 @@ def test_responses_are_made_only_when_due() -> None:
 def run(folder: Path, objective: Any, **options: Any) -> tuple[LanguageModel, Any]:
     """A run of seven updates; a checkpoint after three."""
     rows = [*inside_rows(), *mixed_rows()]
+    changes = options.pop("changes", {})
     config = TrainConfig(
         steps=7,
         batch_size=8,
@@ -160,6 +162,7 @@ def run(folder: Path, objective: Any, **options: Any) -> tuple[LanguageModel, An
         save_steps=3,
         replay=REPLAY,
         chunk_size=16,
+        **changes,
     )
     folder.mkdir(exist_ok=True)
     source = cached(folder / "cache", rows) if not (folder / "cache").exists() else None
@@ -210,6 +213,21 @@ def test_every_metric_is_split_by_who_wrote_the_row_and_the_buffer_reports(tmp_p
     assert 0.0 < last["replay_age"] <= REPLAY.max_age
     parts = [last[f"step_loss.{s}"] for s in ("teacher", "reference", "student")]
     assert min(parts) < last["step_loss"] < max(parts)
+
+
+def test_mixed_batches_are_cut_into_parts_too(tmp_path: Path) -> None:
+    objective = replace(HALF, reference_share=0.25)
+    references = [replace(row, source="reference") for row in mixed_rows()]
+    histories = []
+    for budget in (None, 12):
+        changes = {"share_prefix": True, "tokens_per_forward": budget}
+        folder = tmp_path / str(budget)
+        _, history = run(folder, objective, references=references, changes=changes)
+        histories.append(history)
+    # Later, the student's responses can differ by a token that rounding decides.
+    for name, value in histories[0][0].items():
+        if name not in {"padding", "tokens_per_second"} and not name.startswith("leak"):
+            assert histories[1][0][name] == pytest.approx(value, rel=1e-4), name
 
 
 def test_the_students_rows_change_what_is_learnt(tmp_path: Path) -> None:

@@ -216,6 +216,8 @@ def make_trainer(folder: Path, objective: Any, *, model: Any = None, **options: 
         discount=objective.discount,
         padding_side=config.padding_side,
         text=text,
+        share_prefix=config.share_prefix,
+        tokens_per_forward=config.tokens_per_forward,
     )
     return DistillTrainer(
         student() if model is None else model,

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from tdistill.core import TopPSets, transitions, truncate_by_gain
 from tdistill.errors import DataError
+from tdistill.layout import Layout, cut, lay_out
+from tdistill.sharing import Sharing
 from tdistill.teacher.evidence import ROW_SOURCES, Evidence, Row
-from tdistill.teacher.source import TeacherSource, pack
+from tdistill.teacher.source import TeacherSource
 
 OutOfSet = Literal["insert", "drop", "refuse"]
 PaddingSide = Literal["right", "left"]
@@ -21,13 +23,13 @@ PaddingSide = Literal["right", "left"]
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """B rows of T response steps in all, with M set members; the one kind that objectives consume.
+    """N responses of T steps in all, with M set members; the one kind that objectives consume.
 
     Attributes:
         input_ids: prompts and responses (the last action is predicted, never read).
         attention_mask: 1 on tokens, 0 on padding.
-        row: sequence of each step.
-        position: position whose output predicts the action of each step.
+        row: response of each step.
+        position: place in its row of ``input_ids`` whose output predicts the action of each step.
         action: the response's token at each step.
         discount: gamma, 0 where the response ended (method.md, section 1).
         has_successor: whether the next flat step is the successor state.
@@ -41,12 +43,17 @@ class Batch:
         teacher_action_log_prob: the teacher's log-probability of each action, nats.
         behaviour_log_prob: log-probability of each action under the policy that wrote it; the
             teacher's where that is unknown.
-        source: who wrote each row, an index into ``ROW_SOURCES``.
+        source: who wrote each response, an index into ``ROW_SOURCES``.
         text_ids: equal-length chunks of plain text for the language-model stream, or None.
         tail_ids: distinct tokens sampled from the teacher off its whole captured sets, or None.
         tail_log_probs: the teacher's log-probabilities of them, over the vocabulary, nats.
         tail_counts: how often each was drawn.
         tail_offsets: rows of the tail tokens.
+        laid_row: row of ``input_ids`` that each step is read in; None where each response has its
+            own, in order. With it, see :class:`tdistill.layout.Sharing`:
+        position_ids: position of each token in its sequence, or None.
+        segment: prompt or response of each token, or None.
+        prompt: segment of the prompt that each token continues, or None.
     """
 
     input_ids: Int[Tensor, "B L"]
@@ -65,12 +72,27 @@ class Batch:
     teacher_log_normaliser: Float[Tensor, " T"]
     teacher_action_log_prob: Float[Tensor, " T"]
     behaviour_log_prob: Float[Tensor, " T"]
-    source: Int[Tensor, " B"]
+    source: Int[Tensor, " N"]
     text_ids: Int[Tensor, "N C"] | None = None
     tail_ids: Int[Tensor, " J"] | None = None
     tail_log_probs: Float[Tensor, " J"] | None = None
     tail_counts: Int[Tensor, " J"] | None = None
     tail_offsets: Int[Tensor, " T+1"] | None = None
+    laid_row: Int[Tensor, " T"] | None = None
+    position_ids: Int[Tensor, "B L"] | None = None
+    segment: Int[Tensor, "B L"] | None = None
+    prompt: Int[Tensor, "B L"] | None = None
+
+    @property
+    def layout(self) -> Layout:
+        """Where tokens and steps lie: what :func:`tdistill.scores.step_scores` reads."""
+        row, sharing = self.row, None
+        if self.laid_row is not None:
+            assert self.position_ids is not None
+            assert self.segment is not None
+            assert self.prompt is not None
+            row, sharing = self.laid_row, Sharing(self.position_ids, self.segment, self.prompt)
+        return Layout(self.input_ids, self.attention_mask, row, self.position, sharing)
 
     @property
     def sets(self) -> TopPSets:
@@ -115,6 +137,8 @@ class Collator:
         discount: gamma.
         padding_side: either gives the same loss.
         text: chunks of plain text, chosen by the index of the row.
+        share_prefix: whether the responses of a prompt may share its tokens; the same loss.
+        tokens_per_forward: most tokens of a batch, padding included, that :meth:`parts` makes.
     """
 
     source: TeacherSource | None
@@ -125,6 +149,14 @@ class Collator:
     discount: float = 0.99
     padding_side: PaddingSide = "right"
     text: Sequence[tuple[int, ...]] = ()
+    share_prefix: bool = False
+    tokens_per_forward: int | None = None
+
+    def parts(self, items: Sequence[tuple[int, Row]]) -> list[list[tuple[int, Row]]]:
+        """The items in parts of like lengths and at most ``tokens_per_forward`` tokens each."""
+        rows = [row for _, row in items]
+        found = cut(rows, self.tokens_per_forward, share=self.share_prefix)
+        return [[items[i] for i in part] for part in found]
 
     def __call__(self, items: Sequence[tuple[int, Row]]) -> dict[str, Tensor]:
         """The tensors of the batch of these (index, row) pairs.
@@ -133,10 +165,18 @@ class Collator:
             DataError: for an action outside its set under ``refuse``.
         """
         rows = [row for _, row in items]
-        ids, mask, row, position = pack(rows, pad_id=self.pad_id, padding_side=self.padding_side)
+        laid = lay_out(
+            rows,
+            self.pad_id,
+            padding_side=self.padding_side,
+            share=self.share_prefix,
+            most_tokens=self.tokens_per_forward,
+        )
+        shared = laid.sharing
         action = torch.tensor([a for r in rows for a in r.response_ids])
+        lengths = torch.tensor([len(r.response_ids) for r in rows])
         structure = transitions(
-            torch.tensor([len(r.response_ids) for r in rows]),
+            lengths,
             torch.tensor([r.ended for r in rows]),
             discount=self.discount,
         )
@@ -146,10 +186,10 @@ class Collator:
         tail = evidence.tail
         text = [self.text[i % len(self.text)] for i, _ in items] if self.text else None
         return Batch(
-            input_ids=ids,
-            attention_mask=mask,
-            row=row,
-            position=position,
+            input_ids=laid.input_ids,
+            attention_mask=laid.attention_mask,
+            row=torch.arange(len(rows)).repeat_interleave(lengths),
+            position=laid.position,
             action=action,
             discount=structure.discount,
             has_successor=structure.has_successor,
@@ -168,6 +208,10 @@ class Collator:
             tail_log_probs=None if tail is None else tail.log_probs,
             tail_counts=None if tail is None else tail.counts,
             tail_offsets=None if tail is None else tail.offsets,
+            laid_row=None if shared is None else laid.row,
+            position_ids=None if shared is None else shared.position_ids,
+            segment=None if shared is None else shared.segment,
+            prompt=None if shared is None else shared.prompt,
         ).tensors()
 
     def _evidence(self, rows: Sequence[Row], steps: int) -> Evidence:

@@ -54,10 +54,10 @@ def hold_out(
         set_top_p: set off which mass counts as leak.
         batch_size: rows of one forward pass.
     """
-    collator = Collator(source, teacher.teacher.pad_id, set_top_p=set_top_p)
+    collator = Collator(source, teacher.teacher.pad_id, set_top_p=set_top_p, share_prefix=True)
     groups = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
     batches = [Batch(**collator(list(enumerate(group)))) for group in groups]
-    scores = [teacher.scores(b.input_ids, b.attention_mask, b.row, b.position) for b in batches]
+    scores = [teacher.scores(*b.layout) for b in batches]
     numbers = {ids: i for i, ids in enumerate(dict.fromkeys(row.prompt_ids for row in rows))}
     prompt = np.asarray([numbers[row.prompt_ids] for row in rows])
     return HeldOut(batches, scores, prompt, teacher.vocabulary_size)
@@ -80,14 +80,8 @@ def imitation(model: LanguageModel, held_out: HeldOut) -> dict[str, Sample]:
     for batch, teacher in zip(held_out.batches, held_out.teacher, strict=True):
         device = model.device
         moved = Batch(**{name: t.to(device) for name, t in batch.tensors().items()})
-        scores = step_scores(
-            model.model,
-            moved.input_ids,
-            moved.attention_mask,
-            moved.row,
-            moved.position,
-            vocabulary_size=held_out.vocabulary_size,
-        )
+        vocabulary_size = held_out.vocabulary_size
+        scores = step_scores(model.model, *moved.layout, vocabulary_size=vocabulary_size)
         view = ModelView(scores, moved)
         log_policy = project(view.on_set, moved.set_offsets)
         per_step = {
@@ -95,7 +89,7 @@ def imitation(model: LanguageModel, held_out: HeldOut) -> dict[str, Sample]:
             "set_kl": set_forward_kl(moved.set_log_probs, log_policy, moved.set_offsets),
             "leak": 1 - (view.set_value - view.log_normaliser).exp(),
         }
-        rows = int(moved.input_ids.shape[0])
+        rows = len(moved.source)
         for name, values in per_step.items():
             total = values.new_zeros(rows).index_add(0, moved.row, values)
             sums[name].append(total.cpu().numpy())

@@ -13,10 +13,10 @@ from tdistill.decoding import Decoding
 from tdistill.evaluation.intervals import Sample
 from tdistill.evaluation.metrics import exact_match, rouge_l
 from tdistill.generation import Response, decoding_sampler, generate, seed_of
+from tdistill.layout import alike, lay_out
 from tdistill.lm import LanguageModel
 from tdistill.scores import step_scores
 from tdistill.teacher.evidence import Row
-from tdistill.teacher.source import pack
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,19 +149,17 @@ def _log_probs(
         for round_ in made.responses
         for example, response in zip(examples, round_, strict=True)
     ]
-    order = sorted(
-        range(len(rows)), key=lambda i: len(rows[i].prompt_ids) + len(rows[i].response_ids)
-    )
+    order = alike(rows)
     totals = np.zeros(len(rows))
     for first in range(0, len(rows), batch_size):
         group = order[first : first + batch_size]
-        ids, mask, row, position = (
-            t.to(model.device) for t in pack([rows[i] for i in group], pad_id=model.pad_id)
-        )
-        scores = step_scores(model.model, ids, mask, row, position, vocabulary_size=vocabulary_size)
-        actions = torch.tensor([a for i in group for a in rows[i].response_ids], device=row.device)
+        laid = lay_out([rows[i] for i in group], model.pad_id).to(model.device)
+        scores = step_scores(model.model, *laid, vocabulary_size=vocabulary_size)
+        actions = torch.tensor([a for i in group for a in rows[i].response_ids])
+        actions = actions.to(model.device)
         normaliser = scores.reduce(lambda z: z.logsumexp(-1), chunk_size=256)
-        chosen = scores.at(actions, torch.arange(len(actions), device=row.device))
-        log_probs = (chosen - normaliser).double()
-        totals[group] = log_probs.new_zeros(len(group)).index_add(0, row, log_probs).cpu().numpy()
+        chosen = scores.at(actions, torch.arange(len(actions), device=model.device))
+        lengths = [len(rows[i].response_ids) for i in group]
+        parts = (chosen - normaliser).double().split(lengths)
+        totals[group] = torch.stack([part.sum() for part in parts]).cpu().numpy()
     return totals.reshape(len(made.responses), len(examples)).T

@@ -31,6 +31,7 @@ import torch
 from tdistill.core import implied_reward, soft_value, successor
 from tdistill.data.batch import Batch, Collator
 from tdistill.errors import ModelError
+from tdistill.layout import alike
 from tdistill.lm import LanguageModel
 from tdistill.scores import step_scores
 from tdistill.teacher.evidence import Row
@@ -117,11 +118,13 @@ def read_rewards(
         ModelError: the model gives a number that is not finite.
     """
     collator = Collator(
-        source, model.pad_id, set_top_p=objective.set_top_p, discount=objective.discount
+        source,
+        model.pad_id,
+        set_top_p=objective.set_top_p,
+        discount=objective.discount,
+        share_prefix=True,
     )
-    order = sorted(
-        range(len(rows)), key=lambda i: len(rows[i].prompt_ids) + len(rows[i].response_ids)
-    )
+    order = alike(rows)
     readings: dict[int, Reading] = {}
     for first in range(0, len(rows), batch_size):
         group = order[first : first + batch_size]
@@ -179,14 +182,7 @@ def _read(
     model: LanguageModel, objective: Objective, batch: Batch, vocabulary_size: int
 ) -> dict[str, list[Any]]:
     """The numbers of a batch, flat over its steps."""
-    scores = step_scores(
-        model.model,
-        batch.input_ids,
-        batch.attention_mask,
-        batch.row,
-        batch.position,
-        vocabulary_size=vocabulary_size,
-    )
+    scores = step_scores(model.model, *batch.layout, vocabulary_size=vocabulary_size)
     view = ModelView(scores, batch)
     if isinstance(objective, TemporalDifference):
         q, q_a = objective.q_values(view)

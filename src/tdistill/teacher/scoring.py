@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 
+from tdistill.layout import alike
 from tdistill.teacher.cache import CacheWriter, Record
 from tdistill.teacher.evidence import Row, take_responses
 from tdistill.teacher.source import LiveTeacher
@@ -30,9 +31,7 @@ def collect_scores(
     Yields:
         Rows of each shard, in order.
     """
-    rows = sorted(
-        rows, key=lambda row: (len(row.prompt_ids) + len(row.response_ids), row.prompt_ids)
-    )
+    rows = [rows[i] for i in alike(rows)]
     settings = repr((rows, batch_size, batches_per_shard))
     key = hashlib.sha256(settings.encode()).hexdigest()[:12]
     size = batch_size * batches_per_shard

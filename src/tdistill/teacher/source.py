@@ -11,8 +11,10 @@ from torch import Tensor
 from tdistill.core import truncate
 from tdistill.errors import InvalidValueError
 from tdistill.generation import row_uniforms
+from tdistill.layout import lay_out
 from tdistill.lm import LanguageModel
 from tdistill.scores import HeadMode, StepScores, step_scores
+from tdistill.sharing import Sharing
 from tdistill.teacher.cache import Cache, row_key
 from tdistill.teacher.config import CaptureConfig
 from tdistill.teacher.evidence import Evidence, Row, capture, concatenate
@@ -65,13 +67,19 @@ class LiveTeacher:
 
     @torch.no_grad()
     def scores(
-        self, input_ids: Tensor, attention_mask: Tensor, row: Tensor, position: Tensor
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        row: Tensor,
+        position: Tensor,
+        sharing: Sharing | None = None,
     ) -> StepScores:
-        """The teacher's scores at the steps of packed rows, over its whole vocabulary."""
+        """The teacher's scores at the steps of rows as laid out, over its whole vocabulary."""
         device = self.teacher.device
         return step_scores(
             self.teacher.model,
             *(t.to(device) for t in (input_ids, attention_mask, row, position)),
+            sharing=None if sharing is None else sharing.to(device),
             vocabulary_size=self.vocabulary_size,
             head=self.head,
         )
@@ -84,7 +92,7 @@ class LiveTeacher:
             raise InvalidValueError(
                 f"set_top_p: expected at most captured_top_p = {captured}, found {set_top_p}"
             )
-        scores = self.scores(*pack(rows, pad_id=self.teacher.pad_id))
+        scores = self.scores(*lay_out(rows, self.teacher.pad_id))
         actions = torch.tensor([a for row in rows for a in row.response_ids])
         uniform = _tail_uniforms(rows, self.config.tail_samples)
         parts = []
@@ -108,33 +116,3 @@ def _tail_uniforms(rows: Sequence[Row], each: int) -> Tensor | None:
         seed = int.from_bytes(row_key(row)[:7], "big")
         parts.append(row_uniforms(len(row.response_ids), seed=seed, each=each)())
     return torch.cat(parts)
-
-
-def pack(
-    rows: Sequence[Row], *, pad_id: int, padding_side: str = "right"
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Token ids and the place of every step of a batch of rows.
-
-    Args:
-        rows: prompts with responses.
-        pad_id: fills the rest; no mask depends on it.
-        padding_side: ``right`` or ``left``.
-
-    Returns:
-        ``input_ids`` [B, L], ``attention_mask`` [B, L], and for each of the T steps its row and the
-        position whose output predicts its action.
-    """
-    # The last action is predicted, never read, so it is not an input.
-    sequences = [(*r.prompt_ids, *r.response_ids[:-1]) for r in rows]
-    width = max(len(s) for s in sequences)
-    ids = torch.full((len(rows), width), pad_id)
-    mask = torch.zeros((len(rows), width), dtype=torch.long)
-    row, position = [], []
-    for i, (sequence, r) in enumerate(zip(sequences, rows, strict=True)):
-        start = width - len(sequence) if padding_side == "left" else 0
-        ids[i, start : start + len(sequence)] = torch.tensor(sequence)
-        mask[i, start : start + len(sequence)] = 1
-        first = start + len(r.prompt_ids) - 1
-        position += range(first, first + len(r.response_ids))
-        row += [i] * len(r.response_ids)
-    return ids, mask, torch.tensor(row), torch.tensor(position)

@@ -54,6 +54,9 @@ class TrainConfig:
     steps: int = 1000  # optimiser updates
     batch_size: int = 64  # responses an update (over all accumulation steps, on each device)
     gradient_accumulation: int = 1  # micro-batches that make up one batch
+    # Most tokens of a forward pass, padding included: micro-batches are sorted by length and cut.
+    tokens_per_forward: int | None = None
+    share_prefix: bool = False  # draw the responses of a prompt together, and compute it once
     learning_rate: float = 5e-6
     warmup_steps: int = 100
     scheduler: Literal["cosine", "linear", "constant"] = "cosine"
@@ -84,6 +87,7 @@ class TrainConfig:
             gradient_accumulation=self.gradient_accumulation,
             save_steps=self.save_steps,
             chunk_size=self.chunk_size,
+            tokens_per_forward=self.tokens_per_forward,
         )
         check("learning_rate", self.learning_rate > 0, "a value above 0", self.learning_rate)
         multiple = f"a multiple of gradient_accumulation = {self.gradient_accumulation}"

@@ -84,6 +84,8 @@ def train_student(
         discount=objective.discount,
         padding_side=config.padding_side,
         text=text,
+        share_prefix=config.share_prefix,
+        tokens_per_forward=config.tokens_per_forward,
     )
     trainer = DistillTrainer(
         model,

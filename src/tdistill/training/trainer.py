@@ -9,24 +9,27 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from tdistill.core import WeightedSum, implied_reward, masked_sum, project, set_forward_kl
 from tdistill.core import successor as successor_of
 from tdistill.data.batch import Batch
 from tdistill.errors import InvalidValueError
-from tdistill.scores import check_head, step_scores
+from tdistill.scores import check_head, shares_prompts, step_scores
 from tdistill.teacher.evidence import ROW_SOURCES, Row
 from tdistill.teacher.source import LiveTeacher
 from tdistill.training.config import TrainConfig
 from tdistill.training.mixing import EvidenceMix
 from tdistill.training.objectives import Objective
+from tdistill.training.sampling import PromptSampler
 from tdistill.training.target import TargetNetwork
 from tdistill.training.view import ModelView
 
@@ -76,6 +79,8 @@ class DistillTrainer(Trainer):
         self.mix = mix
         if mix is not None and mix.sampler is not None:
             _check_whole_weights(self)
+        if config.tokens_per_forward is not None:
+            _check_free_passes(self)
         self.objective, self.config = objective, config
         self.vocabulary_size, self.live_teacher = vocabulary_size, live_teacher
         decay = objective.target_network
@@ -85,6 +90,20 @@ class DistillTrainer(Trainer):
         self._sums: dict[str, WeightedSum] = {}
         self._clock = time.perf_counter()
         check_head(model, vocabulary_size=vocabulary_size, head=config.head)
+        if config.share_prefix:
+            readers: list[nn.Module] = [model]
+            if live_teacher is not None and objective.needs_live_teacher:
+                readers.append(live_teacher.teacher.model)
+            if not all(shares_prompts(network) for network in readers):
+                collator: Any = self.data_collator
+                self.data_collator = replace(collator, share_prefix=False)
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        """The Trainer's uniform order, or that of whole prompts."""
+        if not self.config.share_prefix:
+            return super()._get_train_sampler(train_dataset)
+        dataset: Any = self.train_dataset if train_dataset is None else train_dataset
+        return PromptSampler(dataset.rows, self.config.seed)
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches of rows: they become tensors only when it is known whose rows they hold."""
@@ -97,7 +116,7 @@ class DistillTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, Any]:
-        """The micro-batches of one update, other rows mixed in, and their counts."""
+        """The micro-batches of one update, other rows mixed in, in parts, and their counts."""
         drawn: list[Any] = list(itertools.islice(epoch_iterator, num_batches))
         update = self.state.global_step
         if self.mix is not None:
@@ -107,8 +126,28 @@ class DistillTrainer(Trainer):
                 self.mix.mix(items, update=update, part=i, parts=parts)
                 for i, items in enumerate(drawn)
             ]
-        batches = [self.data_collator(items) for items in drawn]
-        return batches, self._get_num_items_in_batch(batches, device) if batches else None
+        collator: Any = self.data_collator
+        batches = [[collator(part) for part in collator.parts(items)] for items in drawn]
+        if not batches:
+            return [], None
+        counts = self._get_num_items_in_batch([b for parts in batches for b in parts], device)
+        return [{"parts": parts} for parts in batches], counts
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> Tensor:
+        """A backward pass for each part of a micro-batch; devices average after the last."""
+        parts = inputs["parts"]
+        losses = []
+        for number, part in enumerate(parts, 1):
+            last = number == len(parts)
+            with nullcontext() if last else self.accelerator.no_sync(model):
+                losses.append(super().training_step(model, part, num_items_in_batch))
+        return torch.stack(losses).sum()
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Of all parts of a micro-batch."""
+        return sum(super(DistillTrainer, self).floating_point_ops(p) for p in inputs["parts"])
 
     def compute_loss(
         self,
@@ -136,9 +175,7 @@ class DistillTrainer(Trainer):
         student = self._view(model, batch)
         teacher = None
         if self.live_teacher is not None and self.objective.needs_live_teacher:
-            teacher = self.live_teacher.scores(
-                batch.input_ids, batch.attention_mask, batch.row, batch.position
-            )
+            teacher = self.live_teacher.scores(*batch.layout)
         target = None
         if self.target is not None:
             with torch.no_grad():
@@ -150,13 +187,7 @@ class DistillTrainer(Trainer):
 
     def _view(self, model: nn.Module, batch: Batch) -> ModelView:
         scores = step_scores(
-            model,
-            batch.input_ids,
-            batch.attention_mask,
-            batch.row,
-            batch.position,
-            vocabulary_size=self.vocabulary_size,
-            head=self.config.head,
+            model, *batch.layout, vocabulary_size=self.vocabulary_size, head=self.config.head
         )
         return ModelView(scores, batch, chunk_size=self.config.chunk_size)
 
@@ -181,6 +212,8 @@ class DistillTrainer(Trainer):
     def _observe(self, student: ModelView, batch: Batch, loss: Tensor, parts: Any) -> None:
         """Add this batch's diagnostics to the sums of the current logging interval."""
         self._add("step_loss", loss, batch.trained)
+        blank = 1 - batch.attention_mask.flatten()
+        self._add("padding", blank, torch.ones_like(blank, dtype=torch.bool))
         for source, rows in self._row_sources(batch):
             self._add(f"step_loss.{source}", loss, batch.trained & rows)
         if batch.has_sets:
@@ -271,6 +304,15 @@ def _check_whole_weights(trainer: Trainer) -> None:
         raise InvalidValueError(
             "student_share: expected the student's whole weights in every process, to sample from, "
             "found a sharded run (FSDP or DeepSpeed); use plain data parallelism, or a share of 0"
+        )
+
+
+def _check_free_passes(trainer: Trainer) -> None:
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        raise InvalidValueError(
+            "training.tokens_per_forward: expected processes that may differ in their number of "
+            "forward passes, found a sharded run (FSDP or DeepSpeed); use plain data parallelism, "
+            "or gradient_accumulation"
         )
 
 
