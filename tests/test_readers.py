@@ -59,7 +59,7 @@ def check(lm: LanguageModel) -> None:
     for decoding in (Decoding(greedy=True), Decoding(temperature=1.5)):
         expected = [alone(lm, prompt, i, decoding) for i, prompt in enumerate(QUEUE)]
         lengths |= {len(response.ids) for response in expected}
-        for batch_size in (1, 2, 4, 99, None):
+        for batch_size in (1, 4, None):
             assert queued(lm, decoding, batch_size) == expected
     assert len(lengths) > 3, "rows must end at different times"
 
@@ -186,7 +186,7 @@ def test_memory_is_reused_and_grows_only_with_what_is_in_use():
     lm = tiny_lm()
     reader = InPlaceReader(lm, 2)
     reader.begin([[5], [6]])
-    for step in range(300):
+    for step in range(200):
         reader.read(torch.tensor([7, 8]))
         if step % 20 == 19:
             reader.keep([1])
