@@ -24,7 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("data",),
     ("teacher",),
     ("generation",),
-    ("scores",),
+    ("readers", "scores"),
     ("lm", "layout"),
     ("sharing",),
     ("files", "decoding", "progress", "tabular", "strict", "demo"),

@@ -26,6 +26,7 @@ from teaching import (
 from tdistill.core import top_p_sets, truncate
 from tdistill.data.batch import outside_set
 from tdistill.errors import InvalidValueError
+from tdistill.generation import row_uniforms, seed_of
 from tdistill.teacher import rollouts
 from tdistill.teacher.cache import CacheWriter, identity_of
 from tdistill.teacher.config import CaptureConfig, RolloutConfig
@@ -42,6 +43,8 @@ def actions(rows: list[Row]) -> torch.Tensor:
 def test_units_hold_every_prompt_n_times_similar_lengths_together():
     units = plan_units(PROMPTS, settings())
     assert [len(unit.prompts) for unit in units] == [4, 4, 4, 3]
+    assert [unit.first for unit in units] == [0, 4, 8, 12]
+    assert [len(u.prompts) for u in plan_units(PROMPTS, settings(batches_per_shard=2))] == [8, 7]
     pairs = [pair for u in units for pair in zip(u.prompts, u.samples, strict=True)]
     assert sorted(pairs) == sorted((prompt, i) for prompt in PROMPTS for i in range(3))
     lengths = [len(prompt) for prompt, _ in pairs]
@@ -51,10 +54,9 @@ def test_units_hold_every_prompt_n_times_similar_lengths_together():
 def test_units_and_seeds_are_fixed_in_advance():
     units = plan_units(PROMPTS, settings())
     assert units == plan_units(list(PROMPTS), settings())
-    assert len({unit.seed for unit in units}) == 4
-    # Caches of earlier runs are found and continued only as long as these numbers stay.
-    assert units[0].seed == 50622257190164964
-    assert not {u.seed for u in units} & {u.seed for u in plan_units(PROMPTS, settings(seed=6))}
+    # Caches of earlier runs are continued with the same responses only while these numbers stay.
+    assert float(row_uniforms([seed_of(5, 0)])(torch.tensor([0]))) == 0.26173220206872294
+    assert units != plan_units(PROMPTS, settings(seed=6))
 
 
 def test_the_key_names_prompts_and_settings():
@@ -143,7 +145,7 @@ def test_a_response_does_not_depend_on_when_the_others_end():
     found, differ = set(), 0
     for seed in range(8):
         units = [
-            Unit((*others, (3, 4)), (0,) * 7, seed)
+            Unit((*others, (3, 4)), (0,) * 7, 0, seed)
             for others in (tuple((i,) for i in range(5, 11)), tuple((i, 2) for i in range(30, 36)))
         ]
         first, second = (sample_unit(teacher(), u, config) for u in units)
@@ -160,11 +162,13 @@ def test_samples_of_a_prompt_differ(tmp_path: Path):
     assert len({row.response_ids for row in rows}) > 4
 
 
-def test_files_group_units_and_change_no_response(tmp_path: Path):
+def test_files_and_batches_change_no_response(tmp_path: Path):
     one, all_in_one = roll(tmp_path / "1"), roll(tmp_path / "9", batches_per_shard=9)
     assert len(one.manifest.shards) == 4
     assert len(all_in_one.manifest.shards) == 1
-    assert one.rows() == all_in_one.rows()
+    single = roll(tmp_path / "s", batch_size=1, batches_per_shard=99)
+    assert one.rows() == all_in_one.rows() == single.rows()
+    assert_close(single.evidence(single.rows()), all_in_one.evidence(all_in_one.rows()))
 
 
 class Interrupted(Exception):
@@ -181,7 +185,7 @@ def test_interrupted_and_resumed_is_the_same_cache(
     def sample(*args: Any) -> Any:
         if len(sampled) == done:
             raise Interrupted
-        sampled.append(args[1].seed)
+        sampled.append(args[1].first)
         return sample_unit(*args)
 
     with monkeypatch.context() as patch:
@@ -192,7 +196,7 @@ def test_interrupted_and_resumed_is_the_same_cache(
     first, sampled = sampled, []
     monkeypatch.setattr(rollouts, "sample_unit", sample)
     roll(tmp_path / "broken")
-    assert first + sampled == [unit.seed for unit in plan_units(PROMPTS, settings())]
+    assert first + sampled == [unit.first for unit in plan_units(PROMPTS, settings())]
     assert contents(tmp_path / "broken") == contents(tmp_path / "straight")
     sampled.clear()
     roll(tmp_path / "broken")

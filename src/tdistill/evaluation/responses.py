@@ -45,24 +45,27 @@ def respond(
     """Respond to every prompt once a seed (once in all when greedy).
 
     The random numbers depend on the seed and the place of the prompt alone, so all models are
-    decoded with the same ones.
+    decoded with the same ones, in batches of any size.
     """
-    rounds = []
-    for seed in range(1 if decoding.greedy else seeds):
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        answers: list[Response | None] = [None] * len(prompts)
-        for first in range(0, len(order), batch_size):
-            group = order[first : first + batch_size]
-            sampler = decoding_sampler(
-                decoding, len(group), seed=seed_of("evaluate", seed, first), device=model.device
-            )
-            batch = [prompts[i] for i in group]
-            made = generate(model, batch, sampler, max_new_tokens=max_new_tokens)
-            for i, response in zip(group, made, strict=True):
-                answers[i] = response
-            on_batch(len(group))
-        rounds.append([answer for answer in answers if answer is not None])
-    return Responses(decoding, rounds)
+    rounds = range(1 if decoding.greedy else seeds)
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    queue = [(i, seed) for i in order for seed in rounds]  # a prompt is read once for all seeds
+    sampler = decoding_sampler(
+        decoding,
+        [f"{seed}:{i}" for i, seed in queue],
+        seed=seed_of("evaluate"),
+        device=model.device,
+    )
+    made = generate(
+        model,
+        [prompts[i] for i, _ in queue],
+        sampler,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        on_finished=on_batch,
+    )
+    answers = dict(zip(queue, made, strict=True))
+    return Responses(decoding, [[answers[i, s] for i in range(len(prompts))] for s in rounds])
 
 
 def score_responses(

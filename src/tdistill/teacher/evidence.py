@@ -183,18 +183,19 @@ def capture(
 
 @dataclass
 class Recorder:
-    """Collects evidence step by step while a batch of responses is sampled."""
+    """Collects evidence step by step while responses are sampled; it stays where it was made."""
 
     rows: list[Tensor] = field(default_factory=list)
     steps: list[Evidence] = field(default_factory=list)
 
     def add(self, rows: Int[Tensor, " A"], evidence: Evidence) -> None:
         """Keep one step of the active rows."""
-        self.rows.append(rows.cpu())
-        self.steps.append(evidence.to("cpu"))
+        self.rows.append(rows)
+        self.steps.append(evidence)
 
     def by_row(self) -> list[Evidence]:
-        """The evidence of every row of the batch, its steps in order."""
-        order = torch.cat(self.rows).argsort(stable=True)
-        lengths = torch.cat(self.rows).bincount()
-        return take_responses(take_steps(concatenate(self.steps), order), lengths.tolist())
+        """The evidence of every row, its steps in order, on the CPU."""
+        rows, whole = torch.cat(self.rows).cpu(), concatenate(self.steps).to("cpu")
+        return take_responses(
+            take_steps(whole, rows.argsort(stable=True)), rows.bincount().tolist()
+        )

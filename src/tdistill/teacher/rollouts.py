@@ -1,7 +1,9 @@
 """Teacher rollouts: responses sampled from proj_p of the teacher, captured in the same pass.
 
-Work is cut into units before any of it starts: which rows go together and which seed they use does
-not depend on what was done before, so an interrupted and resumed run gives the same cache.
+Work is cut into units before any of it starts, one for each shard: which rows go together and
+which numbers they draw does not depend on what was done before, so an interrupted and resumed run
+gives the same cache. Every response draws numbers of its own, which depend on the seed and on its
+place in the whole plan: other batches and shards give the same responses, but for rounding.
 """
 
 from __future__ import annotations
@@ -24,10 +26,18 @@ Prompt = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Unit:
-    """Responses that are sampled together: (prompt, sample index) pairs and a seed."""
+    """Responses sampled from one queue, and written as one shard.
+
+    Attributes:
+        prompts: the prompt of each response; the samples of a prompt follow each other.
+        samples: which of its prompt's samples each response is.
+        first: place of the first response in the whole plan; it names the numbers it draws.
+        seed: of the whole plan.
+    """
 
     prompts: tuple[Prompt, ...]
     samples: tuple[int, ...]
+    first: int
     seed: int
 
 
@@ -35,15 +45,11 @@ def plan_units(prompts: Sequence[Prompt], config: RolloutConfig) -> list[Unit]:
     """The fixed units of work: every prompt n times, prompts of similar length together."""
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
     pairs = [(prompts[i], sample) for i in order for sample in range(config.n)]
-    size = config.batch_size
-    batches = [pairs[i : i + size] for i in range(0, len(pairs), size)]
+    size = config.batch_size * config.batches_per_shard
+    units = [(first, pairs[first : first + size]) for first in range(0, len(pairs), size)]
     return [
-        Unit(
-            tuple(p for p, _ in batch),
-            tuple(s for _, s in batch),
-            seed_of(config.seed, index),
-        )
-        for index, batch in enumerate(batches)
+        Unit(tuple(p for p, _ in unit), tuple(s for _, s in unit), first, config.seed)
+        for first, unit in units
     ]
 
 
@@ -69,37 +75,42 @@ def collect_rollouts(
     Yields:
         Rows of each shard, in order: shards already whole are not sampled again.
     """
-    units, key = plan_units(prompts, config), plan_key(prompts, config)
-    size = config.batches_per_shard
-    for number, first in enumerate(range(0, len(units), size)):
+    key = plan_key(prompts, config)
+    for number, unit in enumerate(plan_units(prompts, config)):
         name = f"rollouts-{key}-{number:05d}"
-        group = units[first : first + size]
         if not writer.has(name):
-            records = [record for unit in group for record in sample_unit(teacher, unit, config)]
-            writer.write(name, records)
-        yield sum(len(unit.prompts) for unit in group)
+            writer.write(name, sample_unit(teacher, unit, config))
+        yield len(unit.prompts)
 
 
 def sample_unit(teacher: LanguageModel, unit: Unit, config: RolloutConfig) -> list[Record]:
-    """One batch of responses with the teacher's evidence at each of their steps."""
-    recorder = Recorder()
-    rows, draws = len(unit.prompts), config.capture.tail_samples
-    uniform = row_uniforms(rows, seed=unit.seed, device=teacher.device)
+    """Responses with the teacher's evidence at each of their steps, from one pass."""
+    recorder, draws = Recorder(), config.capture.tail_samples
+    places = range(unit.first, unit.first + len(unit.prompts))
+    seeds = [seed_of(unit.seed, place) for place in places]
+    uniform = row_uniforms(seeds, device=teacher.device)
     # Numbers of their own: the same responses are sampled with and without a tail.
-    tails = row_uniforms(rows, seed=seed_of(unit.seed, draws), device=teacher.device, each=draws)
+    seeds = [seed_of(seed, "tail", draws) for seed in seeds]
+    tails = row_uniforms(seeds, device=teacher.device, each=draws)
 
     def sample(logits: Tensor, active: Tensor) -> Tensor:
-        kept = capture(logits, config.capture, tails()[active] if draws else None)
+        kept = capture(logits, config.capture, tails(active) if draws else None)
         if config.sampling_top_p <= config.capture.captured_top_p:
             # From the rounded sets: what training will truncate, so no action falls outside.
             nucleus = truncate(kept.sets, config.sampling_top_p)
         else:
             nucleus = top_p_sets(kept.log_probs, config.sampling_top_p)
-        chosen = draw_from_sets(nucleus, uniform()[active])
+        chosen = draw_from_sets(nucleus, uniform(active))
         recorder.add(active, kept.evidence(chosen))
         return chosen
 
-    responses = generate(teacher, unit.prompts, sample, max_new_tokens=config.max_new_tokens)
+    responses = generate(
+        teacher,
+        unit.prompts,
+        sample,
+        max_new_tokens=config.max_new_tokens,
+        batch_size=config.batch_size,
+    )
     evidence = recorder.by_row()
     return [
         Record(Row(prompt, response.ids, response.ended), evidence[i], f"rollout:{sample_index}")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tdistill.core import truncate
 from tdistill.errors import InvalidValueError
-from tdistill.generation import row_uniforms
+from tdistill.generation import uniforms
 from tdistill.layout import lay_out
 from tdistill.lm import LanguageModel
 from tdistill.scores import HeadMode, StepScores, step_scores
@@ -113,6 +113,6 @@ def _tail_uniforms(rows: Sequence[Row], each: int) -> Tensor | None:
         return None
     parts = []
     for row in rows:
-        seed = int.from_bytes(row_key(row)[:7], "big")
-        parts.append(row_uniforms(len(row.response_ids), seed=seed, each=each)())
+        seed = torch.tensor(int.from_bytes(row_key(row)[:7], "big"))
+        parts.append(uniforms(seed, torch.arange(len(row.response_ids) * each)).view(-1, each))
     return torch.cat(parts)

@@ -41,10 +41,9 @@ class StudentSampler:
         network = self.student.model
         was_training = network.training
         network.eval()
-        entries = []
-        for first in range(0, len(prompts), self.config.batch_size):
-            group = prompts[first : first + self.config.batch_size]
-            rows = self._responses(group, seed_of(seed, first))
+        entries, made = [], self._responses(prompts, seed)
+        for first in range(0, len(made), self.config.batch_size):
+            rows = made[first : first + self.config.batch_size]
             evidence = self.teacher.evidence(rows)
             parts = take_responses(evidence, [len(row.response_ids) for row in rows])
             entries += [Entry(row, part, update) for row, part in zip(rows, parts, strict=True)]
@@ -52,15 +51,14 @@ class StudentSampler:
         return entries
 
     def _responses(self, prompts: Sequence[tuple[int, ...]], seed: int) -> list[Row]:
-        uniform = row_uniforms(len(prompts), seed=seed, device=self.student.device)
-        behaviour: list[list[float]] = [[] for _ in prompts]
+        seeds = [seed_of(seed, place) for place in range(len(prompts))]
+        uniform = row_uniforms(seeds, device=self.student.device)
+        steps: list[tuple[Tensor, Tensor]] = []
 
         def choose(logits: Tensor, active: Tensor) -> Tensor:
             log_probs = (logits / self.config.temperature).log_softmax(-1)
-            chosen = draw(log_probs, uniform()[active])
-            taken = log_probs.gather(1, chosen[:, None]).squeeze(1)
-            for row, value in zip(active.tolist(), taken.tolist(), strict=True):
-                behaviour[row].append(value)
+            chosen = draw(log_probs, uniform(active))
+            steps.append((active, log_probs.gather(1, chosen[:, None]).squeeze(1)))
             return chosen
 
         mixed = Companion(self.teacher.teacher, self.teacher_mix) if self.teacher_mix else None
@@ -69,12 +67,16 @@ class StudentSampler:
             prompts,
             choose,
             max_new_tokens=self.config.max_new_tokens,
+            batch_size=self.config.batch_size,
             companion=mixed,
         )
+        order = torch.cat([rows for rows, _ in steps]).argsort(stable=True)
+        taken = torch.cat([values for _, values in steps])[order]
+        behaviour = taken.split([len(response.ids) for response in made])
         source: RowSource = "mixed" if mixed else "student"
         return [
-            Row(prompt, response.ids, response.ended, source, tuple(behaviour[i]))
-            for i, (prompt, response) in enumerate(zip(prompts, made, strict=True))
+            Row(prompt, response.ids, response.ended, source, tuple(values.tolist()))
+            for prompt, response, values in zip(prompts, made, behaviour, strict=True)
         ]
 
 
