@@ -35,7 +35,7 @@ def run(setting: Setting) -> Report:
             return seconds
 
         methods = {"step": step, "blocks": timed(blocks), "matmul": timed(products)}
-        seconds = paired(methods, setting.form.repetitions, warm_up=2, note="limit")
+        seconds = paired(methods, setting.form.repetitions, note="limit")
     parts = parts[-setting.form.repetitions :]
     without = [part["whole"] - part[OPTIMISER] for part in parts]
     report = Report()
