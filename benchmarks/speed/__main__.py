@@ -60,7 +60,13 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=HERE, help="for results.json and the page")
     parser.add_argument("--one", choices=NAMES, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    options = parser.parse_args()
+    if not (options.plots or options.peers.exists()):
+        parser.error(
+            f"expected the peers' environment with its interpreter at {options.peers}, found none; "
+            "`make bench` makes it, --peers names another"
+        )
+    return options
 
 
 def _measure(name: str, setting: Setting, options: argparse.Namespace) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 from benchmarks.speed.bars import Report
@@ -24,7 +25,8 @@ def run(setting: Setting) -> Report:
     report = Report()
     what = (
         f"V = {vocabulary}, D = {HIDDEN}, T = {STEPS}, {MEMBERS} ids a step, float32, "
-        f"{setting.threads} threads, forward and backward into hidden states and output layer"
+        f"{setting.threads} threads, forward and backward into hidden states and output "
+        "layer (row-sparse gradient of the layer where it is on the set)"
     )
     full = ratio(seconds["full"], seconds["set"])
     report.add("loss_alone.full", full, f"{what}; the teacher's log-probabilities are given")
@@ -62,8 +64,8 @@ def _losses(vocabulary: int, setting: Setting) -> dict[str, Callable[[], Any]]:
         hidden.grad = weight.grad = None
         loss.mean().backward()
 
-    def on_set() -> None:
-        scores = LinearStepScores(LinearHead(weight), hidden).at(ids.flatten(), step)
+    def on_set(head: LinearHead) -> None:
+        scores = LinearStepScores(head, hidden).at(ids.flatten(), step)
         backward(set_forward_kl(members.flatten(), project(scores, offsets), offsets))
 
     def chunked() -> None:
@@ -71,8 +73,11 @@ def _losses(vocabulary: int, setting: Setting) -> dict[str, Callable[[], Any]]:
         parts = [checkpoint(kl, h, t, use_reentrant=False) for h, t in pairs]
         backward(torch.cat(parts))  # type: ignore[arg-type]
 
+    # Row-sparse where the version has it: what a tied layer gets, whose dense gradient is there.
+    options = {field.name for field in fields(LinearHead)} & {"sparse_gradient"}
     return {
-        "set": on_set,
+        "set": lambda: on_set(LinearHead(weight, **dict.fromkeys(options, True))),
+        "set, dense gradient": lambda: on_set(LinearHead(weight)),
         "full": lambda: backward(kl(hidden, teacher)),
         f"chunked by {CHUNK} steps": chunked,
     }
