@@ -57,14 +57,17 @@ def _headline(details: Mapping[str, Any]) -> Any:
     return figure
 
 
-def _bars(axes: Any, names: list[str], values: list[float], spreads: Any = None) -> None:
+def _bars(
+    axes: Any, names: list[str], values: list[float], spreads: Any = None, *, ours: bool = False
+) -> None:
     places = range(len(names), 0, -1)
     own = {"bellman_distill", "kd"}
-    colours = [OURS if n in own or n.startswith("tdistill") else PEER for n in names]
+    colours = [OURS if ours or n in own or n.startswith("tdistill") else PEER for n in names]
     error = None
     if spreads is not None:
         pairs = list(zip(values, spreads, strict=True))
         error = [[v - s[0] for v, s in pairs], [s[1] - v for v, s in pairs]]
+    axes.margins(x=0.12)
     axes.barh(places, values, color=colours, xerr=error, ecolor=GREY, height=0.65)
     axes.set_yticks(list(places), [NAMES.get(n, n) for n in names])
     for place, value in zip(places, values, strict=True):
@@ -129,7 +132,7 @@ def _rollouts(details: Mapping[str, Any]) -> Any:
 
 def _cache(details: Mapping[str, Any]) -> Any:
     figure, axes = plt.subplots(figsize=(7, 4), layout="tight")
-    caps = sorted({row["max_set_size"] or 0 for row in details["curve"]})
+    caps = sorted({row["max_set_size"] or 0 for row in details["curve"]}, key=lambda k: k or 1e9)
     for cap in caps:
         rows = [row for row in details["curve"] if (row["max_set_size"] or 0) == cap]
         label = f"tdistill, K = {cap}" if cap else "tdistill, no cap"
@@ -137,8 +140,13 @@ def _cache(details: Mapping[str, Any]) -> Any:
         axes.plot(x, y, "o-", markersize=4, label=label)
     for row in details["peers"]:
         axes.plot(row["bytes_per_step"], row["mass"], "s", color=PEER)
-        axes.annotate(f" {row['name']}", (row["bytes_per_step"], row["mass"]), fontsize=8)
+        place = (row["bytes_per_step"], row["mass"])
+        axes.annotate(
+            row["name"], place, (0, 6), textcoords="offset points", fontsize=8, ha="center"
+        )
     axes.set_xscale("log")
+    axes.margins(x=0.12)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set_xlabel("bytes a step (log scale)")
     axes.set_ylabel("captured mass, mean over steps")
     axes.legend(frameon=False, fontsize=8)
@@ -148,6 +156,6 @@ def _cache(details: Mapping[str, Any]) -> Any:
 def _parts(details: Mapping[str, Any]) -> Any:
     rows = details["profile"]
     figure, axes = plt.subplots(figsize=(7, 3.2), layout="tight")
-    _bars(axes, [row["part"] for row in rows], [row["share"] * 100 for row in rows])
+    _bars(axes, [row["part"] for row in rows], [row["share"] * 100 for row in rows], ours=True)
     axes.set_xlabel("% of a training step")
     return figure
