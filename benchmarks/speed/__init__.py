@@ -1,0 +1,1 @@
+"""Speed benchmarks: one module each, one command, peers in their own environment."""

@@ -1,0 +1,218 @@
+"""Benchmark 5: bytes, captured mass, error and speed of the cache, on the rows of benchmark 1."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from benchmarks.speed.bars import Report
+from benchmarks.speed.distillkit import SETTINGS, bytes_per_step, setting_of
+from benchmarks.speed.layouts import line_through, megatron_bytes, reaching
+from benchmarks.speed.materials import score
+from benchmarks.speed.measure import Spread, spread_of, timed
+from benchmarks.speed.protocol import WorkerError
+from benchmarks.speed.settings import Setting
+
+MASSES = (0.5, 0.8, 0.9, 0.95, 0.99)
+CAPS = (256, 64, None)
+CAP = 256  # the default, which the bars are measured at
+SEARCHED = (32, 64, 96, 128, 192, 256, 512, 1024, 4096)  # caps tried for an equal mass
+MICRO_BATCH = 4
+LARGEST = 4096  # members that the search looks at
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The rows with the teacher's distribution at every step of their responses."""
+
+    setting: Setting
+    teacher: Any
+    rows: list[Any]
+
+    @cached_property
+    def _passes(self) -> dict[bytes, Any]:
+        return {}
+
+    def live(self, capture: Any) -> Any:
+        """The teacher under a capture; it reads every row once, whatever the capture."""
+        from tdistill.teacher.source import LiveTeacher
+
+        live = LiveTeacher(self.teacher, capture)
+        read, passes = live.scores, self._passes
+
+        def remembered(input_ids: Any, *rest: Any) -> Any:
+            key = input_ids.numpy().tobytes()
+            if key not in passes:
+                passes[key] = read(input_ids, *rest)
+            return passes[key]
+
+        live.scores = remembered
+        return live
+
+    @cached_property
+    def truth(self) -> Any:
+        """Log-probabilities [T, V], rows end to end."""
+        import torch
+
+        parts = []
+        with torch.inference_mode():
+            for row in self.rows:
+                ids = torch.tensor([[*row.prompt_ids, *row.response_ids[:-1]]])
+                logits = self.teacher.model(input_ids=ids).logits[0, len(row.prompt_ids) - 1 :]
+                parts.append(logits.float().log_softmax(-1))
+        return torch.cat(parts)
+
+    @cached_property
+    def cumulative(self) -> Any:
+        """Mass of the k most probable tokens of every step, [T, LARGEST]."""
+        return self.truth.topk(LARGEST, sorted=True).values.exp().double().cumsum(-1)
+
+    def sizes(self, mass: float, cap: int | None) -> Any:
+        """Set sizes for a threshold and a cap."""
+        return ((self.cumulative < mass).sum(-1) + 1).clamp(max=min(cap or LARGEST, LARGEST))
+
+    def held(self, sizes: Any) -> float:
+        """Mean mass of the most probable tokens of every step."""
+        return float(self.cumulative.gather(1, sizes[:, None] - 1).mean())
+
+
+def run(setting: Setting) -> Report:
+    """The curve over p and K, and the caches that hold as much mass as the peers'."""
+    import torch
+
+    from tdistill.lm import load
+
+    torch.set_num_threads(setting.threads)
+    setting.materials.make()
+    rows = setting.materials.read_rows()[: setting.form.cache_rows]
+    problem = Problem(setting, load(setting.materials.teacher), rows)
+    report = Report()
+    curve = [_measure(problem, mass, cap) for cap in CAPS for mass in MASSES]
+    _own_bars(problem, curve, report)
+    peers = [_against(problem, name, report) for name in SETTINGS]
+    report.details = {"curve": curve, "peers": [*peers, *_megatron(problem)]}
+    return report
+
+
+def _measure(problem: Problem, mass: float, cap: int | None) -> dict[str, Any]:
+    """One cache: what it takes, what it holds, and how exact and fast its reading is."""
+    from tdistill.teacher.cache import Cache
+    from tdistill.teacher.config import CaptureConfig
+
+    folder: Path = problem.setting.work / "cache-measured"
+    shutil.rmtree(folder, ignore_errors=True)
+    score(problem.live(CaptureConfig(mass, cap)), problem.rows, folder)
+    cache = Cache(folder)
+    found = cache.evidence(problem.rows)
+    exact = problem.truth[found.sets.step, found.sets.ids]
+    steps, members = len(found.sets), len(found.sets.ids)
+    many = problem.rows * 16
+    read = timed(lambda: cache.evidence(many))
+    read()
+    rates = [16 * steps / read() for _ in range(problem.setting.form.repetitions)]
+    return {
+        "p": mass,
+        "max_set_size": cap,
+        "bytes_per_step": sum(shard.bytes for shard in cache.manifest.shards) / steps,
+        "members_per_step": members / steps,
+        "mass": float(exact.exp().sum()) / steps,
+        "largest_error": float((found.sets.log_probs - exact).abs().max()),
+        "positions_per_second": spread_of(rates).json(),
+        "members_per_second": spread_of(rates).value * members / steps,
+    }
+
+
+def _own_bars(problem: Problem, curve: list[dict[str, Any]], report: Report) -> None:
+    capped = [line for line in curve if line["max_set_size"] == CAP]
+    x = [line["members_per_step"] for line in capped]
+    slope, rest = line_through(x, [line["bytes_per_step"] for line in capped])
+    what = (
+        f"{len(problem.rows)} teacher rows of {problem.setting.form.tokens} tokens, V = 49,152, "
+        f"K = {CAP}; all bytes of the files, p from {MASSES[0]} to {MASSES[-1]}"
+    )
+    line = f"{what}; least-squares line of bytes over members a step"
+    report.add("cache.member_bytes", Spread(slope, slope, slope), f"{line}: its slope")
+    where = "its intercept (tokens, normalisers, keys, prompts, the files' own headers)"
+    report.add("cache.step_bytes", Spread(rest, rest, rest), f"{line}: {where}")
+    (default,) = [line for line in capped if line["p"] == 0.9]
+    decode = default["positions_per_second"]
+    of = f"{len(problem.rows)} teacher rows of {problem.setting.form.tokens} tokens, K = {CAP}"
+    what = f"{of}, p = 0.9, {default['members_per_step']:.0f} members a step"
+    report.add("cache.decode", Spread(decode["value"], *decode["spread"]), f"{what}; evidence()")
+    worst = max(line["largest_error"] for line in curve)
+    report.add("cache.error", Spread(worst, worst, worst), f"{what}, and every other p and K")
+
+
+def _against(problem: Problem, name: str, report: Report) -> dict[str, Any]:
+    """Our cheapest p and K that hold what a DistillKit setting holds."""
+    published = SETTINGS[name]
+    k, vocabulary = published["k"], problem.truth.shape[1]
+    theirs = bytes_per_step(published, vocabulary)
+    target = float(problem.cumulative[:, k - 1].mean())
+    candidates = [(*_threshold(problem, target, cap), cap) for cap in SEARCHED if cap >= k]
+    rows = [(float(i), held, members) for i, (_, held, members, _) in enumerate(candidates)]
+    place, _ = reaching(target, rows)
+    mass, _, _, cap = candidates[int(place)]
+    ours = _measure(problem, mass, cap)
+    share = ours["bytes_per_step"] / theirs
+    what = (
+        f"{len(problem.rows)} teacher rows, V = {vocabulary}; DistillKit k = {k}: {theirs} bytes, "
+        f"mean mass {target:.4f}; ours p = {mass:.4f}, K = {cap}: {ours['bytes_per_step']:.1f} "
+        f"bytes with tokens and normalisers, mean mass {ours['mass']:.4f}"
+    )
+    report.add(f"cache.against_distillkit.{name}", Spread(share, share, share), what)
+    line = {"name": f"DistillKit, {name}", "bytes_per_step": theirs, "mass": target}
+    return {**line, **_measured(problem.setting, published, vocabulary), "ours": _words(ours)}
+
+
+def _threshold(problem: Problem, target: float, cap: int) -> tuple[float, float, float]:
+    """The least p that holds a mean mass under a cap: p, the mass and the members a step."""
+    low, high = 0.0, 1.0
+    for _ in range(24):
+        middle = (low + high) / 2
+        low, high = (
+            (low, middle)
+            if problem.held(problem.sizes(middle, cap)) >= target
+            else (
+                middle,
+                high,
+            )
+        )
+    sizes = problem.sizes(high, cap)
+    return high, problem.held(sizes), float(sizes.double().mean())
+
+
+def _measured(setting: Setting, published: dict[str, Any], vocabulary: int) -> dict[str, Any]:
+    """What DistillKit's own code does with the rows, where it runs."""
+    given = {"teacher": str(setting.materials.teacher), "rows": str(setting.materials.rows_file)}
+    try:
+        with setting.worker("distillkit_cache", given, peer=True) as worker:
+            found = worker.ask({"setting": setting_of(published, vocabulary)})
+    except WorkerError as error:
+        print(f"    bytes by formula only: {error}", flush=True)
+        return {"run": "bytes by its formula, not run"}
+    keys = ("bytes_per_step", "mass", "mean_error", "worst_error", "positions_per_second")
+    return {key: found[key] for key in keys}
+
+
+def _megatron(problem: Problem) -> list[dict[str, Any]]:
+    """Megatron-LM's layout by its rules, with sets of the same p and K."""
+    lines = []
+    for mass in (0.8, 0.9):
+        sizes = problem.sizes(mass, CAP)
+        lengths = [len(row.response_ids) for row in problem.rows]
+        of_rows = [part.tolist() for part in sizes.split(lengths)]
+        groups = [of_rows[i : i + MICRO_BATCH] for i in range(0, len(of_rows), MICRO_BATCH)]
+        micro = [list(chain.from_iterable(group)) for group in groups]
+        size = megatron_bytes(micro, most=CAP) / len(sizes)
+        name = f"Megatron-LM, p = {mass}, before zstd"
+        lines.append({"name": name, "bytes_per_step": size, "mass": problem.held(sizes)})
+    return lines
+
+
+def _words(ours: dict[str, Any]) -> str:
+    return f"p {ours['p']:.4f}, K {ours['max_set_size']}: {ours['bytes_per_step']:.1f} bytes"

@@ -1,0 +1,60 @@
+"""Bytes of other layouts of the same sets, from their published rules. Torch is not needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+MEGATRON_ENTRY = 2 + 2 + 1  # float16, the low 16 bits of the id, its 17th bit as a bool
+
+
+def megatron_bytes(micro_batches: Sequence[Sequence[int]], *, most: int) -> int:
+    """Megatron-LM's padded top-p layout, before its zstd: every step has the largest set's room.
+
+    Args:
+        micro_batches: set sizes of the steps of each micro-batch.
+        most: its k, which caps a set.
+
+    Reference: https://github.com/NVIDIA/Megatron-LM, megatron/training/distillation.
+
+    Example:
+        >>> megatron_bytes([[1, 3], [300, 2]], most=256)
+        2590
+    """
+    return sum(
+        MEGATRON_ENTRY * min(max(sizes), most) * len(sizes) for sizes in micro_batches if sizes
+    )
+
+
+def reaching(mass: float, found: Sequence[tuple[float, float, float]]) -> tuple[float, float]:
+    """The cheapest threshold whose captured mass is at least a given one.
+
+    Args:
+        mass: to reach.
+        found: (threshold, captured mass, members a step) of each candidate.
+
+    Returns:
+        Its threshold and members.
+
+    Example:
+        >>> reaching(0.9, [(0.8, 0.85, 3.0), (0.9, 0.93, 9.0), (0.99, 0.99, 80.0)])
+        (0.9, 9.0)
+    """
+    enough = [(members, threshold) for threshold, held, members in found if held >= mass]
+    if not enough:
+        raise ValueError(f"expected a candidate that holds {mass}, found none")
+    members, threshold = min(enough)
+    return threshold, members
+
+
+def line_through(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
+    """Slope and intercept of the least-squares line.
+
+    Example:
+        >>> line_through([0.0, 1.0, 2.0], [1.0, 3.0, 5.0])
+        (2.0, 1.0)
+    """
+    count = len(x)
+    mean_x, mean_y = sum(x) / count, sum(y) / count
+    spread = sum((a - mean_x) ** 2 for a in x)
+    slope = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / spread
+    return slope, mean_y - slope * mean_x

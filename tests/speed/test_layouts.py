@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import pytest
+from benchmarks.speed.distillkit import BUDGET, RECOMMENDED, bytes_per_step, setting_of
+from benchmarks.speed.layouts import line_through, megatron_bytes, reaching
+
+
+@pytest.mark.parametrize(
+    ("published", "vocabulary", "expected"),
+    [
+        (RECOMMENDED, 151_936, 128 * 18 // 8 + 16 * 2 + 6 * 4),
+        (RECOMMENDED, 49_152, 128 * 16 // 8 + 16 * 2 + 6 * 4),
+        (BUDGET, 151_936, 113 + 1 * 2 + 3 * 4),  # 50 ids of 18 bits are 112.5 bytes
+        (BUDGET, 1 << 16, 50 * 2 + 1 * 2 + 3 * 4),
+    ],
+)
+def test_distillkit_bytes(published: dict, vocabulary: int, expected: int):
+    assert bytes_per_step(published, vocabulary) == expected
+
+
+def test_a_published_setting_names_its_vocabulary():
+    assert setting_of(BUDGET, 7)["d"] == 7
+    assert "d" not in BUDGET
+
+
+def test_megatron_gives_every_step_of_a_micro_batch_the_largest_sets_room():
+    assert megatron_bytes([[1, 2, 3]], most=256) == 5 * 3 * 3
+    assert megatron_bytes([[1, 2, 3], [1]], most=256) == 5 * (3 * 3 + 1)
+    assert megatron_bytes([[1, 1000]], most=256) == 5 * 2 * 256
+    assert megatron_bytes([[]], most=256) == 0
+
+
+def test_equal_mass_takes_the_fewest_members_that_hold_enough():
+    found = [(1.0, 0.95, 40.0), (2.0, 0.97, 30.0), (3.0, 0.89, 5.0)]
+    assert reaching(0.9, found) == (2.0, 30.0)
+    with pytest.raises(ValueError, match=r"holds 0\.99"):
+        reaching(0.99, found)
+
+
+def test_line_through_noisy_points():
+    slope, rest = line_through([0.0, 1.0, 2.0, 3.0], [1.1, 2.9, 5.1, 6.9])
+    assert slope == pytest.approx(1.96)
+    assert rest == pytest.approx(1.06)
