@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +12,7 @@ from typing import Any
 
 from benchmarks.speed.bars import Report
 from benchmarks.speed.distillkit import SETTINGS, bytes_per_step, setting_of
-from benchmarks.speed.layouts import line_through, megatron_bytes, reaching
+from benchmarks.speed.layouts import line_through, megatron_bytes
 from benchmarks.speed.materials import score
 from benchmarks.speed.measure import Spread, spread_of, timed
 from benchmarks.speed.protocol import WorkerError
@@ -20,7 +21,7 @@ from benchmarks.speed.settings import Setting
 MASSES = (0.5, 0.8, 0.9, 0.95, 0.99)
 CAPS = (256, 64, None)
 CAP = 256  # the default, which the bars are measured at
-SEARCHED = (32, 64, 96, 128, 192, 256, 512, 1024, 4096)  # caps tried for an equal mass
+WHOLE = 0.999  # p of the caches whose sets end by their gain
 MICRO_BATCH = 4
 LARGEST = 4096  # members that the search looks at
 
@@ -75,6 +76,12 @@ class Problem:
         """Set sizes for a threshold and a cap."""
         return ((self.cumulative < mass).sum(-1) + 1).clamp(max=min(cap or LARGEST, LARGEST))
 
+    def sizes_by_gain(self, gain: float) -> Any:
+        """Set sizes where a member must add ``gain`` nats to the log mass of its set."""
+        mass = self.cumulative
+        gains = (mass[:, 1:] / mass[:, :-1]).log()
+        return (gains > gain).sum(-1) + 1
+
     def held(self, sizes: Any) -> float:
         """Mean mass of the most probable tokens of every step."""
         return float(self.cumulative.gather(1, sizes[:, None] - 1).mean())
@@ -98,14 +105,16 @@ def run(setting: Setting) -> Report:
     return report
 
 
-def _measure(problem: Problem, mass: float, cap: int | None) -> dict[str, Any]:
+def _measure(
+    problem: Problem, mass: float, cap: int | None, gain: float | None = None
+) -> dict[str, Any]:
     """One cache: what it takes, what it holds, and how exact and fast its reading is."""
     from tdistill.teacher.cache import Cache
     from tdistill.teacher.config import CaptureConfig
 
     folder: Path = problem.setting.work / "cache-measured"
     shutil.rmtree(folder, ignore_errors=True)
-    score(problem.live(CaptureConfig(mass, cap)), problem.rows, folder)
+    score(problem.live(CaptureConfig(mass, cap, min_gain=gain)), problem.rows, folder)
     cache = Cache(folder)
     found = cache.evidence(problem.rows)
     exact = problem.truth[found.sets.step, found.sets.ids]
@@ -117,6 +126,7 @@ def _measure(problem: Problem, mass: float, cap: int | None) -> dict[str, Any]:
     return {
         "p": mass,
         "max_set_size": cap,
+        "min_gain": gain,
         "bytes_per_step": sum(shard.bytes for shard in cache.manifest.shards) / steps,
         "members_per_step": members / steps,
         "mass": float(exact.exp().sum()) / steps,
@@ -148,42 +158,32 @@ def _own_bars(problem: Problem, curve: list[dict[str, Any]], report: Report) -> 
 
 
 def _against(problem: Problem, name: str, report: Report) -> dict[str, Any]:
-    """Our cheapest p and K that hold what a DistillKit setting holds."""
+    """Our sets of the mean mass that a DistillKit setting holds, ended by their gain."""
     published = SETTINGS[name]
     k, vocabulary = published["k"], problem.truth.shape[1]
     theirs = bytes_per_step(published, vocabulary)
     target = float(problem.cumulative[:, k - 1].mean())
-    candidates = [(*_threshold(problem, target, cap), cap) for cap in SEARCHED if cap >= k]
-    rows = [(float(i), held, members) for i, (_, held, members, _) in enumerate(candidates)]
-    place, _ = reaching(target, rows)
-    mass, _, _, cap = candidates[int(place)]
-    ours = _measure(problem, mass, cap)
+    ours = _measure(problem, WHOLE, LARGEST, _gain(problem, target))
     share = ours["bytes_per_step"] / theirs
     what = (
         f"{len(problem.rows)} teacher rows, V = {vocabulary}; DistillKit k = {k}: {theirs} bytes, "
-        f"mean mass {target:.4f}; ours p = {mass:.4f}, K = {cap}: {ours['bytes_per_step']:.1f} "
-        f"bytes with tokens and normalisers, mean mass {ours['mass']:.4f}"
+        f"mean mass {target:.4f}; ours min_gain = {ours['min_gain']:.2g}: "
+        f"{ours['members_per_step']:.1f} members, {ours['bytes_per_step']:.1f} bytes with prompts, "
+        f"tokens and normalisers, mean mass {ours['mass']:.4f}"
     )
     report.add(f"cache.against_distillkit.{name}", Spread(share, share, share), what)
     line = {"name": f"DistillKit, {name}", "bytes_per_step": theirs, "mass": target}
     return {**line, **_measured(problem.setting, published, vocabulary), "ours": _words(ours)}
 
 
-def _threshold(problem: Problem, target: float, cap: int) -> tuple[float, float, float]:
-    """The least p that holds a mean mass under a cap: p, the mass and the members a step."""
-    low, high = 0.0, 1.0
+def _gain(problem: Problem, target: float) -> float:
+    """The largest gain at which the sets hold a mean mass."""
+    low, high = -20.0, 0.0  # log gains: all members, one
     for _ in range(24):
         middle = (low + high) / 2
-        low, high = (
-            (low, middle)
-            if problem.held(problem.sizes(middle, cap)) >= target
-            else (
-                middle,
-                high,
-            )
-        )
-    sizes = problem.sizes(high, cap)
-    return high, problem.held(sizes), float(sizes.double().mean())
+        enough = problem.held(problem.sizes_by_gain(math.exp(middle))) >= target
+        low, high = (middle, high) if enough else (low, middle)
+    return math.exp(low)
 
 
 def _measured(setting: Setting, published: dict[str, Any], vocabulary: int) -> dict[str, Any]:
@@ -215,4 +215,4 @@ def _megatron(problem: Problem) -> list[dict[str, Any]]:
 
 
 def _words(ours: dict[str, Any]) -> str:
-    return f"p {ours['p']:.4f}, K {ours['max_set_size']}: {ours['bytes_per_step']:.1f} bytes"
+    return f"min_gain {ours['min_gain']:.2g}: {ours['bytes_per_step']:.1f} bytes"

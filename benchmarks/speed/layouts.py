@@ -25,27 +25,6 @@ def megatron_bytes(micro_batches: Sequence[Sequence[int]], *, most: int) -> int:
     )
 
 
-def reaching(mass: float, found: Sequence[tuple[float, float, float]]) -> tuple[float, float]:
-    """The cheapest threshold whose captured mass is at least a given one.
-
-    Args:
-        mass: to reach.
-        found: (threshold, captured mass, members a step) of each candidate.
-
-    Returns:
-        Its threshold and members.
-
-    Example:
-        >>> reaching(0.9, [(0.8, 0.85, 3.0), (0.9, 0.93, 9.0), (0.99, 0.99, 80.0)])
-        (0.9, 9.0)
-    """
-    enough = [(members, threshold) for threshold, held, members in found if held >= mass]
-    if not enough:
-        raise ValueError(f"expected a candidate that holds {mass}, found none")
-    members, threshold = min(enough)
-    return threshold, members
-
-
 def line_through(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
     """Slope and intercept of the least-squares line.
 

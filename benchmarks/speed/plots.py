@@ -12,8 +12,9 @@ import matplotlib.pyplot as plt
 
 OURS, PEER, GREY = "#1f6f54", "#b4552d", "#8a8a8a"
 NAMES = {
-    "bellman_distill": "tdistill, bellman_distill",
+    "bellman_distill": "tdistill, bellman_distill\non the set",
     "kd": "tdistill, kd on the set",
+    "bellman_distill, vocabulary": "tdistill, bellman_distill\nexact normaliser",
     "gkd": "TRL GKDTrainer (lmbda 0)",
     "on_policy": "TRL DistillationTrainer\n(generation included)",
     "distillkit": "DistillKit's loss, its cache",
@@ -61,7 +62,7 @@ def _bars(
     axes: Any, names: list[str], values: list[float], spreads: Any = None, *, ours: bool = False
 ) -> None:
     places = range(len(names), 0, -1)
-    own = {"bellman_distill", "kd"}
+    own = {name for name, words in NAMES.items() if words.startswith("tdistill")}
     colours = [OURS if ours or n in own or n.startswith("tdistill") else PEER for n in names]
     error = None
     if spreads is not None:

@@ -74,6 +74,18 @@ class Plan:
     n: int
     longest: int
 
+    def config(self, seed: int) -> Any:
+        """Of the rollouts."""
+        from tdistill.teacher.config import RolloutConfig
+
+        return RolloutConfig(
+            n=self.n,
+            sampling_top_p=TOP_P,
+            max_new_tokens=self.longest,
+            batch_size=BATCH,
+            seed=seed,
+        )
+
     def batches(self) -> list[list[tuple[int, ...]]]:
         """Prompts of like lengths, so many that their responses fill a batch."""
         ordered, each = sorted(self.prompts, key=len), max(1, BATCH // self.n)
@@ -92,18 +104,11 @@ def _methods(teacher: Any, plan: Plan, work: Path) -> dict[str, Callable[[int], 
 
 def _capture(teacher: Any, plan: Plan, work: Path, seed: int) -> int:
     from tdistill.teacher.cache import Cache, CacheWriter, identity_of
-    from tdistill.teacher.config import RolloutConfig
     from tdistill.teacher.rollouts import collect_rollouts
 
     folder = work / "cache-rollouts"
     shutil.rmtree(folder, ignore_errors=True)
-    config = RolloutConfig(
-        n=plan.n,
-        sampling_top_p=TOP_P,
-        max_new_tokens=plan.longest,
-        batch_size=BATCH,
-        seed=seed,
-    )
+    config = plan.config(seed)
     with CacheWriter(folder, identity_of(teacher, config.capture)) as writer:
         for _ in collect_rollouts(teacher, plan.prompts, config, writer):
             pass
@@ -111,15 +116,21 @@ def _capture(teacher: Any, plan: Plan, work: Path, seed: int) -> int:
 
 
 def _sample(teacher: Any, plan: Plan, seed: int) -> int:
-    from tdistill.decoding import Decoding
-    from tdistill.generation import decoding_sampler, generate
+    """The responses of :func:`_capture`, drawn from the same nucleus by the same numbers."""
+    from tdistill.core import top_p_sets
+    from tdistill.generation import draw_from_sets, generate, row_uniforms, seed_of
+    from tdistill.teacher.rollouts import plan_units
 
     made = 0
-    for group in plan.batches():
-        batch = [prompt for prompt in group for _ in range(plan.n)]
-        decoding = Decoding(sampling_top_p=TOP_P)
-        sampler = decoding_sampler(decoding, len(batch), seed=seed, device=teacher.device)
-        responses = generate(teacher, batch, sampler, max_new_tokens=plan.longest)
+    for unit in plan_units(plan.prompts, plan.config(seed)):
+        places = range(unit.first, unit.first + len(unit.prompts))
+        uniform = row_uniforms([seed_of(unit.seed, place) for place in places])
+
+        def sample(logits: Any, active: Any, uniform: Any = uniform) -> Any:
+            return draw_from_sets(top_p_sets(logits.log_softmax(-1), TOP_P), uniform(active))
+
+        longest = {"max_new_tokens": plan.longest, "batch_size": BATCH}
+        responses = generate(teacher, unit.prompts, sample, **longest)
         made += sum(len(response.ids) for response in responses)
     return made
 

@@ -14,6 +14,7 @@ from benchmarks.speed.protocol import Worker, WorkerError
 from benchmarks.speed.settings import Setting
 
 OURS = ("bellman_distill", "kd")
+EXACT = "bellman_distill, vocabulary"
 
 
 def run(setting: Setting) -> Report:
@@ -27,11 +28,12 @@ def run(setting: Setting) -> Report:
     }
     own = {
         name: ("ours", {**given, "cache": str(materials.cache), "objective": name}, False)
-        for name in OURS
+        for name in (*OURS, EXACT)
     }
+    exact = {EXACT: own.pop(EXACT)}
     trainers = _group(setting, {**own, "gkd": ("gkd", given, True)}, setting.form.slow)
     first = {"bellman_distill": own["bellman_distill"]}
-    others = {"on_policy": ("on_policy", given, True), **_distillkit(setting, given)}
+    others = {"on_policy": ("on_policy", given, True), **exact, **_distillkit(setting, given)}
     online = _group(setting, {**first, **others}, setting.form.slow)
     making = _seconds_of_cache(setting)
     what = _words(setting)

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from benchmarks.speed.cache_bytes import Problem, _gain
 from benchmarks.speed.distillkit import BUDGET, RECOMMENDED, bytes_per_step, setting_of
-from benchmarks.speed.layouts import line_through, megatron_bytes, reaching
+from benchmarks.speed.layouts import line_through, megatron_bytes
+
+from tdistill.core import top_p_sets, truncate_by_gain
 
 
 @pytest.mark.parametrize(
@@ -30,11 +34,16 @@ def test_megatron_gives_every_step_of_a_micro_batch_the_largest_sets_room():
     assert megatron_bytes([[]], most=256) == 0
 
 
-def test_equal_mass_takes_the_fewest_members_that_hold_enough():
-    found = [(1.0, 0.95, 40.0), (2.0, 0.97, 30.0), (3.0, 0.89, 5.0)]
-    assert reaching(0.9, found) == (2.0, 30.0)
-    with pytest.raises(ValueError, match=r"holds 0\.99"):
-        reaching(0.99, found)
+def test_equal_mass_takes_the_largest_gain_that_holds_enough():
+    probs = torch.tensor([[0.5, 0.3, 0.1, 0.05], [0.9, 0.05, 0.03, 0.01], [0.25] * 4])
+    problem = Problem(setting=None, teacher=None, rows=[])  # type: ignore[arg-type]
+    problem.__dict__["cumulative"] = probs.double().cumsum(-1)
+    for target in (0.6, 0.7, 0.8, 0.9):
+        gain = _gain(problem, target)
+        assert problem.held(problem.sizes_by_gain(gain)) >= target
+        assert problem.held(problem.sizes_by_gain(gain * 1.001)) < target
+    by_core = truncate_by_gain(top_p_sets(probs.log(), 1.0), gain)
+    assert by_core.sizes.tolist() == problem.sizes_by_gain(gain).tolist()
 
 
 def test_line_through_noisy_points():

@@ -160,7 +160,7 @@ def _log_probs(
         scores = step_scores(model.model, *laid, vocabulary_size=vocabulary_size)
         actions = torch.tensor([a for i in group for a in rows[i].response_ids])
         actions = actions.to(model.device)
-        normaliser = scores.reduce(lambda z: z.logsumexp(-1), chunk_size=256)
+        normaliser = scores.log_normaliser(chunk_size=256)
         chosen = scores.at(actions, torch.arange(len(actions), device=model.device))
         lengths = [len(rows[i].response_ids) for i in group]
         parts = (chosen - normaliser).double().split(lengths)

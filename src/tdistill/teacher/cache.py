@@ -49,6 +49,7 @@ def identity_of(teacher: LanguageModel, config: CaptureConfig) -> CacheIdentity:
         captured_top_p=config.captured_top_p,
         max_set_size=config.max_set_size,
         tail_samples=config.tail_samples,
+        min_gain=config.min_gain,
     )
 
 

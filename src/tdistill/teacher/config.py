@@ -17,6 +17,8 @@ class CaptureConfig:
     max_set_size: int | None = 256  # cap K on a stored set; null keeps the whole set
     # Not in the repr, which names rollouts: caches of before it existed go on being found.
     tail_samples: int = field(default=0, repr=False)  # draws a step from the mass off the set
+    # Ends a set where one more member adds less to its log mass, nats: the fewest bytes for a mass.
+    min_gain: float | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
@@ -24,6 +26,8 @@ class CaptureConfig:
         check_at_least(1, max_set_size=self.max_set_size)
         within = 0 <= self.tail_samples <= MOST_TAIL_SAMPLES
         check("tail_samples", within, f"from 0 to {MOST_TAIL_SAMPLES}", self.tail_samples)
+        gain = self.min_gain
+        check("min_gain", gain is None or gain >= 0.0, "at least 0 nats", gain)
 
 
 @dataclass(frozen=True)

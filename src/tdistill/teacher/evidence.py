@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tdistill.checks import check
-from tdistill.core import TopPSets, top_p_sets
+from tdistill.core import TopPSets, top_p_sets, truncate_by_gain
 from tdistill.teacher.config import CaptureConfig
 from tdistill.teacher.grid import round_log_probs, round_normaliser
 from tdistill.teacher.tail import Tail, concatenate_tails, sample_tail, take_rows
@@ -164,7 +164,7 @@ def capture(
 
     Args:
         logits: teacher's logits over the shared vocabulary, nats.
-        config: captured mass and cap.
+        config: captured mass, cap and least gain.
         uniform: ``config.tail_samples`` numbers in [0, 1) a step, where there are any.
 
     Returns:
@@ -173,6 +173,8 @@ def capture(
     log_normaliser = logits.logsumexp(-1)
     log_probs = logits - log_normaliser[:, None]
     sets = top_p_sets(log_probs, config.captured_top_p, max_size=config.max_set_size)
+    if config.min_gain is not None:
+        sets = truncate_by_gain(sets, config.min_gain)
     rounded = TopPSets(sets.ids, round_log_probs(sets.log_probs), sets.offsets)
     tail = None
     if uniform is not None:

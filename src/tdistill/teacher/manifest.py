@@ -27,6 +27,7 @@ class CacheIdentity:
     captured_top_p: float
     max_set_size: int | None
     tail_samples: int = 0
+    min_gain: float | None = None
 
 
 @dataclass(frozen=True)

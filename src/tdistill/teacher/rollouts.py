@@ -95,7 +95,8 @@ def sample_unit(teacher: LanguageModel, unit: Unit, config: RolloutConfig) -> li
 
     def sample(logits: Tensor, active: Tensor) -> Tensor:
         kept = capture(logits, config.capture, tails(active) if draws else None)
-        if config.sampling_top_p <= config.capture.captured_top_p:
+        whole = config.capture.min_gain is None  # else the set may hold less than the nucleus
+        if whole and config.sampling_top_p <= config.capture.captured_top_p:
             # From the rounded sets: what training will truncate, so no action falls outside.
             nucleus = truncate(kept.sets, config.sampling_top_p)
         else:

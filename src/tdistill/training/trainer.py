@@ -202,7 +202,7 @@ class DistillTrainer(Trainer):
             vocabulary_size=self.vocabulary_size,
             head=self.config.head,
         )
-        normaliser = scores.reduce(lambda z: z.logsumexp(-1), chunk_size=self.config.chunk_size)
+        normaliser = scores.log_normaliser(chunk_size=self.config.chunk_size)
         chosen = scores.at(text[row, position + 1], torch.arange(len(row), device=text.device))
         losses = normaliser - chosen
         self._add("text_loss", losses.detach(), torch.ones_like(losses, dtype=torch.bool))
