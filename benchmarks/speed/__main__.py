@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from benchmarks.speed import bars
+from benchmarks.speed import bars, document
 from benchmarks.speed.protocol import ROOT
 from benchmarks.speed.settings import DEFAULT_PEERS, DEFAULT_WORK, FORMS, Setting
 
@@ -102,6 +102,8 @@ def write(setting: Setting, out: Path) -> None:
     (out / "results.json").write_text(json.dumps(found, indent=1) + "\n")
     figures = ROOT / "docs" / "figures" if out == HERE else out
     write_page(found, out / "results.html", figures)
+    if out == HERE:
+        document.write(ROOT / "docs" / "performance.md", found)
     met = sum(entry["met"] for entry in found["entries"])
     print(f"{out / 'results.json'}: {met} of {len(found['entries'])} bars met")
 
