@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.speed.bars import Report
 from benchmarks.speed.distillkit import SETTINGS, bytes_per_step, setting_of
-from benchmarks.speed.layouts import line_through, megatron_bytes
+from benchmarks.speed.layouts import megatron_bytes
 from benchmarks.speed.materials import score
 from benchmarks.speed.measure import Spread, spread_of, timed
 from benchmarks.speed.protocol import WorkerError
@@ -23,6 +23,7 @@ CAPS = (256, 64, None)
 CAP = 256  # the default, which the bars are measured at
 WHOLE = 0.999  # p of the caches whose sets end by their gain
 MICRO_BATCH = 4
+ROUNDED = 4  # rows whose gradients are compared
 LARGEST = 4096  # members that the search looks at
 
 
@@ -57,15 +58,25 @@ class Problem:
     @cached_property
     def truth(self) -> Any:
         """Log-probabilities [T, V], rows end to end."""
+        return self._read[0]
+
+    @cached_property
+    def normaliser(self) -> Any:
+        """Log-normalisers [T]."""
+        return self._read[1]
+
+    @cached_property
+    def _read(self) -> tuple[Any, Any]:
         import torch
 
-        parts = []
-        with torch.inference_mode():
+        log_probs, normalisers = [], []
+        with torch.no_grad():
             for row in self.rows:
                 ids = torch.tensor([[*row.prompt_ids, *row.response_ids[:-1]]])
                 logits = self.teacher.model(input_ids=ids).logits[0, len(row.prompt_ids) - 1 :]
-                parts.append(logits.float().log_softmax(-1))
-        return torch.cat(parts)
+                normalisers.append(logits.logsumexp(-1))
+                log_probs.append(logits - normalisers[-1][:, None])
+        return torch.cat(log_probs), torch.cat(normalisers)
 
     @cached_property
     def cumulative(self) -> Any:
@@ -101,8 +112,25 @@ def run(setting: Setting) -> Report:
     curve = [_measure(problem, mass, cap) for cap in CAPS for mass in MASSES]
     _own_bars(problem, curve, report)
     peers = [_against(problem, name, report) for name in SETTINGS]
-    report.details = {"curve": curve, "peers": [*peers, *_megatron(problem)]}
+    report.details = {
+        "curve": curve,
+        "peers": [*peers, *_megatron(problem)],
+        "rounding": _rounding(problem),
+    }
     return report
+
+
+def _rounding(problem: Problem) -> list[dict[str, Any]]:
+    """What rounding changes, on a few rows and the student of the training step."""
+    from benchmarks.speed.rounding import effects, exact_evidence
+
+    from tdistill.lm import load
+
+    rows = problem.rows[:ROUNDED]
+    steps = sum(len(row.response_ids) for row in rows)
+    log_probs, normaliser = problem.truth[:steps], problem.normaliser[:steps]
+    student = load(problem.setting.materials.student)
+    return effects(student, rows, exact_evidence(rows, log_probs, normaliser, 0.9, CAP))
 
 
 def _measure(
@@ -111,6 +139,7 @@ def _measure(
     """One cache: what it takes, what it holds, and how exact and fast its reading is."""
     from tdistill.teacher.cache import Cache
     from tdistill.teacher.config import CaptureConfig
+    from tdistill.teacher.layout import member_bytes, token_bits
 
     folder: Path = problem.setting.work / "cache-measured"
     shutil.rmtree(folder, ignore_errors=True)
@@ -119,6 +148,9 @@ def _measure(
     found = cache.evidence(problem.rows)
     exact = problem.truth[found.sets.step, found.sets.ids]
     steps, members = len(found.sets), len(found.sets.ids)
+    total = sum(shard.bytes for shard in cache.manifest.shards)
+    of_members = member_bytes(found.sets, problem.truth.shape[1])
+    prompts = sum(len(row.prompt_ids) for row in problem.rows) * token_bits(problem.truth.shape[1])
     many = problem.rows * 16
     read = timed(lambda: cache.evidence(many))
     read()
@@ -127,7 +159,9 @@ def _measure(
         "p": mass,
         "max_set_size": cap,
         "min_gain": gain,
-        "bytes_per_step": sum(shard.bytes for shard in cache.manifest.shards) / steps,
+        "bytes_per_step": total / steps,
+        "bytes_per_member": of_members / members,
+        "bytes_beside_members": (total - of_members - prompts / 8) / steps,
         "members_per_step": members / steps,
         "mass": float(exact.exp().sum()) / steps,
         "largest_error": float((found.sets.log_probs - exact).abs().max()),
@@ -138,16 +172,15 @@ def _measure(
 
 def _own_bars(problem: Problem, curve: list[dict[str, Any]], report: Report) -> None:
     capped = [line for line in curve if line["max_set_size"] == CAP]
-    x = [line["members_per_step"] for line in capped]
-    slope, rest = line_through(x, [line["bytes_per_step"] for line in capped])
     what = (
         f"{len(problem.rows)} teacher rows of {problem.setting.form.tokens} tokens, V = 49,152, "
-        f"K = {CAP}; all bytes of the files, p from {MASSES[0]} to {MASSES[-1]}"
+        f"K = {CAP}, median over p from {MASSES[0]} to {MASSES[-1]}"
     )
-    line = f"{what}; least-squares line of bytes over members a step"
-    report.add("cache.member_bytes", Spread(slope, slope, slope), f"{line}: its slope")
-    where = "its intercept (tokens, normalisers, keys, prompts, the files' own headers)"
-    report.add("cache.step_bytes", Spread(rest, rest, rest), f"{line}: {where}")
+    of_member = spread_of([line["bytes_per_member"] for line in capped])
+    report.add("cache.member_bytes", of_member, f"{what}: tokens and levels of the sets")
+    beside = spread_of([line["bytes_beside_members"] for line in capped])
+    where = "all other bytes of the files (tokens, normalisers, keys, headers) but the prompts"
+    report.add("cache.step_bytes", beside, f"{what}: {where}")
     (default,) = [line for line in capped if line["p"] == 0.9]
     decode = default["positions_per_second"]
     of = f"{len(problem.rows)} teacher rows of {problem.setting.form.tokens} tokens, K = {CAP}"

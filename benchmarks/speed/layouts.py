@@ -23,17 +23,3 @@ def megatron_bytes(micro_batches: Sequence[Sequence[int]], *, most: int) -> int:
     return sum(
         MEGATRON_ENTRY * min(max(sizes), most) * len(sizes) for sizes in micro_batches if sizes
     )
-
-
-def line_through(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
-    """Slope and intercept of the least-squares line.
-
-    Example:
-        >>> line_through([0.0, 1.0, 2.0], [1.0, 3.0, 5.0])
-        (2.0, 1.0)
-    """
-    count = len(x)
-    mean_x, mean_y = sum(x) / count, sum(y) / count
-    spread = sum((a - mean_x) ** 2 for a in x)
-    slope = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / spread
-    return slope, mean_y - slope * mean_x

@@ -4,7 +4,7 @@ import pytest
 import torch
 from benchmarks.speed.cache_bytes import Problem, _gain
 from benchmarks.speed.distillkit import BUDGET, RECOMMENDED, bytes_per_step, setting_of
-from benchmarks.speed.layouts import line_through, megatron_bytes
+from benchmarks.speed.layouts import megatron_bytes
 
 from tdistill.core import top_p_sets, truncate_by_gain
 
@@ -44,9 +44,3 @@ def test_equal_mass_takes_the_largest_gain_that_holds_enough():
         assert problem.held(problem.sizes_by_gain(gain * 1.001)) < target
     by_core = truncate_by_gain(top_p_sets(probs.log(), 1.0), gain)
     assert by_core.sizes.tolist() == problem.sizes_by_gain(gain).tolist()
-
-
-def test_line_through_noisy_points():
-    slope, rest = line_through([0.0, 1.0, 2.0, 3.0], [1.1, 2.9, 5.1, 6.9])
-    assert slope == pytest.approx(1.96)
-    assert rest == pytest.approx(1.06)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from teaching import assert_equal, record
 
-from tdistill.core import top_p_sets
+from tdistill.core import top_p_sets, truncate_by_gain
 from tdistill.errors import InvalidValueError
 from tdistill.teacher.config import CaptureConfig
 from tdistill.teacher.evidence import (
@@ -90,6 +90,16 @@ def test_capture_obeys_the_cap():
     assert capture(logits, CaptureConfig(0.9, 5)).sets.sizes.tolist() == [5, 5, 5]
     assert capture(logits, CaptureConfig(0.9, None)).sets.sizes.tolist() == [58, 58, 58]
     assert capture(logits, CaptureConfig(1.0, None)).sets.sizes.tolist() == [64, 64, 64]
+
+
+def test_capture_ends_sets_by_their_gain():
+    logits = 3.0 * torch.randn(7, 64, generator=torch.Generator().manual_seed(2))
+    found = capture(logits, CaptureConfig(0.99, 20, min_gain=0.05)).sets
+    whole = top_p_sets(logits.log_softmax(-1), 0.99, max_size=20)
+    assert torch.equal(found.ids, truncate_by_gain(whole, 0.05).ids)
+    assert 7 < len(found.ids) < len(whole.ids)
+    with pytest.raises(InvalidValueError, match="min_gain: expected at least 0 nats"):
+        CaptureConfig(min_gain=-0.1)
 
 
 @pytest.mark.parametrize(

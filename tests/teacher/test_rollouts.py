@@ -23,9 +23,9 @@ from teaching import (
     teacher,
 )
 
-from tdistill.core import top_p_sets, truncate
+from tdistill.core import top_p_sets
 from tdistill.data.batch import outside_set
-from tdistill.errors import InvalidValueError
+from tdistill.errors import CacheError, InvalidValueError
 from tdistill.generation import row_uniforms, seed_of
 from tdistill.teacher import rollouts
 from tdistill.teacher.cache import CacheWriter, identity_of
@@ -118,6 +118,19 @@ def test_sampling_from_more_than_is_captured(tmp_path: Path):
         found.action_log_prob, live.action_log_prob, rtol=2.0**-10, atol=1e-5
     )
     assert torch.equal(found.sets.ids, LiveTeacher(teacher(), narrow).evidence(rows).sets.ids)
+
+
+def test_a_capture_by_gain_samples_from_the_whole_nucleus(tmp_path: Path):
+    small = CaptureConfig(0.9, None, min_gain=0.2)
+    cache = roll(tmp_path / "small", capture=small, n=10, batch_size=25)
+    whole = roll(tmp_path / "whole", capture=CaptureConfig(0.9, None), n=10, batch_size=25)
+    assert cache.rows() == whole.rows()
+    assert cache.manifest.identity.min_gain == 0.2
+    found, live = cache.evidence(cache.rows()), LiveTeacher(teacher(), small)
+    assert torch.equal(found.sets.ids, live.evidence(cache.rows()).sets.ids)
+    assert outside_set(found.sets, actions(cache.rows())).any()
+    with pytest.raises(CacheError, match=r"min_gain: expected None, found 0\.2"):
+        CacheWriter(tmp_path / "small", identity_of(teacher(), CaptureConfig(0.9, None)))
 
 
 @pytest.mark.parametrize("captured", [0.9, 0.5])
