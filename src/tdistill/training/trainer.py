@@ -23,12 +23,14 @@ from tdistill.core import WeightedSum, implied_reward, masked_sum, project, set_
 from tdistill.core import successor as successor_of
 from tdistill.data.batch import Batch
 from tdistill.errors import InvalidValueError
+from tdistill.lm import inner_model
 from tdistill.scores import check_head, shares_prompts, step_scores
 from tdistill.teacher.evidence import ROW_SOURCES, Row
 from tdistill.teacher.source import LiveTeacher
 from tdistill.training.config import TrainConfig
 from tdistill.training.mixing import EvidenceMix
 from tdistill.training.objectives import Objective
+from tdistill.training.row_gradient import RowGradient, sparse_gradient
 from tdistill.training.sampling import PromptSampler
 from tdistill.training.target import TargetNetwork
 from tdistill.training.view import ModelView
@@ -88,6 +90,7 @@ class DistillTrainer(Trainer):
         if self.target is not None:
             self.add_callback(_UpdateTarget(self.target))
         self._sums: dict[str, WeightedSum] = {}
+        self._rows: RowGradient | None = None
         self._clock = time.perf_counter()
         check_head(model, vocabulary_size=vocabulary_size, head=config.head)
         if config.share_prefix:
@@ -104,6 +107,18 @@ class DistillTrainer(Trainer):
             return super()._get_train_sampler(train_dataset)
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset
         return PromptSampler(dataset.rows, self.config.seed)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's loop, with the embedding's gradient at the cost of the batch's tokens."""
+        # Processes that average or shard gradients expect dense ones from autograd.
+        alone = self.accelerator.num_processes == 1 and not (
+            self.is_fsdp_enabled or self.is_deepspeed_enabled
+        )
+        embedding = inner_model(self.model).get_input_embeddings() if alone else None
+        with sparse_gradient(embedding) as self._rows:
+            result = super().train(*args, **kwargs)
+        self._rows = None
+        return result
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches of rows: they become tensors only when it is known whose rows they hold."""
@@ -141,7 +156,8 @@ class DistillTrainer(Trainer):
         losses = []
         for number, part in enumerate(parts, 1):
             last = number == len(parts)
-            with nullcontext() if last else self.accelerator.no_sync(model):
+            rows = nullcontext() if self._rows is None else self._rows.collecting()
+            with rows, nullcontext() if last else self.accelerator.no_sync(model):
                 losses.append(super().training_step(model, part, num_items_in_batch))
         return torch.stack(losses).sum()
 
