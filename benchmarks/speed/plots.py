@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 OURS, PEER, GREY = "#1f6f54", "#b4552d", "#8a8a8a"
 NAMES = {
     "bellman_distill": "tdistill, bellman_distill\non the set",
-    "kd": "tdistill, kd on the set",
+    "kd": "tdistill, kd\nexact normaliser",
     "bellman_distill, vocabulary": "tdistill, bellman_distill\nexact normaliser",
     "gkd": "TRL GKDTrainer (lmbda 0)",
     "on_policy": "TRL DistillationTrainer\n(generation included)",

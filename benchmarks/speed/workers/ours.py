@@ -31,7 +31,7 @@ OBJECTIVES: dict[str, Objective] = {
     "bellman_distill": BellmanDistill(normaliser="set"),
     "bellman_distill, vocabulary": BellmanDistill(normaliser="vocabulary"),
 }
-"""The first two read the set only; the last adds the exact normaliser, its default."""
+"""As they are by default, with the exact normaliser; bellman_distill on the set alone, too."""
 
 
 class Clock:
