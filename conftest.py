@@ -2,4 +2,4 @@
 
 from importlib.util import find_spec
 
-collect_ignore = [] if find_spec("triton") else ["src/tdistill/kernels/rows.py"]
+collect_ignore = [] if find_spec("triton") else ["src/tdistill/models/head/triton_rows.py"]

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from tdistill.core import set_scores
+from tdistill.models.head import set_scores
 
 HIDDEN, VOCABULARY, REPETITIONS = 576, 49_152, 9
 SHAPES = [(c, 21, u) for c in (16, 64, 128) for u in (21, 42, 84, 168, 336, 672) if u <= 21 * c]

@@ -17,16 +17,17 @@ import numpy as np
 import torch
 
 from tdistill.data import DataConfig, Example, load_examples
-from tdistill.decoding import Decoding
 from tdistill.evaluation.intervals import bootstrap_interval
 from tdistill.evaluation.metrics import rouge_l
 from tdistill.evaluation.ranking import ranks_within, spearman_within
 from tdistill.evaluation.responses import respond, text_of
 from tdistill.evaluation.reward import Reading, read_rewards
-from tdistill.lm import LanguageModel, load, shared_vocabulary
+from tdistill.evidence.evidence import Evidence, EvidenceSource, concatenate, take_responses
+from tdistill.evidence.rows import Row
+from tdistill.models.decoding import Decoding
+from tdistill.models.language_model import LanguageModel, load, shared_vocabulary
 from tdistill.teacher.config import CaptureConfig
-from tdistill.teacher.evidence import Evidence, Row, concatenate, take_responses
-from tdistill.teacher.source import LiveTeacher, TeacherSource
+from tdistill.teacher.source import LiveTeacher
 from tdistill.training.objectives import TemporalDifference
 
 SHIFTS = ("raw", "normalised")
@@ -45,7 +46,7 @@ class Candidate:
 class Remembered:
     """A source asked only once for each row: every reading uses the same sets."""
 
-    def __init__(self, source: TeacherSource, set_top_p: float) -> None:
+    def __init__(self, source: EvidenceSource, set_top_p: float) -> None:
         self.source, self.set_top_p = source, set_top_p
         self.known: dict[Row, Evidence] = {}
 

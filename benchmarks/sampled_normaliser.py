@@ -19,19 +19,22 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tdistill.core import LinearHead, TopPSets, expectation, project, top_p_sets
-from tdistill.data.batch import Batch, Collator
-from tdistill.lm import load
-from tdistill.scores import LinearStepScores, step_scores
+from tdistill.core import TopPSets, expectation, project, top_p_sets
+from tdistill.evidence.batch import Batch
+from tdistill.evidence.collator import Collator
+from tdistill.evidence.evidence import Evidence, EvidenceSource
+from tdistill.evidence.rows import Row
+from tdistill.models import negatives
+from tdistill.models.head import LinearHead
+from tdistill.models.language_model import load
+from tdistill.models.scores import LinearStepScores, step_scores
 from tdistill.teacher.cache import Cache
-from tdistill.teacher.evidence import Evidence, Row
-from tdistill.teacher.source import CachedTeacher, TeacherSource
-from tdistill.training import negatives
+from tdistill.teacher.source import CachedTeacher
 from tdistill.training.view import ModelView
 
 
 @dataclass
-class Given(TeacherSource):
+class Given(EvidenceSource):
     """Evidence that is made up."""
 
     sets: TopPSets

@@ -22,12 +22,12 @@ from typing import Any, ClassVar
 import torch
 
 from tdistill import core
-from tdistill.layout import pack
-from tdistill.lm import LanguageModel, load
-from tdistill.scores import step_scores
+from tdistill.evidence.rows import Row
+from tdistill.models.language_model import LanguageModel, load
+from tdistill.models.layout import pack
+from tdistill.models.scores import step_scores
 from tdistill.teacher.cache import Cache, CacheWriter, identity_of
 from tdistill.teacher.config import CaptureConfig, RolloutConfig
-from tdistill.teacher.evidence import Row
 from tdistill.teacher.rollouts import collect_rollouts
 from tdistill.teacher.source import CachedTeacher, LiveTeacher
 from tdistill.training.config import TrainConfig

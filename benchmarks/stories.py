@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tdistill.decoding import Decoding
-from tdistill.generation import decoding_sampler, generate
-from tdistill.lm import LanguageModel, load, save
+from tdistill.models.decoding import Decoding
+from tdistill.models.generation import decoding_sampler, generate
+from tdistill.models.language_model import LanguageModel, load, save
 
 SPLITS = {"train": 1500, "valid": 60, "test": 100}
 REFERENCES = {"train": 1, "valid": 5, "test": 5}

@@ -18,7 +18,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 for _name in [name for name in sys.modules if name.split(".")[0] == "tdistill"]:
     del sys.modules[_name]  # loaded before the hook: load again, checked
 install_import_hook(
-    "tdistill.core",
+    ("tdistill.core", "tdistill.models.head"),
     # The numeric tower: an int is a float, as for every other type checker.
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
 )
@@ -32,7 +32,21 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     return finish(tmp_path_factory.mktemp("finished"))
 
 
+import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402
+from torch import Tensor  # noqa: E402
 
 settings.register_profile("steady", derandomize=True, deadline=None)
 settings.load_profile("steady")
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    """A seeded source of random numbers."""
+    return torch.Generator().manual_seed(7)
+
+
+@pytest.fixture
+def offsets() -> Tensor:
+    """Rows of 3, 1, 7, 1, 2 and 40 members."""
+    return torch.tensor([0, 3, 4, 11, 12, 14, 54])

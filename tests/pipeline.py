@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from tdistill import cli
-from tdistill.lm import save
+from tdistill.models.language_model import save
 from tiny import tiny_lm
 
 OBJECTIVES = ("sft", "seqkd", "kd", "bellman_distill")
@@ -123,8 +123,8 @@ def _die(*arguments: Any, **options: Any) -> None:
 
 def _arm(moment: str) -> None:
     """Replace one function so that the process kills itself there, as kill -9 would."""
-    from tdistill import lm
     from tdistill.evaluation import evaluate
+    from tdistill.models import language_model as lm
     from tdistill.teacher.manifest import Manifest
     from tdistill.training.trainer import DistillTrainer
 

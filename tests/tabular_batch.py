@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from tdistill.core import top_p_sets
-from tdistill.data.batch import Batch
-from tdistill.scores import DenseStepScores
+from tdistill.evidence.batch import Batch
+from tdistill.evidence.rows import ROW_SOURCES
+from tdistill.models.scores import DenseStepScores
 from tdistill.tabular import (
     TERMINAL,
     TokenMDP,
@@ -20,7 +21,6 @@ from tdistill.tabular import (
     soft_policy,
     top_p_mask,
 )
-from tdistill.teacher.evidence import ROW_SOURCES
 from tdistill.training.objectives import Objective
 from tdistill.training.view import ModelView
 

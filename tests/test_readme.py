@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tdistill import lm
+from tdistill.models import language_model as lm
 from tiny import tiny_lm
 
 README = Path(__file__).parent.parent / "README.md"

@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from tdistill.lm import LanguageModel
+from tdistill.models.language_model import LanguageModel
 
 VOCABULARY = 64
 FAMILIES = ("gpt2", "opt", "llama", "qwen2", "qwen3", "gemma", "gemma2", "cohere", "granite")

@@ -102,7 +102,7 @@ def run(setting: Setting) -> Report:
     """The curve over p and K, and the caches that hold as much mass as the peers'."""
     import torch
 
-    from tdistill.lm import load
+    from tdistill.models.language_model import load
 
     torch.set_num_threads(setting.threads)
     setting.materials.make()
@@ -124,7 +124,7 @@ def _rounding(problem: Problem) -> list[dict[str, Any]]:
     """What rounding changes, on a few rows and the student of the training step."""
     from benchmarks.speed.rounding import effects, exact_evidence
 
-    from tdistill.lm import load
+    from tdistill.models.language_model import load
 
     rows = problem.rows[:ROUNDED]
     steps = sum(len(row.response_ids) for row in rows)

@@ -70,7 +70,7 @@ def _bare(setting: Setting) -> tuple[Callable[[], None], Callable[[], None], flo
     """The student's blocks, their matrix products alone, and the operations of these."""
     import torch
 
-    from tdistill.lm import load
+    from tdistill.models.language_model import load
 
     materials = setting.materials
     model: Any = load(materials.student).model.base_model.train()

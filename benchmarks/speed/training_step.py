@@ -106,7 +106,7 @@ def _distillkit(setting: Setting, given: dict[str, Any]) -> dict[str, Any]:
 
 def vocabulary_of(setting: Setting) -> int:
     """Rows of the teacher's output layer."""
-    from tdistill.lm import load_config
+    from tdistill.models.language_model import load_config
 
     return int(load_config(setting.materials.teacher).vocab_size)
 
@@ -115,7 +115,7 @@ def _seconds_of_cache(setting: Setting) -> float:
     """What it takes, once, to score and store the rows of a step."""
     from benchmarks.speed.materials import score
 
-    from tdistill.lm import load
+    from tdistill.models.language_model import load
     from tdistill.teacher.config import CaptureConfig
     from tdistill.teacher.source import LiveTeacher
 

@@ -238,7 +238,7 @@ def _recipe_fields() -> list[str]:
 def _student(words: list[str]) -> int:
     command = tyro.cli(StudentCommand, args=words, prog="tdistill student")
     _quiet_libraries()
-    from tdistill.lm import load, save
+    from tdistill.models.language_model import load, save
     from tdistill.training.student import drop_layers, evenly_spaced
 
     teacher = load(command.source, gguf_file=command.gguf_file)
@@ -257,10 +257,10 @@ def _score(words: list[str]) -> int:
     command = tyro.cli(ScoreCommand, args=words, prog="tdistill score")
     _quiet_libraries()
     from tdistill.data import DataConfig, load_examples
-    from tdistill.lm import load
+    from tdistill.evidence.rows import Row
+    from tdistill.models.language_model import load
     from tdistill.progress import Progress
     from tdistill.teacher.cache import CacheWriter, identity_of
-    from tdistill.teacher.evidence import Row
     from tdistill.teacher.scoring import collect_scores
     from tdistill.teacher.source import LiveTeacher
 

@@ -65,11 +65,17 @@ class Recipe:
     objectives: dict[str, AnyObjective] = field(default_factory=_default_objectives)
     distilled: str = "bellman_distill"  # the objective whose student goes to DIR/student
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    seeds: int = 1  # training seeds, from training.seed and start.training.seed upwards
+    baseline: str | None = None  # objective that the others are compared with; null: the first
+    keep_models: bool = True  # false: the weights of a model go once it is judged
 
     def __post_init__(self) -> None:
         """Refuse impossible combinations."""
+        check_at_least(1, seeds=self.seeds)
         known = f"one of the objectives ({', '.join(self.objectives)})"
         check("distilled", self.distilled in self.objectives, known, self.distilled)
+        baseline = self.baseline
+        check("baseline", baseline is None or baseline in self.objectives, known, baseline)
         for label in self.objectives:
             usable = label not in ("teacher", "start") and label.replace("-", "_").isidentifier()
             check("objectives", usable, "names of letters, digits, - and _, not a model's", label)

@@ -15,9 +15,9 @@ from tdistill.evaluation.config import EvaluationConfig
 from tdistill.evaluation.evaluate import Exam
 from tdistill.evaluation.imitation import HeldOut, hold_out
 from tdistill.evaluation.intervals import Sample
-from tdistill.lm import LanguageModel
+from tdistill.evidence.rows import Row
+from tdistill.models.language_model import LanguageModel
 from tdistill.teacher.config import CaptureConfig
-from tdistill.teacher.evidence import Row
 from tdistill.teacher.source import LiveTeacher
 from tiny import tiny_lm, tokenizer
 

@@ -9,11 +9,11 @@ import pytest
 from judging import exam, examples, student, teacher
 
 from tdistill.data.examples import Example
-from tdistill.decoding import Decoding
 from tdistill.errors import InvalidValueError
 from tdistill.evaluation.config import EvaluationConfig
 from tdistill.evaluation.evaluate import Exam, judge, tuned_temperature
 from tdistill.evaluation.responses import respond, text_of
+from tdistill.models.decoding import Decoding
 
 COLD, WARM, HOT = 0.2, 0.9, 3.0
 

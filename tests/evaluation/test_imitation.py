@@ -8,7 +8,7 @@ from judging import ROWS, dense_log_probs, held_out, intervals, student, teacher
 from torch import Tensor
 
 from tdistill.evaluation.imitation import imitation
-from tdistill.lm import LanguageModel
+from tdistill.models.language_model import LanguageModel
 
 
 def members(target: Tensor, top_p: float) -> list[int]:

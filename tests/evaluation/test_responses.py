@@ -9,11 +9,11 @@ import pytest
 import torch
 from judging import END, PROMPTS, examples, intervals, log_prob, student, teacher
 
-from tdistill.decoding import Decoding
 from tdistill.evaluation.responses import Responses, overlap, respond, score_responses, text_of
-from tdistill.generation import Response
-from tdistill.lm import LanguageModel
-from tdistill.teacher.evidence import Row
+from tdistill.evidence.rows import Row
+from tdistill.models.decoding import Decoding
+from tdistill.models.generation import Response
+from tdistill.models.language_model import LanguageModel
 from tiny import tiny_lm
 
 SAMPLE, GREEDY = Decoding(), Decoding(greedy=True)

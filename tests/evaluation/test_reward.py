@@ -10,7 +10,7 @@ from judging import CAPTURE, END, ROWS, dense_log_probs, student, teacher, widen
 
 from tdistill.errors import ModelError
 from tdistill.evaluation.reward import Reading, read_rewards, reward_traces
-from tdistill.teacher.evidence import Row
+from tdistill.evidence.rows import Row
 from tdistill.teacher.source import LiveTeacher
 from tdistill.training.objectives import KD, BellmanDistill, Objective, TemporalDifference
 from tiny import tiny_lm

@@ -3,8 +3,9 @@ from __future__ import annotations
 import torch
 from benchmarks.speed.rounding import as_cached, as_float16, effects, exact_evidence, value_of
 
+from tdistill.evidence.rows import Row
+from tdistill.teacher.capture import capture
 from tdistill.teacher.config import CaptureConfig
-from tdistill.teacher.evidence import Row, capture
 from tiny import tiny_lm
 
 ROWS = [Row((2, 3), (4, 5, 6), True), Row((7,), (8, 9), False)]

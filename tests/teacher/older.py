@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from tdistill.evidence.evidence import Evidence
+from tdistill.evidence.rows import Row, row_key
 from tdistill.teacher.cache import Cache
-from tdistill.teacher.evidence import Evidence, Row
 from tdistill.teacher.manifest import MANIFEST, Manifest, file_sha256
-from tdistill.teacher.record import row_key
 
 
 def make_older(folder: Path, version: int = 2) -> Cache:

@@ -11,15 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from teaching import IDENTITY, assert_equal, contents, record, teacher
 
 from tdistill.core import TopPSets, truncate
 from tdistill.errors import CacheError
+from tdistill.evidence.evidence import Evidence, concatenate
+from tdistill.evidence.rows import Row, row_key
 from tdistill.teacher import cache as module
-from tdistill.teacher.cache import Cache, CacheWriter, Record, identity_of, row_key
+from tdistill.teacher.cache import Cache, CacheWriter, Record, identity_of
 from tdistill.teacher.config import CaptureConfig
-from tdistill.teacher.evidence import Evidence, Row, concatenate
 from tdistill.teacher.manifest import MANIFEST, CacheIdentity, Manifest
+from teaching import IDENTITY, assert_equal, contents, record, teacher
 
 RECORDS = [
     record((3, 4), (9, 8, 1), seed=1),

@@ -10,19 +10,20 @@ from typing import Any
 import pytest
 import torch
 from older import make_older
-from teaching import CAPTURE, IDENTITY, PROMPTS, assert_close, assert_equal, contents, record, roll
 from test_inspection import rewrite
 
 from tdistill.core import TopPSets
 from tdistill.errors import CacheError
+from tdistill.evidence.evidence import Evidence, concatenate
+from tdistill.evidence.rows import Row
+from tdistill.evidence.tail import Tail
 from tdistill.teacher.cache import Cache, CacheWriter, Record
-from tdistill.teacher.evidence import Evidence, Row, concatenate, round_log_probs
-from tdistill.teacher.grid import level_table, round_normaliser
 from tdistill.teacher.inspection import verify_cache
 from tdistill.teacher.manifest import CacheIdentity, read_manifest
 from tdistill.teacher.packed import PackedShard, decode_rows, evidence_of
 from tdistill.teacher.packing import packed_batch
-from tdistill.teacher.tail import Tail
+from tdistill.teacher.rounding import level_table, round_log_probs, round_normaliser
+from teaching import CAPTURE, IDENTITY, PROMPTS, assert_close, assert_equal, contents, record, roll
 
 
 def any_record(seed: int, vocabulary: int, *, largest: int, tails: int = 0) -> Record:
@@ -115,10 +116,13 @@ def changed(**changes: Any) -> Record:
     ("changes", "text"),
     [
         ({"log_probs": [-1.0, -0.5, -0.5]}, "sets in descending order"),
-        ({"log_probs": [-1.0, -1.00001, -0.5]}, "rounded by tdistill.teacher.grid.round_log_probs"),
+        (
+            {"log_probs": [-1.0, -1.00001, -0.5]},
+            "rounded by tdistill.teacher.rounding.round_log_probs",
+        ),
         ({"log_probs": [float("nan"), -1.0, -0.5]}, "rounded by"),
         ({"log_probs": [0.5, -1.0, -0.5]}, "rounded by"),
-        ({"log_normaliser": [0.0, 0.001]}, "rounded by tdistill.teacher.grid.round_normaliser"),
+        ({"log_normaliser": [0.0, 0.001]}, "rounded by tdistill.teacher.rounding.round_normaliser"),
         ({"log_normaliser": [0.0, float("nan")]}, "rounded by"),
         ({"action_log_prob": [-2.0, -3.0]}, "one log-probability for a response token"),
         ({"ids": [5, 64, 7]}, "tokens of a vocabulary of 64"),

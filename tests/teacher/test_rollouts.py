@@ -11,6 +11,17 @@ from typing import Any
 
 import pytest
 import torch
+
+from tdistill.core import top_p_sets
+from tdistill.errors import CacheError, InvalidValueError
+from tdistill.evidence.collator import outside_set
+from tdistill.evidence.rows import Row
+from tdistill.models.generation import row_uniforms, seed_of
+from tdistill.teacher import rollouts
+from tdistill.teacher.cache import CacheWriter, identity_of
+from tdistill.teacher.config import CaptureConfig, RolloutConfig
+from tdistill.teacher.rollouts import Unit, collect_rollouts, plan_key, plan_units, sample_unit
+from tdistill.teacher.source import LiveTeacher
 from teaching import (
     CAPTURE,
     END,
@@ -22,17 +33,6 @@ from teaching import (
     settings,
     teacher,
 )
-
-from tdistill.core import top_p_sets
-from tdistill.data.batch import outside_set
-from tdistill.errors import CacheError, InvalidValueError
-from tdistill.generation import row_uniforms, seed_of
-from tdistill.teacher import rollouts
-from tdistill.teacher.cache import CacheWriter, identity_of
-from tdistill.teacher.config import CaptureConfig, RolloutConfig
-from tdistill.teacher.evidence import Row
-from tdistill.teacher.rollouts import Unit, collect_rollouts, plan_key, plan_units, sample_unit
-from tdistill.teacher.source import LiveTeacher
 from tiny import tiny_lm
 
 

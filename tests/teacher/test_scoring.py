@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from teaching import CAPTURE, END, assert_close, contents, roll, teacher
 
+from tdistill.evidence.rows import Row
 from tdistill.teacher.cache import Cache, CacheWriter, identity_of
-from tdistill.teacher.evidence import Row
 from tdistill.teacher.inspection import verify_cache
 from tdistill.teacher.scoring import collect_scores
 from tdistill.teacher.source import CachedTeacher, LiveTeacher
+from teaching import CAPTURE, END, assert_close, contents, roll, teacher
 
 ROWS = [
     Row((3, 4, 5), (6, 7, END), ended=True),

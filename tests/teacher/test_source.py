@@ -6,17 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from teaching import CAPTURE, assert_close, roll, teacher
 
 from tdistill.core import top_p_sets
 from tdistill.errors import InvalidValueError
-from tdistill.layout import pack
-from tdistill.lm import LanguageModel
+from tdistill.evidence.evidence import concatenate
+from tdistill.evidence.rows import Row
+from tdistill.models.language_model import LanguageModel
+from tdistill.models.layout import pack
 from tdistill.teacher.cache import Cache, CacheWriter, identity_of
 from tdistill.teacher.config import CaptureConfig
-from tdistill.teacher.evidence import Row, concatenate
 from tdistill.teacher.scoring import collect_scores
 from tdistill.teacher.source import CachedTeacher, LiveTeacher
+from teaching import CAPTURE, assert_close, roll, teacher
 from tiny import FAMILIES, tiny_lm
 
 ROWS = [

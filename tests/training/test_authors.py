@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from world import Dense, inside_rows, make_batch, model_view, random_view, student
 
-from tdistill.data.batch import Batch
 from tdistill.errors import InvalidValueError
+from tdistill.evidence.batch import Batch
 from tdistill.training.objectives import AuthorsCode, BellmanDistill, SeqKD
+from world import Dense, inside_rows, make_batch, model_view, random_view, student
 
 
 def dense(logits: Tensor, inside: Tensor, batch: Batch, objective: AuthorsCode) -> Tensor:

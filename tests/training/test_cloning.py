@@ -7,6 +7,23 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+
+from tdistill.core import project
+from tdistill.errors import InvalidValueError
+from tdistill.evidence.batch import Batch
+from tdistill.models.scores import DenseStepScores
+from tdistill.training.objectives import (
+    GKD,
+    JSD,
+    KD,
+    SFT,
+    Divergence,
+    ReverseKL,
+    SeqKD,
+    SkewKL,
+    SkewReverseKL,
+    TotalVariation,
+)
 from world import (
     EVERYTHING,
     PAPER,
@@ -19,23 +36,6 @@ from world import (
     model_view,
     random_view,
     student,
-)
-
-from tdistill.core import project
-from tdistill.data.batch import Batch
-from tdistill.errors import InvalidValueError
-from tdistill.scores import DenseStepScores
-from tdistill.training.objectives import (
-    GKD,
-    JSD,
-    KD,
-    SFT,
-    Divergence,
-    ReverseKL,
-    SeqKD,
-    SkewKL,
-    SkewReverseKL,
-    TotalVariation,
 )
 
 SUPPORTS = ("set", "set-and-tail", "projected", "vocabulary")

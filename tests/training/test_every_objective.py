@@ -13,7 +13,7 @@ import pytest
 from world import CAPTURE, inside_rows, live, student, teacher
 
 from tdistill import strict
-from tdistill.lm import LanguageModel
+from tdistill.models.language_model import LanguageModel
 from tdistill.recipe import Recipe
 from tdistill.teacher.source import LiveTeacher
 from tdistill.training.config import ReplayConfig, TrainConfig

@@ -8,6 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import relu
+
+from tdistill.errors import InvalidValueError
+from tdistill.evidence.batch import Batch
+from tdistill.evidence.rows import ROW_SOURCES
+from tdistill.training.objectives import BellmanDistill, IQLearn
 from world import (
     EVERYTHING,
     PAPER,
@@ -21,11 +26,6 @@ from world import (
     student,
     teacher,
 )
-
-from tdistill.data.batch import Batch
-from tdistill.errors import InvalidValueError
-from tdistill.teacher.evidence import ROW_SOURCES
-from tdistill.training.objectives import BellmanDistill, IQLearn
 
 SHIFTS = ("raw", "set-max", "vocabulary-max", "normalised")
 PHIS = ("identity", "chi-square", "hellinger", "kl", "jensen-shannon", "total-variation")

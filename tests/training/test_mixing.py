@@ -8,6 +8,19 @@ from typing import Any
 
 import pytest
 import torch
+
+from tdistill.errors import InvalidValueError
+from tdistill.evidence.rows import Row
+from tdistill.models.language_model import LanguageModel
+from tdistill.models.layout import pack
+from tdistill.models.scores import step_scores
+from tdistill.teacher.source import LiveTeacher
+from tdistill.training.config import ReplayConfig, TrainConfig
+from tdistill.training.mixing import EvidenceMix, StudentSampler
+from tdistill.training.objectives import KD, SFT, BellmanDistill
+from tdistill.training.train import newest_checkpoint, train_student
+from tdistill.training.trainer import DistillTrainer
+from tiny import VOCABULARY, tokenizer
 from world import (
     CAPTURE,
     END,
@@ -18,19 +31,6 @@ from world import (
     student,
     teacher,
 )
-
-from tdistill.errors import InvalidValueError
-from tdistill.layout import pack
-from tdistill.lm import LanguageModel
-from tdistill.scores import step_scores
-from tdistill.teacher.evidence import Row
-from tdistill.teacher.source import LiveTeacher
-from tdistill.training.config import ReplayConfig, TrainConfig
-from tdistill.training.mixing import EvidenceMix, StudentSampler
-from tdistill.training.objectives import KD, SFT, BellmanDistill
-from tdistill.training.train import newest_checkpoint, train_student
-from tdistill.training.trainer import DistillTrainer
-from tiny import VOCABULARY, tokenizer
 
 REPLAY = ReplayConfig(
     refresh_every=2, rows_per_refresh=6, max_age=5, max_new_tokens=6, batch_size=4

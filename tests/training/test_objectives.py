@@ -8,6 +8,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+
+from tdistill.core import masked_sum
+from tdistill.errors import DataError, InvalidValueError
+from tdistill.evidence.rows import Row
+from tdistill.models.scores import DenseStepScores
+from tdistill.training.objectives import KD, SFT, BellmanDistill, SeqKD
 from world import (
     END,
     EVERYTHING,
@@ -24,12 +30,6 @@ from world import (
     student,
     teacher,
 )
-
-from tdistill.core import masked_sum
-from tdistill.errors import DataError, InvalidValueError
-from tdistill.scores import DenseStepScores
-from tdistill.teacher.evidence import Row
-from tdistill.training.objectives import KD, SFT, BellmanDistill, SeqKD
 
 SHIFTS = ("raw", "set-max", "vocabulary-max", "normalised")
 # Far from the optimum, so that no term hides behind another.

@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 from world import END, PAPER, inside_rows, live, make_trainer, student
 
 from tdistill.errors import InvalidValueError
-from tdistill.teacher.evidence import Row
+from tdistill.evidence.rows import Row
 from tdistill.training.config import TrainConfig
 from tdistill.training.objectives import KD
 from tdistill.training.trainer import _check_free_passes

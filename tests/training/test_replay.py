@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from world import cached, live, mixed_rows
 
 from tdistill.errors import InvalidValueError
-from tdistill.teacher.evidence import Row, evidence_tensors
+from tdistill.evidence.evidence import evidence_tensors
+from tdistill.evidence.rows import Row
 from tdistill.training.config import ReplayConfig
 from tdistill.training.replay import BufferedSource, Entry, ReplayBuffer
+from world import cached, live, mixed_rows
 
 
 def entries(count: int, *, born: int, first: int = 0) -> list[Entry]:

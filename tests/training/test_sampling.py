@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from tdistill.layout import Pair
+from tdistill.models.layout import Pair
 from tdistill.training.sampling import PromptSampler
 
 ROWS = [Pair((i % 5,), (i, 7)) for i in range(23)]

@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from world import EVERYTHING, cached, live, make_batch, make_trainer, mixed_rows, random_view
 
 from tdistill.core import truncate_by_gain
-from tdistill.data.batch import Batch
 from tdistill.errors import InvalidValueError
 from tdistill.evaluation.config import EvaluationConfig
+from tdistill.evidence.batch import Batch
 from tdistill.recipe import Recipe, StudentConfig, TeacherConfig
 from tdistill.teacher.adaptive import choose_top_p
 from tdistill.teacher.config import CaptureConfig, RolloutConfig
@@ -22,6 +21,7 @@ from tdistill.training.gap import resolve_gap
 from tdistill.training.objectives import KD, SFT, BellmanDistill, SparseKD
 from tdistill.training.train import train_student
 from tiny import VOCABULARY, tiny_lm
+from world import EVERYTHING, cached, live, make_batch, make_trainer, mixed_rows, random_view
 
 TAILS = CaptureConfig(captured_top_p=0.6, max_set_size=None, tail_samples=5)
 

@@ -13,7 +13,7 @@ import torch
 from world import inside_rows, live
 
 from tdistill.errors import InvalidValueError
-from tdistill.lm import LanguageModel, load, save
+from tdistill.models.language_model import LanguageModel, load, save
 from tdistill.training import train as train_module
 from tdistill.training.config import LoraConfig, TrainConfig
 from tdistill.training.objectives import KD, SFT, BellmanDistill, Objective, SeqKD

@@ -11,6 +11,17 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import TrainerCallback
+
+from tdistill.errors import ModelError
+from tdistill.evidence.batch import Batch
+from tdistill.evidence.collator import Collator
+from tdistill.evidence.rows import Row
+from tdistill.teacher.config import CaptureConfig
+from tdistill.teacher.source import LiveTeacher
+from tdistill.training import trainer as trainer_module
+from tdistill.training.config import TrainConfig
+from tdistill.training.objectives import KD, SFT, BellmanDistill, SeqKD
+from tiny import FAMILIES, VOCABULARY, tiny_lm, tiny_model
 from world import (
     END,
     PAPER,
@@ -23,15 +34,6 @@ from world import (
     model_view,
     student,
 )
-
-from tdistill.data.batch import Batch, Collator
-from tdistill.errors import ModelError
-from tdistill.teacher.evidence import CaptureConfig, Row
-from tdistill.teacher.source import LiveTeacher
-from tdistill.training import trainer as trainer_module
-from tdistill.training.config import TrainConfig
-from tdistill.training.objectives import KD, SFT, BellmanDistill, SeqKD
-from tiny import FAMILIES, VOCABULARY, tiny_lm, tiny_model
 
 PLAIN = replace(PAPER, shift="raw", alpha=10.0)
 EXACT = replace(PLAIN, normaliser="vocabulary")

@@ -5,11 +5,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from world import Dense, live, make_batch, model_view, random_view, student
 
-from tdistill.core import LinearHead, TopPSets, forward_kl_terms
-from tdistill.scores import DenseStepScores, LinearStepScores
+from tdistill.core import TopPSets, forward_kl_terms
+from tdistill.models.head import LinearHead
+from tdistill.models.scores import DenseStepScores, LinearStepScores
 from tdistill.training.view import ModelView
+from world import Dense, live, make_batch, model_view, random_view, student
 
 
 class Counted(DenseStepScores):

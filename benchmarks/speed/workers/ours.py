@@ -15,11 +15,12 @@ from benchmarks.speed.workers.gate import Gate, load_rows, settle
 from transformers import AutoConfig, AutoModelForCausalLM, TrainerCallback
 
 from tdistill.core import TopPSets
-from tdistill.data.batch import Collator
-from tdistill.lm import LanguageModel, load_tokenizer
-from tdistill.scores import LinearStepScores
+from tdistill.evidence.collator import Collator
+from tdistill.evidence.evidence import Evidence
+from tdistill.evidence.rows import Row
+from tdistill.models.language_model import LanguageModel, load_tokenizer
+from tdistill.models.scores import LinearStepScores
 from tdistill.teacher.cache import Cache
-from tdistill.teacher.evidence import Evidence, Row
 from tdistill.teacher.source import CachedTeacher
 from tdistill.training import train
 from tdistill.training.config import TrainConfig

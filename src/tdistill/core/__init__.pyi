@@ -15,8 +15,6 @@ from .divergences import (
     skew_reverse_kl_terms,
     total_variation_terms,
 )
-from .full_logits import log_normaliser, map_logits
-from .head import LinearHead, map_steps
 from .iq_learn import (
     iq_learn_initial_loss,
     iq_learn_linear_term,
@@ -37,17 +35,6 @@ from .phi import (
 from .policy_gradient import clipped_policy_loss, discounted_sum
 from .projection import log_rest, log_set_mass, project, with_rest
 from .reduction import WeightedSum, masked_sum
-from .row_products import (
-    GATHERED,
-    SPARSE,
-    RowProducts,
-    dense_gradient,
-    gathered_dot,
-    gathered_sum,
-    set_scores,
-    sparse_dot,
-    sparse_sum,
-)
 from .sampled_normaliser import sampled_log_normaliser, set_membership
 from .segments import (
     kept_offsets,
@@ -65,10 +52,6 @@ from .transitions import Transitions, discounted_occupancy, first_steps, success
 from .value import expectation, policy_value, soft_value
 
 __all__ = [
-    "GATHERED",
-    "SPARSE",
-    "LinearHead",
-    "RowProducts",
     "TopPSets",
     "Transitions",
     "WeightedSum",
@@ -79,15 +62,12 @@ __all__ = [
     "clip_q",
     "clipped_policy_loss",
     "cross_entropy",
-    "dense_gradient",
     "discounted_occupancy",
     "discounted_sum",
     "expectation",
     "first_steps",
     "forward_kl",
     "forward_kl_terms",
-    "gathered_dot",
-    "gathered_sum",
     "hellinger_phi",
     "identity_phi",
     "implied_reward",
@@ -106,11 +86,8 @@ __all__ = [
     "kl_phi",
     "lambda_return",
     "log_mixture",
-    "log_normaliser",
     "log_rest",
     "log_set_mass",
-    "map_logits",
-    "map_steps",
     "masked_sum",
     "policy_value",
     "project",
@@ -126,13 +103,10 @@ __all__ = [
     "set_forward_kl",
     "set_max_shift",
     "set_membership",
-    "set_scores",
     "skew_kl_terms",
     "skew_reverse_kl_terms",
     "soft_bellman_backup",
     "soft_value",
-    "sparse_dot",
-    "sparse_sum",
     "successor",
     "tail_mass",
     "td_error",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tdistill.checks import check, check_at_least
-from tdistill.decoding import Decoding
+from tdistill.models.decoding import Decoding
 
 
 def _three_decodings() -> dict[str, Decoding]:

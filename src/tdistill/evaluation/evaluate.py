@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from tdistill.data.examples import Example
-from tdistill.decoding import Decoding
 from tdistill.evaluation.config import EvaluationConfig
 from tdistill.evaluation.imitation import HeldOut, imitation
 from tdistill.evaluation.intervals import Sample
 from tdistill.evaluation.responses import overlap, respond, score_responses, text_of
-from tdistill.lm import LanguageModel
+from tdistill.models.decoding import Decoding
+from tdistill.models.language_model import LanguageModel
 from tdistill.progress import Progress
 
 TEACHER_RESPONSES = ""

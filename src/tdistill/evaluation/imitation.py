@@ -9,12 +9,14 @@ import numpy as np
 import torch
 
 from tdistill.core import forward_kl_terms, project, set_forward_kl
-from tdistill.data.batch import Batch, Collator
 from tdistill.evaluation.intervals import Sample
-from tdistill.lm import LanguageModel
-from tdistill.scores import StepScores, step_scores
-from tdistill.teacher.evidence import Row
-from tdistill.teacher.source import LiveTeacher, TeacherSource
+from tdistill.evidence.batch import Batch
+from tdistill.evidence.collator import Collator
+from tdistill.evidence.evidence import EvidenceSource
+from tdistill.evidence.rows import Row
+from tdistill.models.language_model import LanguageModel
+from tdistill.models.scores import StepScores, step_scores
+from tdistill.teacher.source import LiveTeacher
 from tdistill.training.view import ModelView
 
 
@@ -39,7 +41,7 @@ class HeldOut:
 
 def hold_out(
     rows: Sequence[Row],
-    source: TeacherSource,
+    source: EvidenceSource,
     teacher: LiveTeacher,
     *,
     set_top_p: float,

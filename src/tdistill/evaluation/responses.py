@@ -9,14 +9,14 @@ import numpy as np
 import torch
 
 from tdistill.data.examples import Example
-from tdistill.decoding import Decoding
 from tdistill.evaluation.intervals import Sample
 from tdistill.evaluation.metrics import exact_match, rouge_l
-from tdistill.generation import Response, decoding_sampler, generate, seed_of
-from tdistill.layout import alike, lay_out
-from tdistill.lm import LanguageModel
-from tdistill.scores import step_scores
-from tdistill.teacher.evidence import Row
+from tdistill.evidence.rows import Row
+from tdistill.models.decoding import Decoding
+from tdistill.models.generation import Response, decoding_sampler, generate, seed_of
+from tdistill.models.language_model import LanguageModel
+from tdistill.models.layout import alike, lay_out
+from tdistill.models.scores import step_scores
 
 
 @dataclass(frozen=True, eq=False)

@@ -29,13 +29,14 @@ from typing import Any
 import torch
 
 from tdistill.core import implied_reward, soft_value, successor
-from tdistill.data.batch import Batch, Collator
 from tdistill.errors import ModelError
-from tdistill.layout import alike
-from tdistill.lm import LanguageModel
-from tdistill.scores import step_scores
-from tdistill.teacher.evidence import Row
-from tdistill.teacher.source import TeacherSource
+from tdistill.evidence.batch import Batch
+from tdistill.evidence.collator import Collator
+from tdistill.evidence.evidence import EvidenceSource
+from tdistill.evidence.rows import Row
+from tdistill.models.language_model import LanguageModel
+from tdistill.models.layout import alike
+from tdistill.models.scores import step_scores
 from tdistill.training.objectives import Objective, TemporalDifference
 from tdistill.training.view import ModelView
 
@@ -91,7 +92,7 @@ def read_rewards(
     model: LanguageModel,
     objective: Objective,
     rows: Sequence[Row],
-    source: TeacherSource,
+    source: EvidenceSource,
     *,
     vocabulary_size: int,
     batch_size: int = 8,
@@ -142,7 +143,7 @@ def reward_traces(
     model: LanguageModel,
     objective: Objective,
     rows: Sequence[Row],
-    source: TeacherSource,
+    source: EvidenceSource,
     *,
     vocabulary_size: int,
 ) -> list[dict[str, Any]]:

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from tdistill.recipe import Recipe
 from tdistill.run.pipeline import Run
-from tdistill.stages import Say
+from tdistill.run.stages import Say
 
 if TYPE_CHECKING:
     from tdistill.data import Example
     from tdistill.evaluation.evaluate import Exam
-    from tdistill.lm import LanguageModel
+    from tdistill.evidence.rows import Row
+    from tdistill.models.language_model import LanguageModel
     from tdistill.teacher.cache import Cache
-    from tdistill.teacher.evidence import Row
     from tdistill.teacher.source import LiveTeacher
 
 

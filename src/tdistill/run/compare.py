@@ -20,7 +20,7 @@ from tdistill.report.measures import duration
 from tdistill.run.branch import Branch
 from tdistill.run.locks import locked
 from tdistill.run.pipeline import Run
-from tdistill.stages import Say, Stages, key_of
+from tdistill.run.stages import Say, Stages, key_of
 
 _SECONDS_BETWEEN_LOOKS = 1.0
 _OUTPUTS = ("compare.json", "compare.md", "compare.html")

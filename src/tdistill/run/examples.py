@@ -7,7 +7,7 @@ from typing import Any
 
 from tdistill.data import DataConfig, Example, load_examples
 from tdistill.errors import DataError
-from tdistill.stages import Say
+from tdistill.run.stages import Say
 
 
 def load_splits(

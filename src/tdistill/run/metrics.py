@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tdistill import __version__
 from tdistill.evaluation.reward import reward_traces
-from tdistill.lm import load
+from tdistill.models.language_model import load
 from tdistill.recipe import recipe_dict
 from tdistill.teacher.inspection import inspect_cache
 from tdistill.teacher.source import CachedTeacher

@@ -18,15 +18,16 @@ import yaml
 from tdistill import strict
 from tdistill.recipe import Recipe, recipe_dict
 from tdistill.run.folders import RESOLVED_RECIPE, model_folder
-from tdistill.stages import Say, Stages, key_of
+from tdistill.run.stages import Say, Stages, key_of
 
 if TYPE_CHECKING:
     from tdistill.data import Example
     from tdistill.evaluation.evaluate import Exam
-    from tdistill.lm import LanguageModel
+    from tdistill.evidence.evidence import EvidenceSource
+    from tdistill.evidence.rows import Row
+    from tdistill.models.language_model import LanguageModel
     from tdistill.teacher.cache import Cache
-    from tdistill.teacher.evidence import Row
-    from tdistill.teacher.source import LiveTeacher, TeacherSource
+    from tdistill.teacher.source import LiveTeacher
     from tdistill.training.objectives import Objective
 
 
@@ -96,7 +97,7 @@ class Run:
             return
 
         def convert() -> dict[str, Any]:
-            from tdistill.lm import load, save
+            from tdistill.models.language_model import load, save
 
             save(load(config.path, gguf_file=config.gguf_file), self.teacher_folder)
             return {}
@@ -106,7 +107,7 @@ class Run:
     @cached_property
     def teacher(self) -> LanguageModel:
         """The teacher, loaded when first needed."""
-        from tdistill.lm import load
+        from tdistill.models.language_model import load
 
         self.prepare_teacher()
         return load(self.teacher_folder)
@@ -119,7 +120,7 @@ class Run:
     @cached_property
     def tokenizer(self) -> Any:
         """The tokenizer that teacher and student share."""
-        from tdistill.lm import load_tokenizer
+        from tdistill.models.language_model import load_tokenizer
 
         self.prepare_teacher()
         return load_tokenizer(self.teacher_folder)
@@ -135,7 +136,7 @@ class Run:
     @cached_property
     def vocabulary_size(self) -> int:
         """Tokens that teacher and student share."""
-        from tdistill.lm import load, shared_vocabulary
+        from tdistill.models.language_model import load, shared_vocabulary
 
         if self.recipe.student.path is not None:
             return shared_vocabulary(self.teacher, load(self.recipe.student.path))
@@ -160,7 +161,7 @@ class Run:
 
     def cache(self, split: str) -> Cache:
         """The cache of a split, opened once."""
-        from tdistill.lm import tokenizer_fingerprint
+        from tdistill.models.language_model import tokenizer_fingerprint
         from tdistill.teacher.cache import Cache
 
         if split not in self._caches:
@@ -241,7 +242,7 @@ class Run:
         self.stages.run("start", self.keys["start"], [folder / "config.json"], copy)
 
     def _make_student(self, folder: Path) -> Any:
-        from tdistill.lm import load, save
+        from tdistill.models.language_model import load, save
 
         config = self.recipe.student
 
@@ -260,7 +261,7 @@ class Run:
 
     def check_student(self) -> None:
         """Refuse a student of another tokenizer or too many layers before any work is spent."""
-        from tdistill.lm import load_config
+        from tdistill.models.language_model import load_config
         from tdistill.training.student import evenly_spaced
 
         config = self.recipe.student
@@ -272,7 +273,7 @@ class Run:
 
     def rows_of(self, kind: str) -> list[Row]:
         """Rows to train on: the ground-truth references, or the teacher's responses."""
-        from tdistill.teacher.evidence import Row
+        from tdistill.evidence.rows import Row
 
         if kind == "teacher":
             return self.rollouts
@@ -308,7 +309,7 @@ class Run:
         folder, checkpoints = self.model_folder(label), self.folder / "checkpoints" / label
 
         def work() -> dict[str, Any]:
-            from tdistill.lm import load, save
+            from tdistill.models.language_model import load, save
             from tdistill.training.gap import resolve_gap
             from tdistill.training.train import train_student
 
@@ -340,7 +341,7 @@ class Run:
 
         self.stages.run(label, self.keys[label], [folder / "config.json"], work)
 
-    def _source_for(self, objective: Objective) -> TeacherSource | None:
+    def _source_for(self, objective: Objective) -> EvidenceSource | None:
         from tdistill.teacher.source import CachedTeacher
 
         # The teacher's sets are also what diagnostics are measured on, where there are any.
@@ -386,7 +387,7 @@ class Run:
 
         def work() -> dict[str, Any]:
             from tdistill.evaluation.evaluate import judge
-            from tdistill.lm import load
+            from tdistill.models.language_model import load
 
             model = self.teacher if label == "teacher" else load(self.model_folder(label))
             return judge(label, model, self.exam) | {"parameters": model.num_parameters}

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tdistill.progress import Progress
-from tdistill.stages import key_of
+from tdistill.run.stages import key_of
 from tdistill.teacher.cache import CacheWriter, identity_of
 from tdistill.teacher.scoring import collect_scores
 
 if TYPE_CHECKING:
+    from tdistill.evidence.rows import Row
     from tdistill.run.pipeline import Run
-    from tdistill.teacher.evidence import Row
 
 
 def score_references(run: Run, rows: Sequence[Row], folder: Path) -> None:

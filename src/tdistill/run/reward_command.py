@@ -19,8 +19,8 @@ from tdistill.training.objectives import TemporalDifference
 if TYPE_CHECKING:
     from tdistill.data import Example
     from tdistill.evaluation.reward import Reading
-    from tdistill.lm import LanguageModel
-    from tdistill.teacher.evidence import Row
+    from tdistill.evidence.rows import Row
+    from tdistill.models.language_model import LanguageModel
 
 _SHORT = 60
 
@@ -194,9 +194,9 @@ def _read(
     """Every response, and its line of ``rewards.jsonl``."""
     from tdistill.data import load_examples
     from tdistill.evaluation.reward import read_rewards
-    from tdistill.lm import load, shared_vocabulary
+    from tdistill.evidence.rows import Row
+    from tdistill.models.language_model import load, shared_vocabulary
     from tdistill.progress import Progress
-    from tdistill.teacher.evidence import Row
     from tdistill.teacher.source import LiveTeacher
 
     model = load(settings.model, gguf_file=command.gguf_file)

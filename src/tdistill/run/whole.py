@@ -8,7 +8,7 @@ from typing import Any
 
 from tdistill.recipe import Recipe
 from tdistill.run.pipeline import Run
-from tdistill.stages import Say
+from tdistill.run.stages import Say
 
 
 def run_recipe(recipe: Recipe, folder: Path, say: Say = print) -> dict[str, Any]:

@@ -20,9 +20,10 @@ import pyarrow as pa
 
 from tdistill.core import truncate
 from tdistill.errors import CacheError
-from tdistill.lm import LanguageModel, model_fingerprint, tokenizer_fingerprint
+from tdistill.evidence.evidence import Evidence, concatenate
+from tdistill.evidence.rows import Row, row_key
+from tdistill.models.language_model import LanguageModel, model_fingerprint, tokenizer_fingerprint
 from tdistill.teacher.config import CaptureConfig
-from tdistill.teacher.evidence import Evidence, Row, concatenate
 from tdistill.teacher.manifest import (
     MANIFEST,
     CacheIdentity,
@@ -36,7 +37,7 @@ from tdistill.teacher.manifest import (
 from tdistill.teacher.packed import PackedShard, decode_rows, evidence_of
 from tdistill.teacher.packing import packed_batch
 from tdistill.teacher.plain import PlainShard
-from tdistill.teacher.record import Record, row_key
+from tdistill.teacher.record import Record
 
 
 def identity_of(teacher: LanguageModel, config: CaptureConfig) -> CacheIdentity:

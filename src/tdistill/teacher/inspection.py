@@ -10,8 +10,9 @@ import torch
 
 from tdistill.core import kappa, truncate
 from tdistill.errors import CacheError, InvalidValueError
+from tdistill.evidence.rows import row_key
 from tdistill.teacher.adaptive import ChosenSets, GapRule, choose_top_p
-from tdistill.teacher.cache import Cache, row_key
+from tdistill.teacher.cache import Cache
 from tdistill.teacher.contents import Contents, contents_of
 from tdistill.teacher.manifest import CacheIdentity, Shard
 

@@ -15,7 +15,7 @@ meaning w bits, or x more where w do not suffice (see :mod:`tdistill.teacher.bit
 A token takes ``log2 V`` bits up to 16. Where it would take more, the shard has a table of its most
 frequent tokens, and a token is its place there (14), or 14 bits and itself.
 
-Levels are those of :mod:`tdistill.teacher.grid`.
+Levels are those of :mod:`tdistill.teacher.rounding`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from itertools import pairwise
 import numpy as np
 
 from tdistill.core import TopPSets
-from tdistill.teacher.grid import levels_of
+from tdistill.teacher.rounding import levels_of
 
 SET_SIZE, NORMALISER, FIRST_LEVEL = (8, 16, 32), (16, 32), (8, 16)
 LEVEL_DELTA, OUTSIDE_LEVEL = (4, 8, 16), (12, 16)

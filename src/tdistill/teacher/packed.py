@@ -11,9 +11,10 @@ import pyarrow as pa
 import torch
 
 from tdistill.core import TopPSets
+from tdistill.evidence.evidence import Evidence
+from tdistill.evidence.rows import Row
+from tdistill.evidence.tail import Tail
 from tdistill.teacher.bits import Unpacker
-from tdistill.teacher.evidence import Evidence, Row
-from tdistill.teacher.grid import NORMALISER_STEP, level_table
 from tdistill.teacher.layout import (
     FIRST_LEVEL,
     LEVEL_DELTA,
@@ -29,7 +30,7 @@ from tdistill.teacher.layout import (
     token_widths,
 )
 from tdistill.teacher.manifest import CacheIdentity
-from tdistill.teacher.tail import Tail
+from tdistill.teacher.rounding import NORMALISER_STEP, level_table
 
 
 class PackedShard:

@@ -9,8 +9,9 @@ import pyarrow as pa
 import torch
 
 from tdistill.errors import CacheError
+from tdistill.evidence.rows import row_key
+from tdistill.evidence.tail import Tail
 from tdistill.teacher.bits import Packer
-from tdistill.teacher.grid import NORMALISER_STEP, level_table, levels_of
 from tdistill.teacher.layout import (
     FIRST_LEVEL,
     LEVEL_DELTA,
@@ -28,8 +29,8 @@ from tdistill.teacher.layout import (
     token_widths,
 )
 from tdistill.teacher.manifest import CacheIdentity
-from tdistill.teacher.record import Record, row_key
-from tdistill.teacher.tail import Tail
+from tdistill.teacher.record import Record
+from tdistill.teacher.rounding import NORMALISER_STEP, level_table, levels_of
 
 
 def packed_batch(records: Sequence[Record], identity: CacheIdentity) -> pa.RecordBatch:
@@ -142,7 +143,7 @@ def _pack_tail(packer: Packer, tail: Tail | None, samples: int, bits: int) -> No
 def _exact_levels(log_probs: torch.Tensor) -> np.ndarray:
     levels = levels_of(log_probs.numpy())
     if not np.array_equal(level_table()[levels], log_probs.numpy()):
-        _refuse("log-probabilities rounded by tdistill.teacher.grid.round_log_probs")
+        _refuse("log-probabilities rounded by tdistill.teacher.rounding.round_log_probs")
     return levels
 
 
@@ -150,12 +151,12 @@ def _zigzag(log_normaliser: torch.Tensor) -> np.ndarray:
     steps = log_normaliser.numpy().astype(np.float64) / NORMALISER_STEP
     whole = np.nan_to_num(np.rint(steps)).astype(np.int64)
     if not np.array_equal(whole, steps):
-        _refuse("log-normalisers rounded by tdistill.teacher.grid.round_normaliser")
+        _refuse("log-normalisers rounded by tdistill.teacher.rounding.round_normaliser")
     return np.where(whole < 0, -2 * whole - 1, 2 * whole)
 
 
 def _refuse(expected: str) -> None:
     raise CacheError(
         f"a response to be cached: expected {expected}, found others; capture its evidence with "
-        "tdistill.teacher.evidence.capture"
+        "tdistill.evidence.evidence.capture"
     )

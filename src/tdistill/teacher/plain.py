@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from tdistill.teacher.evidence import Row
+from tdistill.evidence.rows import Row
 
 _LISTS = (
     "response_ids",

@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tdistill.core import top_p_sets, truncate
-from tdistill.generation import draw_from_sets, generate, row_uniforms, seed_of
-from tdistill.lm import LanguageModel
+from tdistill.evidence.rows import Row
+from tdistill.models.generation import draw_from_sets, generate, row_uniforms, seed_of
+from tdistill.models.language_model import LanguageModel
 from tdistill.teacher.cache import CacheWriter, Record
+from tdistill.teacher.capture import Recorder, capture
 from tdistill.teacher.config import RolloutConfig
-from tdistill.teacher.evidence import Recorder, Row, capture
 
 Prompt = tuple[int, ...]
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 
-from tdistill.layout import alike
+from tdistill.evidence.evidence import take_responses
+from tdistill.evidence.rows import Row
+from tdistill.models.layout import alike
 from tdistill.teacher.cache import CacheWriter, Record
-from tdistill.teacher.evidence import Row, take_responses
 from tdistill.teacher.source import LiveTeacher
 
 

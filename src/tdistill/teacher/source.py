@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from tdistill.core import truncate
 from tdistill.errors import InvalidValueError
-from tdistill.generation import uniforms
-from tdistill.layout import lay_out
-from tdistill.lm import LanguageModel
-from tdistill.scores import HeadMode, StepScores, step_scores
-from tdistill.sharing import Sharing
-from tdistill.teacher.cache import Cache, row_key
+from tdistill.evidence.evidence import Evidence, concatenate
+from tdistill.evidence.rows import Row, row_key
+from tdistill.models.generation import uniforms
+from tdistill.models.language_model import LanguageModel
+from tdistill.models.layout import lay_out
+from tdistill.models.prefix_sharing import PrefixSharing
+from tdistill.models.scores import HeadMode, StepScores, step_scores
+from tdistill.teacher.cache import Cache
+from tdistill.teacher.capture import capture
 from tdistill.teacher.config import CaptureConfig
-from tdistill.teacher.evidence import Evidence, Row, capture, concatenate
 
 _CHUNK = 256
-
-
-class TeacherSource(Protocol):
-    """Evidence of responses, whoever keeps it."""
-
-    def evidence(self, rows: Sequence[Row], *, set_top_p: float | None = None) -> Evidence:
-        """Evidence of the rows laid end to end, sets cut to ``set_top_p`` (None: as captured)."""
-        ...
 
 
 class CachedTeacher:
@@ -37,7 +30,7 @@ class CachedTeacher:
         self.cache = cache
 
     def evidence(self, rows: Sequence[Row], *, set_top_p: float | None = None) -> Evidence:
-        """See :class:`TeacherSource`."""
+        """See :class:`EvidenceSource`."""
         return self.cache.evidence(rows, set_top_p=set_top_p)
 
 
@@ -50,7 +43,7 @@ class LiveTeacher:
         teacher: the model.
         config: captured mass and cap, as for a cache.
         vocabulary_size: tokens that count, if fewer than the teacher's.
-        head: how scores are read, see :func:`tdistill.scores.step_scores`.
+        head: how scores are read, see :func:`tdistill.models.scores.step_scores`.
     """
 
     def __init__(
@@ -72,7 +65,7 @@ class LiveTeacher:
         attention_mask: Tensor,
         row: Tensor,
         position: Tensor,
-        sharing: Sharing | None = None,
+        sharing: PrefixSharing | None = None,
     ) -> StepScores:
         """The teacher's scores at the steps of rows as laid out, over its whole vocabulary."""
         device = self.teacher.device
@@ -86,7 +79,7 @@ class LiveTeacher:
 
     @torch.no_grad()
     def evidence(self, rows: Sequence[Row], *, set_top_p: float | None = None) -> Evidence:
-        """See :class:`TeacherSource`."""
+        """See :class:`EvidenceSource`."""
         captured = self.config.captured_top_p
         if set_top_p is not None and set_top_p > captured:
             raise InvalidValueError(

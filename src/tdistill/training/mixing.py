@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tdistill.generation import Companion, draw, generate, row_uniforms, seed_of
-from tdistill.lm import LanguageModel
-from tdistill.teacher.evidence import Row, RowSource, take_responses
+from tdistill.evidence.evidence import take_responses
+from tdistill.evidence.rows import Row, RowSource
+from tdistill.models.generation import Companion, draw, generate, row_uniforms, seed_of
+from tdistill.models.language_model import LanguageModel
 from tdistill.teacher.source import LiveTeacher
 from tdistill.training.config import ReplayConfig
 from tdistill.training.objectives import Objective

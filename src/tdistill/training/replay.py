@@ -11,18 +11,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tdistill.core import truncate
-from tdistill.generation import seed_of
-from tdistill.teacher.cache import row_key
-from tdistill.teacher.evidence import (
-    ROW_SOURCES,
+from tdistill.evidence.evidence import (
     Evidence,
-    Row,
+    EvidenceSource,
     concatenate,
     evidence_from_tensors,
     evidence_tensors,
     take_responses,
 )
-from tdistill.teacher.source import TeacherSource
+from tdistill.evidence.rows import ROW_SOURCES, Row, row_key
+from tdistill.models.generation import seed_of
 from tdistill.training.config import ReplayConfig
 
 _MIB = 1 << 20
@@ -121,10 +119,10 @@ class BufferedSource:
     """Evidence of the student's responses from the buffer, and of all others from a source."""
 
     buffer: ReplayBuffer
-    source: TeacherSource
+    source: EvidenceSource
 
     def evidence(self, rows: Sequence[Row], *, set_top_p: float | None = None) -> Evidence:
-        """See :class:`tdistill.teacher.source.TeacherSource`."""
+        """See :class:`tdistill.teacher.source.EvidenceSource`."""
         own = ("student", "mixed")
         parts = [
             self.buffer.evidence(row) if row.source in own else self.source.evidence([row])

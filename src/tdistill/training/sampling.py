@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch.utils.data import Sampler
 
-from tdistill.layout import Tokens
+from tdistill.models.layout import Tokens
 
 
 class PromptSampler(Sampler[int]):

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from tdistill.errors import ModelError
-from tdistill.lm import LanguageModel
+from tdistill.models.language_model import LanguageModel
 
 
 def evenly_spaced(layers: int, keep: int) -> tuple[int, ...]:

@@ -12,12 +12,13 @@ from typing import Any
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
-from tdistill.data.batch import Collator
 from tdistill.errors import InvalidValueError
-from tdistill.lm import LanguageModel
+from tdistill.evidence.collator import Collator
+from tdistill.evidence.evidence import EvidenceSource
+from tdistill.evidence.rows import Row
+from tdistill.models.language_model import LanguageModel
 from tdistill.progress import Progress
-from tdistill.teacher.evidence import Row
-from tdistill.teacher.source import LiveTeacher, TeacherSource
+from tdistill.teacher.source import LiveTeacher
 from tdistill.training.config import LoraConfig, TrainConfig
 from tdistill.training.mixing import EvidenceMix, StudentSampler
 from tdistill.training.objectives import Objective
@@ -35,7 +36,7 @@ def train_student(
     *,
     checkpoints: Path,
     vocabulary_size: int,
-    source: TeacherSource | None = None,
+    source: EvidenceSource | None = None,
     live_teacher: LiveTeacher | None = None,
     references: Sequence[Row] = (),
     text: Sequence[tuple[int, ...]] = (),
@@ -175,7 +176,7 @@ def _with_adapters(model: Any, lora: LoraConfig) -> Any:
 def _check_evidence(
     objective: Objective,
     rows: Sequence[Row],
-    source: TeacherSource | None,
+    source: EvidenceSource | None,
     live_teacher: LiveTeacher | None,
     references: Sequence[Row],
 ) -> None:

@@ -21,11 +21,11 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from tdistill.core import WeightedSum, implied_reward, masked_sum, project, set_forward_kl
 from tdistill.core import successor as successor_of
-from tdistill.data.batch import Batch
 from tdistill.errors import InvalidValueError
-from tdistill.lm import inner_model
-from tdistill.scores import check_head, shares_prompts, step_scores
-from tdistill.teacher.evidence import ROW_SOURCES, Row
+from tdistill.evidence.batch import Batch
+from tdistill.evidence.rows import ROW_SOURCES, Row
+from tdistill.models.language_model import inner_model
+from tdistill.models.scores import check_head, shares_prompts, step_scores
 from tdistill.teacher.source import LiveTeacher
 from tdistill.training.config import TrainConfig
 from tdistill.training.mixing import EvidenceMix

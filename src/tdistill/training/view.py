@@ -10,9 +10,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tdistill.core import sampled_log_normaliser, set_membership, soft_value
-from tdistill.data.batch import Batch
-from tdistill.scores import StepScores
-from tdistill.training.negatives import draw_negatives
+from tdistill.evidence.batch import Batch
+from tdistill.models.negatives import draw_negatives
+from tdistill.models.scores import StepScores
 
 
 class ModelView:

@@ -12,7 +12,7 @@ from tdistill.training.objectives.base import Card, Objective, StepLoss, Views
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tdistill.data.batch import Batch
+    from tdistill.evidence.batch import Batch
     from tdistill.training.view import ModelView
 
 

@@ -14,8 +14,8 @@ from tdistill.checks import check, check_mass
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tdistill.data.batch import Batch
-    from tdistill.scores import StepScores
+    from tdistill.evidence.batch import Batch
+    from tdistill.models.scores import StepScores
     from tdistill.training.view import ModelView
 
 RowKind = Literal["references", "teacher"]

@@ -28,7 +28,7 @@ from tdistill.training.objectives.base import Card, Objective, RowKind, StepLoss
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tdistill.data.batch import Batch
+    from tdistill.evidence.batch import Batch
     from tdistill.training.view import ModelView
 
 Support = Literal["set", "set-and-tail", "projected", "vocabulary"]

@@ -12,7 +12,7 @@ from tdistill.training.objectives.soft_td import SoftReturns
 from tdistill.training.objectives.temporal import TemporalDifference
 
 if TYPE_CHECKING:
-    from tdistill.data.batch import Batch
+    from tdistill.evidence.batch import Batch
 
 
 @dataclass(frozen=True)

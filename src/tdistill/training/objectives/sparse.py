@@ -11,7 +11,7 @@ from tdistill.errors import InvalidValueError
 from tdistill.training.objectives.base import Card, Objective, StepLoss, Views
 
 if TYPE_CHECKING:
-    from tdistill.data.batch import Batch
+    from tdistill.evidence.batch import Batch
 
 
 @dataclass(frozen=True)

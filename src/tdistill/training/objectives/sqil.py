@@ -13,7 +13,7 @@ from tdistill.training.objectives.temporal import TemporalDifference
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tdistill.data.batch import Batch
+    from tdistill.evidence.batch import Batch
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""What one step of training sees: rows, the teacher's evidence of them, batches."""

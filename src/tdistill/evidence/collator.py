@@ -1,0 +1,183 @@
+"""From rows to a batch: layout, evidence, and what happens to an action outside its set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from tdistill.core import TopPSets, transitions, truncate_by_gain
+from tdistill.errors import DataError
+from tdistill.evidence.batch import Batch
+from tdistill.evidence.evidence import Evidence, EvidenceSource
+from tdistill.evidence.rows import ROW_SOURCES, Row
+from tdistill.models.layout import cut, lay_out
+
+OutOfSet = Literal["insert", "drop", "refuse"]
+PaddingSide = Literal["right", "left"]
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Makes batches from rows.
+
+    Attributes:
+        source: the teacher's evidence; None for objectives that need none.
+        pad_id: fills the rest of the rows; no mask depends on it.
+        set_top_p: mass of the candidate sets; None takes what was captured.
+        min_gain: ends a set where one more member adds less log mass, nats; None does not.
+        out_of_set: what happens to a step whose action is not in its set.
+        discount: gamma.
+        padding_side: either gives the same loss.
+        text: chunks of plain text, chosen by the index of the row.
+        share_prefix: whether the responses of a prompt may share its tokens; the same loss.
+        tokens_per_forward: most tokens of a batch, padding included, that :meth:`parts` makes.
+    """
+
+    source: EvidenceSource | None
+    pad_id: int
+    set_top_p: float | None = None
+    min_gain: float | None = None
+    out_of_set: OutOfSet = "insert"
+    discount: float = 0.99
+    padding_side: PaddingSide = "right"
+    text: Sequence[tuple[int, ...]] = ()
+    share_prefix: bool = False
+    tokens_per_forward: int | None = None
+
+    def parts(self, items: Sequence[tuple[int, Row]]) -> list[list[tuple[int, Row]]]:
+        """The items in parts of like lengths and at most ``tokens_per_forward`` tokens each."""
+        rows = [row for _, row in items]
+        found = cut(rows, self.tokens_per_forward, share=self.share_prefix)
+        return [[items[i] for i in part] for part in found]
+
+    def __call__(self, items: Sequence[tuple[int, Row]]) -> dict[str, Tensor]:
+        """The tensors of the batch of these (index, row) pairs.
+
+        Raises:
+            DataError: for an action outside its set under ``refuse``.
+        """
+        rows = [row for _, row in items]
+        laid = lay_out(
+            rows,
+            self.pad_id,
+            padding_side=self.padding_side,
+            share=self.share_prefix,
+            most_tokens=self.tokens_per_forward,
+        )
+        shared = laid.sharing
+        action = torch.tensor([a for r in rows for a in r.response_ids])
+        lengths = torch.tensor([len(r.response_ids) for r in rows])
+        structure = transitions(
+            lengths,
+            torch.tensor([r.ended for r in rows]),
+            discount=self.discount,
+        )
+        evidence = self._evidence(rows, len(action))
+        outside = outside_set(evidence.sets, action) & (evidence.sets.sizes > 0)
+        sets = self._admit(evidence, action, outside)
+        tail = evidence.tail
+        text = [self.text[i % len(self.text)] for i, _ in items] if self.text else None
+        return Batch(
+            input_ids=laid.input_ids,
+            attention_mask=laid.attention_mask,
+            row=torch.arange(len(rows)).repeat_interleave(lengths),
+            position=laid.position,
+            action=action,
+            discount=structure.discount,
+            has_successor=structure.has_successor,
+            can_bootstrap=structure.can_bootstrap,
+            trained=~outside if self.out_of_set == "drop" else torch.ones_like(outside),
+            out_of_set=outside,
+            set_ids=sets.ids,
+            set_log_probs=sets.log_probs,
+            set_offsets=sets.offsets,
+            teacher_log_normaliser=evidence.log_normaliser,
+            teacher_action_log_prob=evidence.action_log_prob,
+            behaviour_log_prob=behaviour_log_prob(rows, evidence.action_log_prob),
+            source=torch.tensor([ROW_SOURCES.index(r.source) for r in rows]),
+            text_ids=None if text is None else torch.tensor(text),
+            tail_ids=None if tail is None else tail.ids,
+            tail_log_probs=None if tail is None else tail.log_probs,
+            tail_counts=None if tail is None else tail.counts,
+            tail_offsets=None if tail is None else tail.offsets,
+            laid_row=None if shared is None else laid.row,
+            position_ids=None if shared is None else shared.position_ids,
+            segment=None if shared is None else shared.segment,
+            prompt=None if shared is None else shared.prompt,
+        ).tensors()
+
+    def _evidence(self, rows: Sequence[Row], steps: int) -> Evidence:
+        if self.source is not None:
+            found = self.source.evidence(rows, set_top_p=self.set_top_p)
+            if self.min_gain is None:
+                return found
+            return found.cut(truncate_by_gain(found.sets, self.min_gain))
+        none = torch.zeros(0, dtype=torch.long)
+        empty = TopPSets(none, none.float(), torch.zeros(steps + 1, dtype=torch.long))
+        return Evidence(empty, torch.zeros(steps), torch.zeros(steps))
+
+    def _admit(self, evidence: Evidence, action: Tensor, outside: Tensor) -> TopPSets:
+        if self.out_of_set == "refuse" and outside.any():
+            step = int(outside.nonzero()[0])
+            raise DataError(
+                f"expected every response token in the teacher's set, found {int(outside.sum())} "
+                f"of {len(action)} outside in this batch (first: token {int(action[step])} at step "
+                f"{step}); set out_of_set to insert or drop, or raise set_top_p"
+            )
+        if self.out_of_set != "insert" or not outside.any():
+            return evidence.sets
+        return insert_actions(evidence.sets, action, evidence.action_log_prob, outside)
+
+
+def behaviour_log_prob(rows: Sequence[Row], teacher: Float[Tensor, " T"]) -> Float[Tensor, " T"]:
+    """Log-probabilities under the policies that wrote the rows, else the teacher's.
+
+    Example:
+        >>> rows = [Row((1,), (2,), True), Row((1,), (3,), True, "student", (-0.5,))]
+        >>> behaviour_log_prob(rows, torch.tensor([-1.0, -2.0])).tolist()
+        [-1.0, -0.5]
+    """
+    parts = teacher.split([len(row.response_ids) for row in rows])
+    known = [torch.tensor(row.behaviour, dtype=teacher.dtype) for row in rows]
+    return torch.cat([k if len(k) else part for k, part in zip(known, parts, strict=True)])
+
+
+def outside_set(sets: TopPSets, action: Int[Tensor, " T"]) -> Bool[Tensor, " T"]:
+    """Steps whose action is not a member of their set.
+
+    Example:
+        >>> sets = TopPSets(torch.tensor([4, 7]), torch.zeros(2), torch.tensor([0, 1, 2]))
+        >>> outside_set(sets, torch.tensor([4, 5])).tolist()
+        [False, True]
+    """
+    hits = (sets.ids == action[sets.step]).long()
+    return torch.zeros_like(action).index_add(0, sets.step, hits) == 0
+
+
+def insert_actions(
+    sets: TopPSets,
+    action: Int[Tensor, " T"],
+    action_log_prob: Float[Tensor, " T"],
+    where: Bool[Tensor, " T"],
+) -> TopPSets:
+    """Sets with the action as one more, last member at the steps where it was outside.
+
+    Example:
+        >>> sets = TopPSets(torch.tensor([4, 7]), torch.zeros(2), torch.tensor([0, 1, 2]))
+        >>> outside = torch.tensor([False, True])
+        >>> insert_actions(sets, torch.tensor([4, 5]), torch.zeros(2), outside).row(1)[0].tolist()
+        [7, 5]
+    """
+    step = torch.cat([sets.step, where.nonzero().squeeze(1)])
+    order = step.argsort(stable=True)
+    sizes = sets.sizes + where.long()
+    return TopPSets(
+        torch.cat([sets.ids, action[where]])[order],
+        torch.cat([sets.log_probs, action_log_prob[where]])[order],
+        torch.cat([sizes.new_zeros(1), sizes.cumsum(0)]),
+    )

@@ -1,0 +1,1 @@
+"""Causal language models: loading, where tokens lie, scores at chosen tokens, generation."""

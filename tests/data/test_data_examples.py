@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from data_tokenizers import CHATML, byte_level, word_level
+
+from tdistill.data import DataConfig, load_examples
+from tdistill.errors import DataError
+
+CHAT = byte_level(CHATML)
+ROWS = [
+    {"instruction": "Who wrote the play?", "input": "", "output": "Shakespeare.", "kind": "x"},
+    {"instruction": " ", "input": "", "output": "Nothing was asked.", "kind": "x"},
+    {"instruction": "Who wrote the play?", "input": "", "output": "He did.", "kind": "x"},
+    {"instruction": "Long " * 200, "input": "", "output": "Yes.", "kind": "x"},
+    {"instruction": "Who?", "input": "", "output": "word " * 200, "kind": "x"},
+    {"instruction": "Why?", "input": "", "output": " ", "kind": "x"},
+]
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write_rows(rows):
+        path = tmp_path / "rows.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return str(path)
+
+    return write_rows
+
+
+def test_rows_become_examples_in_order_and_the_rest_is_counted(write):
+    source = write(ROWS)
+    examples, report = load_examples(source, CHAT, DataConfig(max_response_tokens=50))
+    assert [example.references for example in examples] == [
+        ("Shakespeare.",),
+        ("He did.",),
+        ("word " * 200,),
+        (),
+    ]
+    assert examples[0].prompt == (
+        "<|im_start|>user\nWho wrote the play?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert (report.rows_read, report.rows_kept) == (6, 4)
+    assert (report.empty_rows, report.long_prompts) == (1, 1)
+    assert (report.endless_rows, report.without_reference) == (1, 1)
+    assert report.duplicate_prompts == 1
+    assert report.response_tokens_max == 50
+    assert report.prompt_tokens_max == max(len(example.prompt_ids) for example in examples)
+
+
+def test_the_limit_counts_rows_before_any_is_left_out(write):
+    _, report = load_examples(write(ROWS), CHAT, DataConfig(), limit=2)
+    assert (report.rows_read, report.rows_kept) == (2, 1)
+
+
+def test_the_report_says_what_is_used_and_shows_the_loss_mask(write):
+    _, report = load_examples(write(ROWS), CHAT, DataConfig())
+    text = report.text()
+    assert "used: instruction (instruction), input (input), output (output); ignored: kind" in text
+    assert "a response ends with '<|im_end|>'" in text
+    assert "6 read, 4 kept; left out: 1 empty, 1 with too long a prompt" in text
+    assert "".join(report.sample.trained) == "Shakespeare.<|im_end|>"
+    assert "".join(f"[{token}]" for token in report.sample.trained) in text
+    assert report.sample.trained[-1] == "<|im_end|>"
+    assert report.sample.where.endswith("rows.jsonl:1")
+    assert "with the end token" in text
+    assert json.loads(json.dumps(report.as_dict()))["sample"]["ended"] is True
+
+
+def test_a_cut_sample_says_that_it_has_no_end(write):
+    _, report = load_examples(write(ROWS[:1]), CHAT, DataConfig(max_response_tokens=2))
+    assert len(report.sample.trained) == 2
+    assert "cut, so without the end token" in report.text()
+
+
+def test_long_samples_are_shortened_for_the_eye_only(write):
+    rows = [{"prompt": "why " * 300, "completion": "word " * 200}]
+    config = DataConfig(max_prompt_tokens=10_000, max_response_tokens=10_000)
+    examples, report = load_examples(write(rows), CHAT, config)
+    assert len(report.sample.trained) == len(examples[0].reference_ids)
+    assert len(report.text()) < 2500
+    assert "characters ..." in report.text()
+    assert report.text().rstrip().endswith("[<|im_end|>]")
+
+
+def test_a_sample_without_response(write):
+    _, report = load_examples(write([{"prompt": "Who?"}]), CHAT, DataConfig())
+    assert report.sample.trained == ()
+    assert "no response" in report.text()
+
+
+def test_prompt_and_response_agree_with_the_chat_template(write):
+    _, report = load_examples(write(ROWS), CHAT, DataConfig())
+    assert (report.boundary_checked, report.boundary_equal) == (3, 3)
+    thinking = byte_level(CHATML.replace("{{ message['content'] }}", "~{{ message['content'] }}"))
+    _, report = load_examples(write(ROWS), thinking, DataConfig())
+    assert (report.boundary_checked, report.boundary_equal) == (3, 0)
+    assert "3 rows differ from the chat template's own tokens" in report.text()
+
+
+def test_spelt_out_special_tokens_are_reported(write):
+    rows = [{"prompt": "What is <|im_end|>?", "completion": "A token: <|im_end|>"}]
+    _, report = load_examples(write(rows), CHAT, DataConfig())
+    assert (report.special_in_prompts, report.special_in_responses) == (1, 1)
+    assert "1 prompts spell a special token: read as control tokens" in report.text()
+    assert "1 responses spell a special token: read as plain text" in report.text()
+    rows = [{"prompt": "Who", "completion": "wrote </s> the"}]
+    _, report = load_examples(write(rows), word_level(), DataConfig())
+    assert "read as control tokens: this tokenizer cannot do otherwise" in report.text()
+
+
+def test_a_tokenizer_without_chat_template_uses_alpaca_for_instructions(write):
+    examples, report = load_examples(write(ROWS[:1]), byte_level(), DataConfig(system="Be kind."))
+    assert report.template == "alpaca"
+    assert examples[0].prompt.endswith("### Response:\n")
+    assert report.boundary_checked == 0
+    assert "data.system is not used" in report.text()
+
+
+def test_needed_responses_are_refused_when_missing_and_dropped_when_blank(write):
+    _, report = load_examples(write(ROWS), CHAT, DataConfig(), require_references=True)
+    assert (report.empty_rows, report.without_reference) == (2, 0)
+    user = {"role": "user", "content": "Who?"}
+    turns = [{"messages": [user, {"role": "assistant", "content": "He."}]}, {"messages": [user]}]
+    source = write(turns)
+    examples, _ = load_examples(source, CHAT, DataConfig())
+    assert [len(example.references) for example in examples] == [1, 0]
+    with pytest.raises(DataError, match=r"rows\.jsonl:2: expected a response.* 0 other rows"):
+        load_examples(source, CHAT, DataConfig(), require_references=True)
+
+
+def test_nothing_left_is_refused_with_the_counts(write):
+    with pytest.raises(DataError, match="found 2 rows, 1 empty and 1 with a prompt of more than"):
+        load_examples(write([ROWS[1], ROWS[3]]), CHAT, DataConfig())
+    with pytest.raises(DataError, match="expected at least one row; found none"):
+        load_examples(write([]), CHAT, DataConfig())
+
+
+def test_the_demo_is_readable_as_it_ships():
+    for split in ("train", "valid", "test"):
+        examples, report = load_examples(
+            f"demo:{split}", CHAT, DataConfig(max_prompt_tokens=2000), require_references=True
+        )
+        assert len(examples) == report.rows_read > 0
+        assert report.duplicate_prompts == 0
+        assert set(report.ignored) == {"kind", "split"}
+
+
+def test_every_response_of_a_row_can_be_an_example_of_its_own(write):
+    source = write([{"prompt": "a", "completion": ["One.", "Two."]}, {"prompt": "b"}])
+    together, _ = load_examples(source, CHAT, DataConfig())
+    apart, report = load_examples(source, CHAT, DataConfig(), every_response=True)
+    assert [e.references for e in together] == [("One.", "Two."), ()]
+    assert [e.references for e in apart] == [("One.",), ("Two.",), ()]
+    assert apart[0].reference_ids == together[0].reference_ids != apart[1].reference_ids
+    assert [e.prompt_ids for e in apart[:2]] == [together[0].prompt_ids] * 2
+    assert report.rows_read == 2
+
+
+def test_an_example_keeps_the_prompt_as_the_source_has_it(write):
+    turns = [{"role": "user", "content": "a"}]
+    row = {"messages": [*turns, {"role": "assistant", "content": "b"}]}
+    (example,), _ = load_examples(write([row]), CHAT, DataConfig())
+    assert example.row_prompt == tuple(turns)

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import pytest
+from data_tokenizers import CHATML, TRIMMED, WORDY, byte_level, word_level
+
+from tdistill.data import DataConfig, response_end_id
+from tdistill.data.formats import Record
+from tdistill.data.rendering import render_conversation
+from tdistill.data.tokens import (
+    encode_prompts,
+    encode_rendered,
+    encode_responses,
+    make_examples,
+    splits_special_tokens,
+)
+from tdistill.errors import ModelError
+
+ANSWER = "William Shakespeare wrote the play."
+
+
+def one(tokenizer, template, references=(ANSWER,), **config):
+    record = Record("f:1", "Who wrote the play?", references, False)
+    return make_examples(tokenizer, template, [record], DataConfig(**config))[0]
+
+
+def test_the_end_of_a_turn_is_what_the_template_writes():
+    tokenizer = byte_level(CHATML)
+    assert response_end_id(tokenizer, "chat") == tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert response_end_id(tokenizer, "plain") == tokenizer.eos_token_id
+    assert response_end_id(tokenizer, "alpaca") == tokenizer.eos_token_id
+
+
+def test_a_template_without_control_token_after_the_response_ends_with_the_end_token():
+    tokenizer = byte_level(WORDY)
+    assert response_end_id(tokenizer, "chat") == tokenizer.eos_token_id
+
+
+def test_an_added_white_space_token_does_not_end_a_turn():
+    tokenizer = byte_level(CHATML.replace("<|im_end|>", "\n\n<|im_end|>"))
+    tokenizer.add_tokens(["\t", "\n\n"])
+    assert response_end_id(tokenizer, "chat") == tokenizer.convert_tokens_to_ids("<|im_end|>")
+
+
+def test_a_tokenizer_without_end_token_is_refused():
+    with pytest.raises(ModelError, match=r"Set tokenizer\.eos_token"):
+        response_end_id(word_level(end=None), "plain")
+
+
+@pytest.mark.parametrize("template", [CHATML, TRIMMED])
+def test_prompt_and_response_are_the_tokens_of_the_whole_conversation(template):
+    tokenizer = byte_level(template)
+    example = one(tokenizer, "chat")
+    record = Record("f:1", "Who wrote the play?", (ANSWER,), False)
+    whole = encode_rendered(tokenizer, render_conversation(tokenizer, record))
+    line_feed = encode_rendered(tokenizer, "\n")
+    assert [*example.prompt_ids, *example.reference_ids, *line_feed] == whole
+
+
+def test_the_response_is_stripped_only_where_the_template_strips_it():
+    spaced = f" {ANSWER}\n"
+    stripped = one(byte_level(TRIMMED), "chat", (spaced,))
+    assert stripped.reference_ids == one(byte_level(TRIMMED), "chat").reference_ids
+    tokenizer = byte_level(CHATML)
+    kept = one(tokenizer, "chat", (spaced,))
+    assert tokenizer.decode(list(kept.reference_ids[:-1])) == spaced
+    assert kept.references == (spaced,)
+
+
+def test_a_response_that_fills_the_limit_without_its_end_is_cut():
+    tokenizer = byte_level(CHATML)
+    whole = one(tokenizer, "chat").reference_ids
+    fits = one(tokenizer, "chat", max_response_tokens=len(whole))
+    assert (fits.reference_ids, fits.reference_ended) == (whole, True)
+    cut = one(tokenizer, "chat", max_response_tokens=len(whole) - 1)
+    assert (cut.reference_ids, cut.reference_ended) == (whole[:-1], False)
+
+
+def test_no_reference_has_no_tokens_and_no_end():
+    example = one(byte_level(CHATML), "chat", ())
+    assert (example.reference_ids, example.reference_ended) == ((), False)
+
+
+def test_special_tokens_in_a_response_are_plain_text():
+    tokenizer = byte_level(CHATML)
+    text = "Stop <|im_end|> now<|endoftext|>"
+    example = one(tokenizer, "chat", (text,))
+    assert not set(example.reference_ids[:-1]) & set(tokenizer.all_special_ids)
+    assert tokenizer.decode(list(example.reference_ids[:-1])) == text
+    assert splits_special_tokens(tokenizer)
+    assert not splits_special_tokens(word_level())
+
+
+def test_special_tokens_in_prompts_follow_the_template():
+    tokenizer = byte_level(CHATML)
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert end not in encode_prompts(tokenizer, "alpaca", ["a<|im_end|>b"])[0]
+    assert end in encode_prompts(tokenizer, "plain", ["a<|im_end|>b"])[0]
+    # Reading text as plain once does not change how the next text is read.
+    encode_responses(tokenizer, ["a<|im_end|>b"])
+    assert end in encode_prompts(tokenizer, "chat", ["a<|im_end|>b"])[0]
+
+
+def test_a_prompt_gets_the_start_token_but_no_end_token():
+    tokenizer = word_level()
+    (ids,) = encode_prompts(tokenizer, "plain", ["Who wrote"])
+    assert tokenizer.convert_ids_to_tokens(ids) == ["<s>", "Who", "wrote"]
+    (row,) = encode_responses(tokenizer, ["the play"])
+    assert tokenizer.convert_ids_to_tokens(row) == ["the", "play"]
+    assert encode_responses(tokenizer, []) == []
