@@ -21,7 +21,7 @@ from tdistill.tabular import (
     soft_policy,
     top_p_mask,
 )
-from tdistill.training.objectives import Objective
+from tdistill.training.objectives import Objective, Views
 from tdistill.training.view import ModelView
 
 
@@ -110,7 +110,7 @@ class ExactBatch:
     def expected(self, objective: Objective, table: Tensor, target: Tensor | None = None) -> Tensor:
         """The expected sum of the step losses of a response."""
         other = None if target is None else self.view(target)
-        loss = objective.step_loss(self.view(table), self.batch, target=other).loss
+        loss = objective.loss(Views(self.view(table), target=other), self.batch).loss
         return (self.weight * loss).sum()
 
 

@@ -45,6 +45,7 @@ from tdistill.training.objectives import (
     SkewKL,
     SkewReverseKL,
     SoftTD,
+    Views,
 )
 
 # No shrinking: a problem is solved in seconds, and all are small.
@@ -175,10 +176,10 @@ def test_the_teachers_own_q_has_no_soft_td_error_on_its_sets(problem: Problem) -
     exact = exact_batch(problem)
     view = exact.view(problem.scores)
     objective = SoftTD(discount=problem.mdp.discount)
-    own = objective.step_loss(view, exact.batch).parts["td_error"]
+    own = objective.loss(Views(view), exact.batch).parts["td_error"]
     assert own.abs().max() < 1e-12
     whole = replace(objective, teacher_value="vocabulary")
-    found = whole.step_loss(view, exact.batch).parts["td_error"]
+    found = whole.loss(Views(view), exact.batch).parts["td_error"]
     kept = (problem.scores.softmax(1) * problem.allowed).sum(1).log()[exact.state]
     lost = exact.batch.discount * core.successor(kept, exact.batch.has_successor)
     torch.testing.assert_close(found, lost, rtol=1e-10, atol=1e-12)

@@ -20,7 +20,7 @@ from tdistill.teacher.cache import Cache, CacheWriter, Record, identity_of
 from tdistill.teacher.config import CaptureConfig
 from tdistill.teacher.source import CachedTeacher, LiveTeacher
 from tdistill.training.config import TrainConfig
-from tdistill.training.objectives import KD, BellmanDistill
+from tdistill.training.objectives import KD, BellmanDistill, Views
 from tdistill.training.trainer import DistillTrainer, RowDataset, training_arguments
 from tdistill.training.view import ModelView
 from tiny import VOCABULARY, tiny_lm, tiny_model, tokenizer
@@ -192,8 +192,8 @@ def learn(objective: Any, batch: Batch, *, updates: int = 30) -> tuple[list[floa
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     for _ in range(updates):
         view = model_view(model, batch)
-        loss = objective.step_loss(view, batch).loss.mean()
-        distances.append(float(KD().step_loss(view, batch).loss.mean().detach()))
+        loss = objective.loss(Views(view), batch).loss.mean()
+        distances.append(float(KD().loss(Views(view), batch).loss.mean().detach()))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

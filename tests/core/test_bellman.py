@@ -4,7 +4,7 @@ import pytest
 import torch
 from jaxtyping import TypeCheckError
 
-from tdistill.core import implied_reward, soft_bellman_backup
+from tdistill.core import implied_reward, soft_bellman_backup, td_error
 
 DISCOUNT = torch.tensor([0.5, 0.99, 0.0], dtype=torch.float64)
 
@@ -15,6 +15,12 @@ def test_hand_computed_values():
     expected = torch.tensor([1.0, 2.98, 3.0], dtype=torch.float64)
     torch.testing.assert_close(implied_reward(q_a, following, DISCOUNT), expected)
     torch.testing.assert_close(soft_bellman_backup(expected, following, DISCOUNT), q_a)
+
+
+def test_td_error_by_hand() -> None:
+    q_a, reward, following = torch.tensor([4.0, 4.0]), torch.ones(2), torch.tensor([10.0, 10.0])
+    found = td_error(q_a, reward, following, torch.tensor([0.5, 0.0]))
+    assert found.tolist() == [2.0, -3.0]
 
 
 def test_backup_and_implied_reward_undo_each_other(generator: torch.Generator):

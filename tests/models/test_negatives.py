@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from world import PAPER, make_batch, model_view, random_view, student
 
 from tdistill.errors import InvalidValueError
 from tdistill.models.negatives import draw_negatives
+from tdistill.training.objectives import Views
+from world import PAPER, make_batch, model_view, random_view, student
 
 IDS = torch.tensor([3] * 50 + [7] * 20 + [9, 11, 400])
 SAMPLED = replace(PAPER, shift="raw", q_min=None, normaliser="sampled", negatives=24)
@@ -74,8 +75,8 @@ def test_with_every_token_the_sampled_normaliser_is_the_exact_one() -> None:
     batch = make_batch()
     for objective in (SAMPLED, replace(SAMPLED, shift="normalised")):
         logits, view = random_view(batch)
-        exact = replace(objective, normaliser="vocabulary").step_loss(view, batch).loss
-        found = replace(objective, negatives=64).step_loss(view, batch).loss
+        exact = replace(objective, normaliser="vocabulary").loss(Views(view), batch).loss
+        found = replace(objective, negatives=64).loss(Views(view), batch).loss
         torch.testing.assert_close(found, exact)
         slopes = [
             torch.autograd.grad(x.sum(), logits, retain_graph=True)[0] for x in (found, exact)
@@ -108,7 +109,7 @@ def test_it_holds_down_the_mass_off_the_set_as_the_exact_one_does() -> None:
         optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
         for _ in range(30):
             optimizer.zero_grad()
-            objective.step_loss(model_view(model, batch), batch).loss.mean().backward()
+            objective.loss(Views(model_view(model, batch)), batch).loss.mean().backward()
             optimizer.step()
         view = model_view(model, batch)
         leaks[name] = float(view.leak()[0].mean())

@@ -23,6 +23,7 @@ from tdistill.training.objectives import (
     SkewKL,
     SkewReverseKL,
     TotalVariation,
+    Views,
 )
 from world import (
     EVERYTHING,
@@ -125,8 +126,8 @@ def test_every_divergence_on_every_support_is_the_dense_formula(
 ) -> None:
     batch = make_batch(set_top_p=0.6)
     logits, view = random_view(batch)
-    found = replace(objective, support=support).step_loss(
-        view, batch, teacher=teacher_scores(batch)
+    found = replace(objective, support=support).loss(
+        Views(view, teacher=teacher_scores(batch)), batch
     )
     expected = written(objective, *outcomes(support, batch, logits))
     assert (found.loss > 0).sum() > 15  # a set of one member is at 0
@@ -139,7 +140,7 @@ def test_merging_the_tail_is_a_lower_bound(objective: Any) -> None:
     _, view = random_view(batch)
     options = {"teacher": teacher_scores(batch)}
     merged, full = (
-        replace(objective, support=s).step_loss(view, batch, **options).loss
+        replace(objective, support=s).loss(Views(view, **options), batch).loss
         for s in ("set-and-tail", "vocabulary")
     )
     assert (merged <= full + 1e-3).all()  # sets are captured rounded
@@ -156,10 +157,10 @@ def test_with_everything_captured_all_supports_agree_up_to_rounding(
     # Rounding leaves up to 0.001 of mass off a set that holds all of it.
     whole = replace(batch, set_log_probs=project(batch.set_log_probs, batch.set_offsets))
     exact = replace(objective, support="vocabulary")
-    expected = exact.step_loss(view, batch, teacher=teacher_scores(batch)).loss
+    expected = exact.loss(Views(view, teacher=teacher_scores(batch)), batch).loss
     for support in SUPPORTS[:-1]:
         if support != "projected" or objective.name != "reverse_kl":
-            found = replace(objective, support=support).step_loss(view, whole).loss
+            found = replace(objective, support=support).loss(Views(view), whole).loss
             close(found, expected, 0.005)
 
 
@@ -170,7 +171,7 @@ def test_cloning_over_the_vocabulary_is_cloning_on_the_set_minus_the_log_of_its_
     assert (lost > 0.1).any()
     for objective, over in ((KD(), "projected"), (SFT(), "vocabulary"), (SeqKD(), "vocabulary")):
         full, on_set = (
-            replace(objective, support=s).step_loss(view, batch).loss for s in (over, "set")
+            replace(objective, support=s).loss(Views(view), batch).loss for s in (over, "set")
         )
         check_same(full, on_set + lost, logits)
 
@@ -181,7 +182,7 @@ def test_on_the_set_the_mass_off_it_is_free_and_elsewhere_it_is_not() -> None:
     outside = ~Dense.of(batch).inside
     for objective, support in CASES:
         if support != "vocabulary":
-            loss = replace(objective, support=support).step_loss(view, batch).loss
+            loss = replace(objective, support=support).loss(Views(view), batch).loss
             off = torch.autograd.grad(loss.sum(), logits, retain_graph=True)[0][outside]
             assert (off.abs().max() == 0.0) == (support == "set")
 
@@ -191,12 +192,14 @@ def test_identity_phi_on_the_set_is_cloning_on_the_set() -> None:
     logits, view = random_view(batch)
     plain = replace(PAPER, phi="identity", shift="raw", q_min=None)
     check_same(
-        SeqKD(support="set").step_loss(view, batch).loss, plain.step_loss(view, batch).loss, logits
+        SeqKD(support="set").loss(Views(view), batch).loss,
+        plain.loss(Views(view), batch).loss,
+        logits,
     )
     policy = Dense.of(batch).policy
     entropy = -(policy * policy.clamp(min=1e-300).log()).sum(1)
-    expected = replace(plain, linear_term="teacher-expectation").step_loss(view, batch).loss
-    check_same(KD(support="set").step_loss(view, batch).loss, expected - entropy, logits)
+    expected = replace(plain, linear_term="teacher-expectation").loss(Views(view), batch).loss
+    check_same(KD(support="set").loss(Views(view), batch).loss, expected - entropy, logits)
 
 
 def test_gradients_derived_by_hand() -> None:
@@ -213,7 +216,8 @@ def test_gradients_derived_by_hand() -> None:
         "total_variation": q * (sign - (q * sign).sum(1, keepdim=True)),
     }
     for objective in (KD(), ReverseKL(), TotalVariation()):
-        loss = replace(objective, support="vocabulary").step_loss(view, batch, teacher=teacher).loss
+        exact = replace(objective, support="vocabulary")
+        loss = exact.loss(Views(view, teacher=teacher), batch).loss
         close(torch.autograd.grad(loss.sum(), logits)[0], expected[objective.name])
 
 
@@ -224,7 +228,7 @@ def test_gkd_without_student_rows_is_the_jsd_with_the_kls_as_ends(support: Any) 
     options = {"teacher": teacher_scores(batch)}
 
     def loss(objective: Any) -> Tensor:
-        return replace(objective, support=support).step_loss(view, batch, **options).loss
+        return replace(objective, support=support).loss(Views(view, **options), batch).loss
 
     check_same(loss(GKD(student_share=0.0, beta=0.0)), loss(KD()), logits)
     check_same(loss(GKD(beta=0.3)), loss(JSD(beta=0.3)), logits)
@@ -247,11 +251,11 @@ def test_thirty_updates_lower_the_loss_and_bring_the_student_closer(objective: A
     def distance() -> float:
         with torch.no_grad():
             view = model_view(model, batch)
-            return float(exact.step_loss(view, batch, teacher=scores).loss.mean())
+            return float(exact.loss(Views(view, teacher=scores), batch).loss.mean())
 
     losses, start = [], distance()
     for _ in range(30):
-        loss = objective.step_loss(model_view(model, batch), batch, teacher=scores).loss.mean()
+        loss = objective.loss(Views(model_view(model, batch), teacher=scores), batch).loss.mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -266,7 +270,7 @@ def test_cloning_on_the_set_learns(objective: Any) -> None:
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     losses = []
     for _ in range(30):
-        loss = objective.step_loss(model_view(model, batch), batch).loss.mean()
+        loss = objective.loss(Views(model_view(model, batch)), batch).loss.mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -309,7 +313,7 @@ def test_the_students_own_actions_are_no_labels(support: Any) -> None:
     batch = make_batch(rows)
     logits, view = random_view(batch)
     objective = SeqKD(support=support, student_share=0.5)
-    found = objective.step_loss(view, batch).loss
+    found = objective.loss(Views(view), batch).loss
     dense = Dense.of(batch)
     over = logits if support == "vocabulary" else logits.masked_fill(~dense.inside, float("-inf"))
     log_probs = over.log_softmax(1)

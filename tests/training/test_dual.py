@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from world import PAPER, Dense, inside_rows, learn, make_batch, own_rows, random_view
 
 from tdistill.errors import InvalidValueError
-from tdistill.training.objectives import CSIL, BoundedIQ
+from tdistill.training.objectives import CSIL, BoundedIQ, Views
+from world import PAPER, Dense, inside_rows, learn, make_batch, own_rows, random_view
 
 COHERENT = CSIL(normaliser="set", discount=0.9, cloning_weight=0.5, reward_scale=1.5)
 
@@ -35,8 +35,8 @@ def test_csil_is_the_dense_formula() -> None:
     log_policy = logits - value[:, None]
     cloning = (dense.policy * (log_teacher - log_policy)).sum(1)
     expected = torch.where(batch.can_bootstrap, error**2, 0.0) + 0.5 * cloning
-    check_same(COHERENT.step_loss(view, batch).loss, expected, logits)
-    whole = replace(COHERENT, normaliser="vocabulary").step_loss(view, batch).loss
+    check_same(COHERENT.loss(Views(view), batch).loss, expected, logits)
+    whole = replace(COHERENT, normaliser="vocabulary").loss(Views(view), batch).loss
     mass = (logits.softmax(1) * dense.inside).sum(1)
     check_same(whole, expected - mass.log(), logits)
 
@@ -47,9 +47,9 @@ def test_the_projected_teacher_has_no_loss(returns: Any) -> None:
     dense = Dense.of(batch)
     _, view = random_view(batch)
     view.scores.logits.data.copy_(dense.policy.clamp(min=1e-300).log())  # type: ignore[attr-defined]
-    loss = CSIL(returns=returns, horizon=3).step_loss(view, batch).loss
+    loss = CSIL(returns=returns, horizon=3).loss(Views(view), batch).loss
     assert loss.abs().max() < 1e-5
-    wrong = CSIL(returns=returns, reward_scale=1.5).step_loss(view, batch).loss
+    wrong = CSIL(returns=returns, reward_scale=1.5).loss(Views(view), batch).loss
     assert wrong.max() > 0.1
 
 
@@ -59,8 +59,8 @@ def test_a_band_of_no_width_is_chi_square() -> None:
     shared: dict[str, Any] = {"normaliser": "set", "discount": 0.9}
     band = BoundedIQ(lowest_reward=0.0, highest_reward=0.0, penalty=0.5, **shared)
     chi_square = replace(PAPER, shift="raw", q_min=None, alpha=0.5, successor="semi", **shared)
-    found = band.step_loss(view, batch).loss
-    check_same(found, chi_square.step_loss(view, batch).loss, logits)
+    found = band.loss(Views(view), batch).loss
+    check_same(found, chi_square.loss(Views(view), batch).loss, logits)
 
 
 def test_the_band_is_one_sided_on_each_side_and_holds_every_row() -> None:
@@ -77,7 +77,7 @@ def test_the_band_is_one_sided_on_each_side_and_holds_every_row() -> None:
     excess = torch.where(batch.can_bootstrap, (reward - inside) ** 2, 0.0)
     assert (reward < -1.0).any() and (reward > 0.5).any() and (inside == reward).any()
     expected = torch.where(batch.expert, value - q_a, 0.0) + 3.0 * excess
-    check_same(objective.step_loss(view, batch).loss, expected, logits)
+    check_same(objective.loss(Views(view), batch).loss, expected, logits)
 
 
 @pytest.mark.parametrize("objective", [CSIL(), CSIL(successor="semi"), BoundedIQ()])

@@ -12,7 +12,7 @@ from torch.nn.functional import relu
 from tdistill.errors import InvalidValueError
 from tdistill.evidence.batch import Batch
 from tdistill.evidence.rows import ROW_SOURCES
-from tdistill.training.objectives import BellmanDistill, IQLearn
+from tdistill.training.objectives import BellmanDistill, IQLearn, Views
 from world import (
     EVERYTHING,
     PAPER,
@@ -134,7 +134,7 @@ def test_value_and_gradient_are_those_of_the_dense_formula(
         objective = replace(PLAIN, **choices)
         logits, view = random_view(batch)
         found, expected = (
-            objective.step_loss(view, batch).loss,
+            objective.loss(Views(view), batch).loss,
             dense_loss(logits, batch, objective),
         )
         close(found, expected, 1e-5)
@@ -147,8 +147,8 @@ def test_online_without_student_rows_is_the_expert_form(phi: Any, linear: Any) -
     batch = make_batch(discount=0.9)
     logits, view = random_view(batch)
     objective = replace(PLAIN, phi=phi, linear_term=linear)
-    expert = objective.step_loss(view, batch).loss
-    online = replace(objective, second_term="online").step_loss(view, batch).loss
+    expert = objective.loss(Views(view), batch).loss
+    online = replace(objective, second_term="online").loss(Views(view), batch).loss
     close(online, expert)
     close(gradient(online, logits), gradient(expert, logits))
 
@@ -162,8 +162,8 @@ def test_the_initial_form_is_the_expert_form_over_the_discounted_occupancy(
     batch = make_batch(discount=gamma)
     objective = replace(PLAIN, phi=phi, discount=gamma)
     logits, view = random_view(batch)
-    expert = objective.step_loss(view, batch).loss
-    initial = replace(objective, second_term="initial").step_loss(view, batch).loss
+    expert = objective.loss(Views(view), batch).loss
+    initial = replace(objective, second_term="initial").loss(Views(view), batch).loss
     for row in range(len(batch.source)):
         mine = batch.row == row
         weights = gamma ** torch.arange(int(mine.sum()), dtype=torch.float64)
@@ -185,7 +185,7 @@ def test_no_form_can_be_lowered_by_moving_every_q_alike(shift: Any, second: Any)
     logits, view = random_view(batch)
     _, moved = random_view(batch)
     moved.scores = type(view.scores)(logits + 7.0)
-    before, after = (objective.step_loss(v, batch).loss for v in (view, moved))
+    before, after = (objective.loss(Views(v), batch).loss for v in (view, moved))
     for row in range(len(batch.source)):
         mine = batch.row == row
         close(after[mine].mean(), before[mine].mean(), 1e-5)
@@ -197,7 +197,7 @@ def test_a_student_equal_to_the_teacher_has_its_reward(shift: Any, q_min: float 
     batch = make_batch(discount=0.9)
     objective = replace(PAPER, shift=shift, q_min=q_min)
     with torch.no_grad():
-        found = objective.step_loss(model_view(teacher().model, batch), batch)
+        found = objective.loss(Views(model_view(teacher().model, batch)), batch)
         expected = objective.teacher_reward(batch)
     assert expected.abs().max() > 0.1
     close(found.parts["implied_reward"], expected, 0.01)  # the evidence is rounded
@@ -215,11 +215,11 @@ def test_centred_on_the_teacher_a_student_equal_to_it_feels_no_phi(phi: Any, sec
     logits.requires_grad_()
     _, view = random_view(batch)
     view.scores = type(view.scores)(logits)
-    linear = replace(objective, phi="identity").step_loss(view, batch).loss
-    centred = replace(objective, centre="teacher").step_loss(view, batch)
+    linear = replace(objective, phi="identity").loss(Views(view), batch).loss
+    centred = replace(objective, centre="teacher").loss(Views(view), batch)
     close(centred.parts["nonlinear"], torch.zeros(len(logits)), 1e-5)
     close(gradient(centred.loss, logits), gradient(linear, logits), 1e-4)
-    around_zero = gradient(objective.step_loss(view, batch).loss, logits)
+    around_zero = gradient(objective.loss(Views(view), batch).loss, logits)
     assert (around_zero - gradient(linear, logits)).abs().max() > 0.05
 
 
@@ -232,8 +232,8 @@ def test_on_its_own_rows_the_student_learns_from_the_teacher_and_not_from_its_ac
     (_, view), (_, elsewhere) = random_view(batch), random_view(other)
     for second, linear in product(SECOND, ("sampled", "teacher-expectation")):
         objective = replace(PLAIN, second_term=second, linear_term=linear)
-        found = objective.step_loss(view, batch)
-        close(objective.step_loss(elsewhere, other).loss, found.loss)
+        found = objective.loss(Views(view), batch)
+        close(objective.loss(Views(elsewhere), other).loss, found.loss)
         assert (found.parts["nonlinear"][own] == 0.0).all()
         assert (found.loss[own] != 0.0).any()
 
@@ -242,7 +242,7 @@ def test_bellman_distill_is_iq_learn_with_its_own_defaults() -> None:
     batch = make_batch()
     _, view = random_view(batch)
     same = IQLearn(alpha=10.0, linear_term="teacher-expectation")
-    found, expected = (o.step_loss(view, batch).loss for o in (BellmanDistill(), same))
+    found, expected = (o.loss(Views(view), batch).loss for o in (BellmanDistill(), same))
     assert found.equal(expected)
     assert (IQLearn().alpha, IQLearn().linear_term) == (0.5, "sampled")
 
@@ -268,14 +268,14 @@ def test_thirty_updates_lower_the_loss_and_bring_the_student_closer(phi: Any, ce
     # Weak enough that cloning leads: phi's own optimum is another (see the docstring).
     objective = IQLearn(phi=phi, centre=centre, alpha=30.0, linear_term="teacher-expectation")
     clone, losses = replace(objective, phi="identity"), []
-    start = float(clone.step_loss(model_view(model, batch), batch).loss.detach().mean())
+    start = float(clone.loss(Views(model_view(model, batch)), batch).loss.detach().mean())
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     for _ in range(30):
-        loss = objective.step_loss(model_view(model, batch), batch).loss.mean()
+        loss = objective.loss(Views(model_view(model, batch)), batch).loss.mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
-    end = float(clone.step_loss(model_view(model, batch), batch).loss.detach().mean())
+    end = float(clone.loss(Views(model_view(model, batch)), batch).loss.detach().mean())
     assert losses[-1] < 0.9 * losses[0]
     assert end < 0.9 * start

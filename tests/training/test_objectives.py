@@ -13,7 +13,7 @@ from tdistill.core import masked_sum
 from tdistill.errors import DataError, InvalidValueError
 from tdistill.evidence.rows import Row
 from tdistill.models.scores import DenseStepScores
-from tdistill.training.objectives import KD, SFT, BellmanDistill, SeqKD
+from tdistill.training.objectives import KD, SFT, BellmanDistill, SeqKD, Views
 from world import (
     END,
     EVERYTHING,
@@ -57,7 +57,7 @@ def check_same(found: Tensor, expected: Tensor, logits: Tensor) -> None:
 def test_identity_phi_clones_on_the_set_at_every_discount(shift: Any, gamma: float) -> None:
     batch = make_batch(discount=gamma)
     logits, view = random_view(batch)
-    found = replace(PLAIN, phi="identity", shift=shift).step_loss(view, batch).loss
+    found = replace(PLAIN, phi="identity", shift=shift).loss(Views(view), batch).loss
     inside = Dense.of(batch).inside
     projected = logits.masked_fill(~inside, float("-inf")).log_softmax(1)
     check_same(found, -projected.gather(1, batch.action[:, None])[:, 0], logits)
@@ -90,7 +90,7 @@ def test_every_combination_of_choices_is_the_dense_formula(
     batch = make_batch(discount=0.9)
     logits, view = random_view(batch)
     other, target = random_view(batch, seed=9)
-    found = objective.step_loss(view, batch, target=target).loss
+    found = objective.loss(Views(view, target=target), batch).loss
     check_same(found, dense_bellman(logits, batch, objective, other), logits)
     if successor == "target":
         assert torch.autograd.grad(found.sum(), other, allow_unused=True)[0] is None
@@ -102,7 +102,7 @@ def test_the_gradient_derived_by_hand(successor: Any) -> None:
     batch = make_batch(discount=0.9)
     logits, view = random_view(batch)
     other, target = random_view(batch, seed=9)
-    loss = replace(PLAIN, successor=successor).step_loss(view, batch, target=target).loss
+    loss = replace(PLAIN, successor=successor).loss(Views(view, target=target), batch).loss
     dense = Dense.of(batch)
     pi = logits.detach().masked_fill(~dense.inside, float("-inf")).softmax(1)
     values = dense.on_set((other if successor == "target" else logits).detach())
@@ -119,8 +119,8 @@ def test_the_gradient_derived_by_hand(successor: Any) -> None:
 def test_vocabulary_normaliser_adds_the_mass_off_the_set_and_nothing_else() -> None:
     batch = make_batch()
     logits, view = random_view(batch)
-    on_set = PLAIN.step_loss(view, batch)
-    everything = replace(PLAIN, normaliser="vocabulary").step_loss(view, batch)
+    on_set = PLAIN.loss(Views(view), batch)
+    everything = replace(PLAIN, normaliser="vocabulary").loss(Views(view), batch)
     mass = (logits.softmax(1) * Dense.of(batch).inside).sum(1)
     check_same(everything.loss, on_set.loss - mass.log(), logits)
     close(everything.parts["nonlinear"], on_set.parts["nonlinear"])
@@ -134,17 +134,17 @@ def test_teacher_expectation_is_the_mean_of_the_sampled_term_over_the_teacher() 
     for token in range(policy.shape[1]):
         other = replace(batch, action=torch.full_like(batch.action, token))
         _, anywhere = random_view(other)
-        sampled += policy[:, token] * PLAIN.step_loss(anywhere, other).parts["linear"].detach()
-    found = replace(PLAIN, linear_term="teacher-expectation").step_loss(view, batch)
+        sampled += policy[:, token] * PLAIN.loss(Views(anywhere), other).parts["linear"].detach()
+    found = replace(PLAIN, linear_term="teacher-expectation").loss(Views(view), batch)
     close(found.parts["linear"], sampled)
-    close(found.parts["nonlinear"], PLAIN.step_loss(view, batch).parts["nonlinear"])
+    close(found.parts["nonlinear"], PLAIN.loss(Views(view), batch).parts["nonlinear"])
     assert logits.grad is None
 
 
 def test_shifts_move_only_the_nonlinear_term() -> None:
     batch = make_batch()
     _, view = random_view(batch)
-    of = {shift: replace(PLAIN, shift=shift).step_loss(view, batch).parts for shift in SHIFTS}
+    of = {shift: replace(PLAIN, shift=shift).loss(Views(view), batch).parts for shift in SHIFTS}
     for shift in SHIFTS[1:]:
         close(of[shift]["linear"], of["raw"]["linear"])
         assert (of[shift]["nonlinear"] - of["raw"]["nonlinear"]).abs().max() > 0.1
@@ -160,8 +160,8 @@ def test_the_clip_bounds_what_is_far_below_the_best_and_stops_its_gradient() -> 
     far.requires_grad_()
     _, view = random_view(batch)
     view.scores = DenseStepScores(far)
-    found = replace(PAPER, alpha=0.5, phi="identity").step_loss(view, batch)
-    unclipped = replace(PAPER, alpha=0.5, phi="identity", q_min=None).step_loss(view, batch)
+    found = replace(PAPER, alpha=0.5, phi="identity").loss(Views(view), batch)
+    unclipped = replace(PAPER, alpha=0.5, phi="identity", q_min=None).loss(Views(view), batch)
     close(unclipped.loss[0] - found.loss[0], torch.tensor(15.0), 1e-3)
     close(unclipped.loss[1:], found.loss[1:], 1e-3)
     assert torch.autograd.grad(found.loss[0], far)[0][0, batch.action[0]] == 0.0
@@ -170,7 +170,7 @@ def test_the_clip_bounds_what_is_far_below_the_best_and_stops_its_gradient() -> 
 def test_alpha_divides_the_nonlinear_term() -> None:
     batch = make_batch()
     _, view = random_view(batch)
-    soft, hard = (replace(PLAIN, alpha=a).step_loss(view, batch).parts for a in (2.0, 0.1))
+    soft, hard = (replace(PLAIN, alpha=a).loss(Views(view), batch).parts for a in (2.0, 0.1))
     close(soft["nonlinear"] * 20, hard["nonlinear"])
     close(soft["linear"], hard["linear"])
     close(hard["nonlinear"][:1], hard["implied_reward"][:1] ** 2 / 0.4)
@@ -181,7 +181,7 @@ def test_end_of_a_finished_row_has_no_future_and_a_cut_row_no_nonlinear_term() -
     finished, cut = (make_batch([Row(**steps, ended=e)]) for e in (True, False))
     _, view = random_view(finished)
     _, cut_view = random_view(cut)
-    whole, part = PLAIN.step_loss(view, finished), PLAIN.step_loss(cut_view, cut)
+    whole, part = PLAIN.loss(Views(view), finished), PLAIN.loss(Views(cut_view), cut)
     assert finished.discount.tolist()[-1] == 0.0 and cut.discount.tolist()[-1] > 0.98
     close(whole.parts["implied_reward"][-1], view.action[-1])  # r = Q(s, a): nothing follows
     close(whole.parts["nonlinear"][-1], view.action[-1] ** 2 / 2.0)
@@ -195,13 +195,13 @@ def test_a_row_takes_nothing_from_the_row_after_it() -> None:
     rows = list(inside_rows(6))
     together = make_batch(rows)
     logits, view = random_view(together)
-    found = PLAIN.step_loss(view, together).loss
+    found = PLAIN.loss(Views(view), together).loss
     alone = []
     for i, row in enumerate(rows):
         batch = make_batch([row])
         _, one = random_view(batch)
         one.scores = DenseStepScores(logits[together.row == i])
-        alone.append(PLAIN.step_loss(one, batch).loss)
+        alone.append(PLAIN.loss(Views(one), batch).loss)
     close(found, torch.cat(alone))
 
 
@@ -217,9 +217,9 @@ def test_out_of_set_actions_are_inserted_dropped_or_refused() -> None:
     assert inserted.trained.all()
     assert dropped.trained.equal(~outside)
     logits, view = random_view(inserted)
-    assert PLAIN.step_loss(view, inserted).parts["linear"].min() > 0.0  # a real log-probability
+    assert PLAIN.loss(Views(view), inserted).parts["linear"].min() > 0.0  # a real log-probability
     logits, view = random_view(dropped)
-    loss = replace(PLAIN, phi="identity").step_loss(view, dropped).loss
+    loss = replace(PLAIN, phi="identity").loss(Views(view), dropped).loss
     total = masked_sum(loss, dropped.trained)
     assert total.weight == len(loss) - outside.sum()
     assert (torch.autograd.grad(total.total, logits)[0][outside] == 0.0).all()
@@ -232,7 +232,7 @@ def test_sft_and_seqkd_are_the_cross_entropy_of_transformers() -> None:
     model, rows = student(), mixed_rows()
     for objective in (SFT(), SeqKD()):
         batch = make_batch(rows)
-        found = objective.step_loss(model_view(model, batch), batch).loss
+        found = objective.loss(Views(model_view(model, batch)), batch).loss
         for i, row in enumerate(rows):
             ids = torch.tensor([[*row.prompt_ids, *row.response_ids]])
             labels = ids.clone()
@@ -254,7 +254,7 @@ def test_live_kd_is_the_forward_kl_over_the_whole_vocabulary() -> None:
     logits, view = random_view(batch)
     wanted = dense_teacher(batch)
     read = (batch.input_ids, batch.attention_mask, batch.row, batch.position)
-    found = KD(support="vocabulary").step_loss(view, batch, teacher=live().scores(*read)).loss
+    found = KD(support="vocabulary").loss(Views(view, teacher=live().scores(*read)), batch).loss
     expected = (wanted.exp() * (wanted - logits.log_softmax(1))).sum(1)
     close(found, expected, 1e-5)
     close(gradient(found, logits), gradient(expected, logits), 1e-5)
@@ -268,7 +268,7 @@ def test_cached_kd_is_the_forward_kl_from_the_projected_teacher(tmp_path: Path) 
     logits, view = random_view(batch)
     policy = Dense.of(batch).policy
     terms = torch.where(policy > 0, policy * (policy.log() - logits.log_softmax(1)), 0.0)
-    check_same(KD().step_loss(view, batch).loss.double(), terms.sum(1), logits)
+    check_same(KD().loss(Views(view), batch).loss.double(), terms.sum(1), logits)
 
 
 def test_cached_kd_of_the_whole_vocabulary_is_live_kd_up_to_rounding(tmp_path: Path) -> None:
@@ -276,8 +276,8 @@ def test_cached_kd_of_the_whole_vocabulary_is_live_kd_up_to_rounding(tmp_path: P
     batch = make_batch(rows, source=cached(tmp_path, rows, EVERYTHING))
     _, view = random_view(batch)
     read = (batch.input_ids, batch.attention_mask, batch.row, batch.position)
-    exact = KD(support="vocabulary").step_loss(view, batch, teacher=live().scores(*read)).loss
-    found = KD().step_loss(view, batch).loss
+    exact = KD(support="vocabulary").loss(Views(view, teacher=live().scores(*read)), batch).loss
+    found = KD().loss(Views(view), batch).loss
     close(found, exact, 0.004)
     assert (found - exact).abs().max() > 0.0  # it was the rounded one
 
@@ -312,7 +312,7 @@ def test_thirty_updates_lower_the_loss_and_bring_the_student_closer(
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     losses, start = [], forward_kl(model, batch)
     for _ in range(30):
-        loss = objective.step_loss(model_view(model, batch), batch, teacher=scores).loss.mean()
+        loss = objective.loss(Views(model_view(model, batch), teacher=scores), batch).loss.mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from world import Dense, inside_rows, learn, make_batch, model_view, random_view, teacher
 
 from tdistill.errors import InvalidValueError
-from tdistill.training.objectives import PathConsistency, SoftTD
+from tdistill.training.objectives import PathConsistency, SoftTD, Views
+from world import Dense, inside_rows, learn, make_batch, model_view, random_view, teacher
 
 SET = SoftTD(normaliser="set", discount=0.9)
 
@@ -49,7 +49,7 @@ def test_one_step_is_the_dense_formula(successor: Any, value: Any) -> None:
     logits, view = random_view(batch)
     other, target = random_view(batch, seed=9)
     objective = replace(SET, successor=successor, teacher_value=value)
-    found = objective.step_loss(view, batch, target=target).loss
+    found = objective.loss(Views(view, target=target), batch).loss
     held = {"residual": None, "semi": logits.detach(), "target": other.detach()}[successor]
     # The evidence is stored rounded: what counts is a reward from the teacher's own logits.
     reward = dense_reward(batch, whole=value == "vocabulary")
@@ -66,9 +66,9 @@ def test_the_rewards_over_set_and_vocabulary_are_two() -> None:
 def test_vocabulary_normaliser_adds_the_students_mass_off_the_set() -> None:
     batch = make_batch()
     logits, view = random_view(batch)
-    found = replace(SET, normaliser="vocabulary").step_loss(view, batch)
+    found = replace(SET, normaliser="vocabulary").loss(Views(view), batch)
     mass = (logits.softmax(1) * Dense.of(batch).inside).sum(1)
-    check_same(found.loss, SET.step_loss(view, batch).loss - mass.log(), logits)
+    check_same(found.loss, SET.loss(Views(view), batch).loss - mass.log(), logits)
 
 
 def test_the_returns_that_must_coincide_do() -> None:
@@ -76,7 +76,7 @@ def test_the_returns_that_must_coincide_do() -> None:
     logits, view = random_view(batch)
 
     def loss(**changes: Any) -> Tensor:
-        return replace(SET, **changes).step_loss(view, batch).loss
+        return replace(SET, **changes).loss(Views(view), batch).loss
 
     one = loss()
     check_same(loss(returns="k-step", horizon=1), one, logits)
@@ -92,7 +92,7 @@ def test_no_gradient_passes_through_a_return_that_is_held(successor: Any) -> Non
     logits, view = random_view(batch)
     other, target = random_view(batch, seed=9)
     objective = replace(SET, returns="k-step", horizon=3, successor=successor)
-    result = objective.step_loss(view, batch, target=target)
+    result = objective.loss(Views(view, target=target), batch)
     slope = torch.autograd.grad(result.loss.sum(), logits)[0]
     expected = -2 * result.parts["td_error"].detach()[:, None] * Dense.of(batch).action
     torch.testing.assert_close(slope, expected)
@@ -117,10 +117,10 @@ def test_path_consistency_is_the_residual_of_the_paper() -> None:
         expected.append(residual + weight * value[j] if weight else residual)
         if j == t:  # nothing is known of this step
             expected[-1] = 0.0 * residual
-    found = objective.step_loss(view, batch).loss
+    found = objective.loss(Views(view), batch).loss
     check_same(found, torch.stack(expected) ** 2, logits)
     k_step = replace(SET, returns="k-step", horizon=3)
-    check_same(found, k_step.step_loss(view, batch).loss, logits)
+    check_same(found, k_step.loss(Views(view), batch).loss, logits)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from tdistill.teacher.config import CaptureConfig
 from tdistill.teacher.source import LiveTeacher
 from tdistill.training import trainer as trainer_module
 from tdistill.training.config import TrainConfig
-from tdistill.training.objectives import KD, SFT, BellmanDistill, SeqKD
+from tdistill.training.objectives import KD, SFT, BellmanDistill, SeqKD, Views
 from tiny import FAMILIES, VOCABULARY, tiny_lm, tiny_model
 from world import (
     END,
@@ -99,7 +99,7 @@ def test_batch_8x1_is_1x8_and_the_global_token_mean(
 def direct_loss(model: Any, objective: Any, rows: list[Row], text: Any) -> Tensor:
     """One mean over all trained steps, plus the weighted one over all text tokens."""
     batch = make_batch(rows, out_of_set=objective.out_of_set, set_top_p=objective.set_top_p)
-    steps = objective.step_loss(model_view(model, batch), batch).loss
+    steps = objective.loss(Views(model_view(model, batch)), batch).loss
     loss = steps[batch.trained].mean()
     if text:
         ids = torch.tensor([text[i % len(text)] for i in range(len(rows))])
@@ -149,7 +149,7 @@ def test_logged_means_are_over_the_steps_of_the_whole_interval(
     with torch.no_grad():
         view = model_view(model, batch)
         logits = view.scores.rows(0, len(batch.action)).double()
-        loss = objective.step_loss(view, batch)
+        loss = objective.loss(Views(view), batch)
         ids = torch.tensor([TEXT[i % 5] for i in range(16)])
         text_loss = float(model(input_ids=ids, labels=ids).loss)
     dense, trained = Dense.of(batch), batch.trained
@@ -192,7 +192,8 @@ def test_live_kd_is_given_the_full_teacher(tmp_path: Path) -> None:
     batch = make_batch()
     scores = live().scores(batch.input_ids, batch.attention_mask, batch.row, batch.position)
     view = model_view(student(), batch)
-    expected = KD(support="vocabulary").step_loss(view, batch, teacher=scores).loss.mean().detach()
+    objective = KD(support="vocabulary")
+    expected = objective.loss(Views(view, teacher=scores), batch).loss.mean().detach()
     same(found, expected)
 
 

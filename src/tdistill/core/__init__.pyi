@@ -1,7 +1,6 @@
 """The public names of ``tdistill.core``; ``lazy_loader`` reads this list at run time."""
 
-from .authors_code import authors_code_loss, authors_code_terms
-from .bellman import implied_reward, soft_bellman_backup
+from .bellman import implied_reward, soft_bellman_backup, td_error
 from .bounds import kappa, sampled_gap_bound
 from .divergences import (
     cross_entropy,
@@ -32,9 +31,10 @@ from .phi import (
     kl_phi,
     total_variation_phi,
 )
-from .policy_gradient import clipped_policy_loss, discounted_sum
+from .policy_gradient import clipped_policy_loss
 from .projection import log_rest, log_set_mass, project, with_rest
 from .reduction import WeightedSum, masked_sum
+from .returns import discounted_sum, k_step_return, lambda_return
 from .sampled_normaliser import sampled_log_normaliser, set_membership
 from .segments import (
     kept_offsets,
@@ -45,7 +45,6 @@ from .segments import (
     segment_sum,
 )
 from .shift import clip_q, set_max_shift, teacher_shift
-from .soft_td import k_step_return, lambda_return, td_error
 from .sparse_tail import sampled_tail_kl, tail_mass
 from .top_p import TopPSets, check_top_p, top_p_sets, truncate, truncate_by_gain
 from .transitions import Transitions, discounted_occupancy, first_steps, successor, transitions
@@ -55,8 +54,6 @@ __all__ = [
     "TopPSets",
     "Transitions",
     "WeightedSum",
-    "authors_code_loss",
-    "authors_code_terms",
     "check_top_p",
     "chi_square_phi",
     "clip_q",

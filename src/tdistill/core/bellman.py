@@ -50,3 +50,27 @@ def implied_reward(
         [1.0]
     """
     return q_a - discount * next_value
+
+
+def td_error(
+    q_a: Float[Tensor, " *T"],
+    reward: Float[Tensor, " *T"],
+    next_value: Float[Tensor, " *T"],
+    discount: Float[Tensor, " *T"],
+) -> Float[Tensor, " *T"]:
+    """``r + discount V(s') - Q(s,a)``: the one-step error, 0 where Q is consistent with r.
+
+    Args:
+        q_a: Q of the taken action, nats.
+        reward: reward of the step, nats.
+        next_value: value of the successor state, nats.
+        discount: gamma, or 0 where the response ended.
+
+    Returns:
+        Error per step, nats.
+
+    Example:
+        >>> td_error(4.0, 1.0, 10.0, 0.5)
+        2.0
+    """
+    return soft_bellman_backup(reward, next_value, discount) - q_a

@@ -8,7 +8,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tdistill.core.returns import discounted_sum
 from tdistill.core.top_p import check_top_p
+from tdistill.core.transitions import successor, transitions
 from tdistill.errors import InvalidValueError
 
 
@@ -58,11 +60,6 @@ def sampled_gap_bound(
     """
     if lengths.numel() == 0:
         return torch.zeros_like(neg_log_mass)
-    rows = torch.nn.utils.rnn.pad_sequence(
-        list(neg_log_mass.split(lengths.tolist())), batch_first=True
-    )
-    gap = torch.zeros_like(rows)
-    for t in range(rows.shape[1] - 2, -1, -1):
-        gap[:, t] = discount * (rows[:, t + 1] + gap[:, t + 1])
-    real = torch.arange(rows.shape[1], device=rows.device) < lengths[:, None]
-    return gap[real]
+    follows = transitions(lengths, torch.ones_like(lengths).bool(), discount=1.0).has_successor
+    lost = discounted_sum(neg_log_mass, follows, discount=discount)
+    return discount * successor(lost, follows)

@@ -1,36 +1,10 @@
-"""Policy gradient on sampled responses: returns and the clipped surrogate."""
+"""Policy gradient on sampled responses: the clipped surrogate."""
 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
-
-from tdistill.core.soft_td import lambda_return
-from tdistill.core.transitions import Transitions
-
-
-def discounted_sum(
-    rewards: Float[Tensor, " T"], has_successor: Bool[Tensor, " T"], *, discount: float = 1.0
-) -> Float[Tensor, " T"]:
-    """``R_t = sum_{k>=0} discount^k r_{t+k}`` along each response: a lambda return without values.
-
-    Args:
-        rewards: per step, nats, responses laid end to end.
-        has_successor: whether the next flat step belongs to the same response.
-        discount: gamma in [0, 1].
-
-    Returns:
-        The return from each step on, nats.
-
-    Example:
-        >>> rewards = torch.tensor([1.0, 2.0, 4.0])
-        >>> discounted_sum(rewards, torch.tensor([True, False, False]), discount=0.5).tolist()
-        [2.0, 2.0, 4.0]
-    """
-    nothing, anywhere = torch.zeros_like(rewards), torch.ones_like(has_successor)
-    links = Transitions(torch.full_like(rewards, discount), has_successor, anywhere)
-    return lambda_return(rewards, nothing, nothing, links, trace=1.0)
 
 
 def clipped_policy_loss(

@@ -29,7 +29,7 @@ from tdistill.models.scores import check_head, shares_prompts, step_scores
 from tdistill.teacher.source import LiveTeacher
 from tdistill.training.config import TrainConfig
 from tdistill.training.mixing import EvidenceMix
-from tdistill.training.objectives import Objective
+from tdistill.training.objectives import Objective, Views
 from tdistill.training.row_gradient import RowGradient, sparse_gradient
 from tdistill.training.sampling import PromptSampler
 from tdistill.training.target import TargetNetwork
@@ -196,7 +196,7 @@ class DistillTrainer(Trainer):
         if self.target is not None:
             with torch.no_grad():
                 target = self._view(self.target.model, batch)
-        result = self.objective.step_loss(student, batch, teacher=teacher, target=target)
+        result = self.objective.loss(Views(student, teacher, target), batch)
         self._observe(student, batch, result.loss, result.parts)
         text_sum = None if batch.text_ids is None else self._text_loss(model, batch.text_ids)
         return masked_sum(result.loss, batch.trained).total, text_sum

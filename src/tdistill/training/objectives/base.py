@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from tdistill.models.scores import StepScores
     from tdistill.training.view import ModelView
 
+__all__ = ["Card", "Objective", "StepLoss", "Views"]
+
 RowKind = Literal["references", "teacher"]
 Family = Literal["cloning", "temporal-difference", "online", "comparison"]
 
@@ -134,24 +136,6 @@ class Objective:
     def target_network(self) -> float | None:
         """Decay of the averaged copy of the student that gives V(s'); None: there is none."""
         return None
-
-    def step_loss(
-        self,
-        student: ModelView,
-        batch: Batch,
-        *,
-        teacher: StepScores | None = None,
-        target: ModelView | None = None,
-    ) -> StepLoss:
-        """Loss per step.
-
-        Args:
-            student: the trained model at the batch.
-            batch: rows and evidence.
-            teacher: full scores of the live teacher, where the objective needs them.
-            target: the averaged copy of the student, where the objective needs it.
-        """
-        return self.loss(Views(student, teacher, target), batch)
 
     def loss(self, views: Views, batch: Batch) -> StepLoss:
         """Loss per step: what every objective defines.

@@ -31,12 +31,19 @@ if TYPE_CHECKING:
     from tdistill.evidence.batch import Batch
     from tdistill.training.view import ModelView
 
-Support = Literal["set", "set-and-tail", "projected", "vocabulary"]
+__all__ = [
+    "JSD",
+    "KD",
+    "SFT",
+    "Divergence",
+    "ReverseKL",
+    "SeqKD",
+    "SkewKL",
+    "SkewReverseKL",
+    "TotalVariation",
+]
 
-_DATA = "responses with the teacher's sets; support vocabulary: the live teacher"
-_COST = "V D; K D with support set; twice V D with support vocabulary"
-_BIAS = "projected, set: what lies off the set, -log m_p a step; else none"
-_OPTIMUM = "projected: proj_p pi*; set: proj_p pi* within the set, its mass free; else pi*"
+Support = Literal["set", "set-and-tail", "projected", "vocabulary"]
 
 
 @dataclass(frozen=True)
@@ -95,6 +102,24 @@ class SeqKD(SFT):
         reference="Kim and Rush, 2016, arXiv 1606.07947",
     )
     rows: ClassVar[RowKind] = "teacher"
+
+
+def _divergence_card(
+    minimises: str,
+    *,
+    reference: str,
+    optimum: str = "projected: proj_p pi*; set: proj_p pi* within the set, its mass free; else pi*",
+) -> Card:
+    """The card of a divergence: only these words differ from one to the next."""
+    return Card(
+        family="cloning",
+        minimises=minimises,
+        optimum=optimum,
+        bias="projected, set: what lies off the set, -log m_p a step; else none",
+        data="responses with the teacher's sets; support vocabulary: the live teacher",
+        cost="V D; K D with support set; twice V D with support vocabulary",
+        reference=reference,
+    )
 
 
 @dataclass(frozen=True)
@@ -158,13 +183,8 @@ class KD(Divergence):
     """Forward KL from the teacher: covers all that the teacher may say."""
 
     name: ClassVar[str] = "kd"
-    card: ClassVar[Card] = Card(
-        family="cloning",
-        minimises="KL(pi* || pi) over the support",
-        optimum=_OPTIMUM,
-        bias=_BIAS,
-        data=_DATA,
-        cost=_COST,
+    card: ClassVar[Card] = _divergence_card(
+        "KL(pi* || pi) over the support",
         reference="Hinton et al., 2015, arXiv 1503.02531",
     )
 
@@ -182,14 +202,10 @@ class ReverseKL(Divergence):
     """
 
     name: ClassVar[str] = "reverse_kl"
-    card: ClassVar[Card] = Card(
-        family="cloning",
-        minimises="KL(pi || pi*) over the support, state by state",
-        optimum="set-and-tail, vocabulary: pi*; set: proj_p pi* within the set, its mass free",
-        bias=_BIAS,
-        data=_DATA,
-        cost=_COST,
+    card: ClassVar[Card] = _divergence_card(
+        "KL(pi || pi*) over the support, state by state",
         reference="Gu et al., 2023, arXiv 2306.08543, for reverse KL as such",
+        optimum="set-and-tail, vocabulary: pi*; set: proj_p pi* within the set, its mass free",
     )
     support: Support = "set-and-tail"
 
@@ -208,13 +224,8 @@ class JSD(Divergence):
     """Generalised Jensen-Shannon divergence, from forward KL (beta 0) to reverse KL (beta 1)."""
 
     name: ClassVar[str] = "jsd"
-    card: ClassVar[Card] = Card(
-        family="cloning",
-        minimises="beta KL(pi* || m) + (1 - beta) KL(pi || m), m = beta pi* + (1 - beta) pi",
-        optimum=_OPTIMUM,
-        bias=_BIAS,
-        data=_DATA,
-        cost=_COST,
+    card: ClassVar[Card] = _divergence_card(
+        "beta KL(pi* || m) + (1 - beta) KL(pi || m), m = beta pi* + (1 - beta) pi",
         reference="Agarwal et al., 2023, arXiv 2306.13649",
     )
     beta: float = 0.5  # weight of the teacher in m; 0 is the forward KL, 1 the reverse KL
@@ -239,13 +250,8 @@ class SkewKL(Divergence):
     """DistiLLM's skewed forward KL: the student is mixed with a little of the teacher."""
 
     name: ClassVar[str] = "skew_kl"
-    card: ClassVar[Card] = Card(
-        family="cloning",
-        minimises="KL(pi* || skew pi* + (1 - skew) pi)",
-        optimum=_OPTIMUM,
-        bias=_BIAS,
-        data=_DATA,
-        cost=_COST,
+    card: ClassVar[Card] = _divergence_card(
+        "KL(pi* || skew pi* + (1 - skew) pi)",
         reference="Ko et al., 2024, arXiv 2402.03898",
     )
     skew: float = 0.1  # weight of the teacher in the mixture
@@ -265,13 +271,8 @@ class SkewReverseKL(SkewKL):
     """DistiLLM's skewed reverse KL: the teacher is mixed with a little of the student."""
 
     name: ClassVar[str] = "skew_reverse_kl"
-    card: ClassVar[Card] = Card(
-        family="cloning",
-        minimises="KL(pi || (1 - skew) pi* + skew pi)",
-        optimum=_OPTIMUM,
-        bias=_BIAS,
-        data=_DATA,
-        cost=_COST,
+    card: ClassVar[Card] = _divergence_card(
+        "KL(pi || (1 - skew) pi* + skew pi)",
         reference="Ko et al., 2024, arXiv 2402.03898",
     )
     skew: float = 0.1  # weight of the student in the mixture
@@ -291,13 +292,8 @@ class TotalVariation(Divergence):
     """Total variation distance, in [0, 1]; its gradient vanishes where the student has no mass."""
 
     name: ClassVar[str] = "total_variation"
-    card: ClassVar[Card] = Card(
-        family="cloning",
-        minimises="the sum over the support of |pi* - pi| / 2, state by state",
-        optimum=_OPTIMUM,
-        bias=_BIAS,
-        data=_DATA,
-        cost=_COST,
+    card: ClassVar[Card] = _divergence_card(
+        "the sum over the support of |pi* - pi| / 2, state by state",
         reference="Wen et al., 2023, arXiv 2307.15190",
     )
 

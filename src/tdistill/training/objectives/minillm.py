@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from tdistill.evidence.batch import Batch
 
+__all__ = ["MiniLLM"]
+
 
 @dataclass(frozen=True)
 class MiniLLM(Objective):

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from tdistill import core
 from tdistill.checks import check, check_at_least
 from tdistill.training.objectives.base import Card, StepLoss, Views
-from tdistill.training.objectives.temporal import TemporalDifference
+from tdistill.training.objectives.temporal_difference import TemporalDifference
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from tdistill.evidence.batch import Batch
     from tdistill.training.view import ModelView
+
+__all__ = ["PathConsistency", "SoftTD"]
 
 
 @dataclass(frozen=True)

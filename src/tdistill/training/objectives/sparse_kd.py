@@ -13,6 +13,8 @@ from tdistill.training.objectives.base import Card, Objective, StepLoss, Views
 if TYPE_CHECKING:
     from tdistill.evidence.batch import Batch
 
+__all__ = ["SparseKD"]
+
 
 @dataclass(frozen=True)
 class SparseKD(Objective):

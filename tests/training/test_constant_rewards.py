@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from world import Dense, inside_rows, learn, make_batch, own_rows, random_view
 
 from tdistill.errors import InvalidValueError
-from tdistill.training.objectives import LSIQ, SQIL
+from tdistill.training.objectives import LSIQ, SQIL, Views
+from world import Dense, inside_rows, learn, make_batch, own_rows, random_view
 
 SET = SQIL(normaliser="set", discount=0.9, expert_reward=2.0, student_weight=0.5)
 LEAST = LSIQ(normaliser="set", discount=0.9, penalty=0.5)
@@ -44,7 +44,7 @@ def test_sqil_is_the_dense_formula(successor: Any) -> None:
     batch = mixed()
     assert 0 < int(batch.expert.sum()) < len(batch.expert)
     logits, view = random_view(batch)
-    found = replace(SET, successor=successor).step_loss(view, batch).loss
+    found = replace(SET, successor=successor).loss(Views(view), batch).loss
     q_a, _, y = dense(logits, batch, successor)
     expected = torch.where(batch.expert, (q_a - 2.0 - y) ** 2, 0.5 * (q_a - y) ** 2)
     check_same(found, expected.where(batch.can_bootstrap, 0.0), logits)
@@ -63,18 +63,18 @@ def test_ls_iq_is_the_dense_formula(successor: Any, *, clip: bool, absorbing: bo
     size = torch.where((batch.discount == 0.0) & absorbing, far, 2.0)
     expected = torch.where(batch.expert, (q_a - size - y) ** 2, (value + size - y) ** 2)
     expected = expected.where(batch.can_bootstrap, 0.0)
-    check_same(objective.step_loss(view, batch).loss, expected, logits)
+    check_same(objective.loss(Views(view), batch).loss, expected, logits)
     assert objective.largest_value == pytest.approx(far)
 
 
 def test_a_fixed_expert_target_is_the_largest_value() -> None:
     batch = mixed()
     logits, view = random_view(batch)
-    found = replace(LEAST, expert_target="fixed").step_loss(view, batch).loss
+    found = replace(LEAST, expert_target="fixed").loss(Views(view), batch).loss
     q_a, _, _ = dense(logits, batch, "semi")
     kept = batch.expert & batch.can_bootstrap
     check_same(found[kept], (q_a[kept] - 20.0) ** 2, logits)
-    other = LEAST.step_loss(view, batch).loss
+    other = LEAST.loss(Views(view), batch).loss
     torch.testing.assert_close(found[~batch.expert], other[~batch.expert])
 
 
@@ -82,9 +82,9 @@ def test_a_fixed_expert_target_is_the_largest_value() -> None:
 def test_vocabulary_normaliser_adds_the_students_mass_off_the_set(objective: Any) -> None:
     batch = mixed()
     logits, view = random_view(batch)
-    found = replace(objective, normaliser="vocabulary").step_loss(view, batch).loss
+    found = replace(objective, normaliser="vocabulary").loss(Views(view), batch).loss
     mass = (logits.softmax(1) * Dense.of(batch).inside).sum(1)
-    check_same(found, objective.step_loss(view, batch).loss - mass.log(), logits)
+    check_same(found, objective.loss(Views(view), batch).loss - mass.log(), logits)
 
 
 @pytest.mark.parametrize("objective", [SQIL(), LSIQ(absorbing=False)], ids=lambda o: o.name)

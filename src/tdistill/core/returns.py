@@ -1,9 +1,9 @@
-"""Soft temporal differences on a known reward: one step, K steps and lambda returns.
+"""Returns along responses: discounted sums, and the soft K-step and lambda returns.
 
 Steps are flat, rows laid end to end. Along a row, ``G_t - Q(s_t,a_t)`` is a discounted sum of
-one-step errors, because ``V(s) + log pi(a|s) = Q(s,a)``: so all returns agree exactly where Q is
-consistent with the reward at every step, whatever policy wrote the row. No importance weights are
-needed.
+one-step errors (:func:`tdistill.core.td_error`), because ``V(s) + log pi(a|s) = Q(s,a)``: so all
+returns agree exactly where Q is consistent with the reward at every step, whatever policy wrote the
+row. No importance weights are needed.
 
 Reference: Nachum et al., Bridging the Gap Between Value and Policy Based Reinforcement Learning,
 2017, arXiv 1702.08892; Sutton and Barto, Reinforcement Learning, 2018, section 12.1.
@@ -12,35 +12,10 @@ Reference: Nachum et al., Bridging the Gap Between Value and Policy Based Reinfo
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from tdistill.core.bellman import soft_bellman_backup
 from tdistill.core.transitions import Transitions, successor
-
-
-def td_error(
-    q_a: Float[Tensor, " *T"],
-    reward: Float[Tensor, " *T"],
-    next_value: Float[Tensor, " *T"],
-    discount: Float[Tensor, " *T"],
-) -> Float[Tensor, " *T"]:
-    """``r + discount V(s') - Q(s,a)``: the one-step error, 0 where Q is consistent with r.
-
-    Args:
-        q_a: Q of the taken action, nats.
-        reward: reward of the step, nats.
-        next_value: value of the successor state, nats.
-        discount: gamma, or 0 where the response ended.
-
-    Returns:
-        Error per step, nats.
-
-    Example:
-        >>> td_error(4.0, 1.0, 10.0, 0.5)
-        2.0
-    """
-    return soft_bellman_backup(reward, next_value, discount) - q_a
 
 
 def k_step_return(
@@ -121,6 +96,29 @@ def lambda_return(
         to_go = torch.where(known, targets[-1] - log_pi, here)
     real = torch.arange(len(targets), device=ends.device) < lengths[:, None]
     return torch.stack(targets[::-1], 1)[real]
+
+
+def discounted_sum(
+    rewards: Float[Tensor, " T"], has_successor: Bool[Tensor, " T"], *, discount: float = 1.0
+) -> Float[Tensor, " T"]:
+    """``R_t = sum_{k>=0} discount^k r_{t+k}`` along each response: a lambda return without values.
+
+    Args:
+        rewards: per step, nats, responses laid end to end.
+        has_successor: whether the next flat step belongs to the same response.
+        discount: gamma in [0, 1].
+
+    Returns:
+        The return from each step on, nats.
+
+    Example:
+        >>> rewards = torch.tensor([1.0, 2.0, 4.0])
+        >>> discounted_sum(rewards, torch.tensor([True, False, False]), discount=0.5).tolist()
+        [2.0, 2.0, 4.0]
+    """
+    nothing, anywhere = torch.zeros_like(rewards), torch.ones_like(has_successor)
+    links = Transitions(torch.full_like(rewards, discount), has_successor, anywhere)
+    return lambda_return(rewards, nothing, nothing, links, trace=1.0)
 
 
 def _padded(flat: Tensor, lengths: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from tdistill.recipe import Recipe, StudentConfig, TeacherConfig
 from tdistill.teacher.adaptive import choose_top_p
 from tdistill.teacher.config import CaptureConfig, RolloutConfig
 from tdistill.training.gap import resolve_gap
-from tdistill.training.objectives import KD, SFT, BellmanDistill, SparseKD
+from tdistill.training.objectives import KD, SFT, BellmanDistill, SparseKD, Views
 from tdistill.training.train import train_student
 from tiny import VOCABULARY, tiny_lm
 from world import EVERYTHING, cached, live, make_batch, make_trainer, mixed_rows, random_view
@@ -45,7 +45,7 @@ def test_the_loss_is_that_of_the_dense_weights(out_of_set: Any):
     batch = make_batch(source=live(TAILS), out_of_set=out_of_set)
     assert batch.out_of_set.any()
     logits, view = random_view(batch)
-    found = SparseKD().step_loss(view, batch).loss
+    found = SparseKD().loss(Views(view), batch).loss
     target = sparse_target(batch)
     whole = live(EVERYTHING).evidence(mixed_rows()).sets
     dense = torch.zeros_like(target)
@@ -70,7 +70,7 @@ def test_batches_without_tails_are_refused():
         batch = make_batch(**options)
         assert "tail_ids" not in batch.tensors()
         with pytest.raises(InvalidValueError, match=r"rollouts\.capture\.tail_samples above 0"):
-            SparseKD().step_loss(random_view(batch)[1], batch)
+            SparseKD().loss(Views(random_view(batch)[1]), batch)
 
 
 def test_a_recipe_without_tails_is_refused():

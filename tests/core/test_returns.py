@@ -4,9 +4,11 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
-from tdistill.core import Transitions, k_step_return, lambda_return, td_error, transitions
+from tdistill.core import Transitions, discounted_sum, k_step_return, lambda_return, transitions
 
 LENGTHS, ENDED = (4, 1, 1, 6, 3), (True, True, False, False, True)
 STEPS = sum(LENGTHS)
@@ -104,12 +106,6 @@ def test_a_return_less_q_is_the_discounted_sum_of_one_step_errors(horizon: int) 
             torch.testing.assert_close(target[t] - world.q[t], torch.stack(parts).sum())
 
 
-def test_td_error_by_hand() -> None:
-    q_a, reward, following = torch.tensor([4.0, 4.0]), torch.ones(2), torch.tensor([10.0, 10.0])
-    found = td_error(q_a, reward, following, torch.tensor([0.5, 0.0]))
-    assert found.tolist() == [2.0, -3.0]
-
-
 @pytest.mark.parametrize("returns", ["k", "lambda"])
 def test_gradcheck(returns: str) -> None:
     world = World(0.8)
@@ -121,3 +117,20 @@ def test_gradcheck(returns: str) -> None:
         return lambda_return(*path, trace=0.6)
 
     assert torch.autograd.gradcheck(target, (world.q, world.value))
+
+
+@given(
+    st.lists(st.integers(1, 5), min_size=1, max_size=5), st.floats(0.0, 1.0), st.integers(0, 999)
+)
+def test_discounted_sums_are_the_sums_written_out(
+    lengths: list[int], discount: float, seed: int
+) -> None:
+    rewards = torch.randn(sum(lengths), generator=torch.Generator().manual_seed(seed)).double()
+    follows = torch.tensor([k < n - 1 for n in lengths for k in range(n)])
+    found = discounted_sum(rewards, follows, discount=discount)
+    expected = [
+        sum(discount**k * float(row[t + k]) for k in range(len(row) - t))
+        for row in rewards.split(lengths)
+        for t in range(len(row))
+    ]
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from tdistill import core
 from tdistill.checks import check
 from tdistill.training.objectives.base import Card, StepLoss, Views
-from tdistill.training.objectives.temporal import TemporalDifference
+from tdistill.training.objectives.temporal_difference import TemporalDifference
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from tdistill.evidence.batch import Batch
+
+__all__ = ["LSIQ", "SQIL"]
 
 
 @dataclass(frozen=True)

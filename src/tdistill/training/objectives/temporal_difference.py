@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from tdistill.evidence.batch import Batch
     from tdistill.training.view import ModelView
 
+__all__ = ["TemporalDifference"]
+
 
 @dataclass(frozen=True)
 class TemporalDifference(Objective):

@@ -1,4 +1,4 @@
-"""Objectives made for the student's own responses: the online baselines."""
+"""GKD: a divergence of the cloning family, partly in the student's own states."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import ClassVar
 
 from tdistill.training.objectives.base import Card
 from tdistill.training.objectives.cloning import JSD
+
+__all__ = ["GKD"]
 
 
 @dataclass(frozen=True)
