@@ -1,10 +1,12 @@
-"""The architecture, enforced on the syntax tree: imports point down, and some things are banned."""
+"""The architecture, enforced on the syntax tree: imports point down and in no circle, every public
+name is defined once, and some things are banned."""
 
 from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -39,6 +41,8 @@ TESTS = Path(__file__).parent
 
 Check = Callable[[str, str], Iterator[str]]
 """Takes a path inside the package, as text, and its source; gives the problems found."""
+WholeCheck = Callable[[Mapping[str, str]], list[str]]
+"""Takes the sources by their paths; gives the problems found."""
 
 
 def layer_of(path: str) -> str:
@@ -110,17 +114,72 @@ def too_long(path: str, source: str) -> Iterator[str]:
         yield f"{path}: {lines} lines, at most {MAX_LINES}; split it"
 
 
+def circles(sources: Mapping[str, str]) -> list[str]:
+    """A circle of imports between files, if there is one; ``__init__.pyi`` is a file too."""
+    graph = {
+        path: {file for _, name in imports(path, text) for file in files_of(name, sources)} - {path}
+        for path, text in sources.items()
+    }
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return [" <- ".join(error.args[1])]
+    return []
+
+
+def files_of(name: str, sources: Mapping[str, str]) -> Iterator[str]:
+    """The files that define an imported name; a name of a stub is looked up in the stub."""
+    first, *inside = name.split(".")
+    if first != "tdistill":
+        return
+    module = "/".join(inside)
+    init, stub = (f"{module}/__init__{end}".lstrip("/") for end in (".py", ".pyi"))
+    if f"{module}.py" in sources:
+        yield f"{module}.py"
+    elif init in sources:
+        yield from (file for file in (init, stub) if file in sources)
+    elif inside:
+        yield from _files_of_attribute(name, sources)
+
+
+def _files_of_attribute(name: str, sources: Mapping[str, str]) -> Iterator[str]:
+    package, attribute = name.rsplit(".", 1)
+    stub = "/".join([*package.split(".")[1:], "__init__.pyi"])
+    for _, target in imports(stub, sources.get(stub, "")):
+        if target.rsplit(".", 1)[1] == attribute:
+            yield from files_of(target, sources)
+            return
+    yield from (file for file in files_of(package, sources) if file.endswith(".py"))
+
+
+def names_defined_twice(sources: Mapping[str, str]) -> list[str]:
+    """Public classes and functions that two files define; each is the name of one thing."""
+    places: dict[str, list[str]] = {}
+    for path, text in sources.items():
+        for node in ast.parse(text).body:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(path)
+    return [f"{name}: {', '.join(files)}" for name, files in places.items() if len(files) > 1]
+
+
+def sources_under(root: Path) -> dict[str, str]:
+    """Text of every source file, by its path."""
+    files = (file for end in ("py", "pyi") for file in root.rglob(f"*.{end}"))
+    return {f.relative_to(root).as_posix(): f.read_text(encoding="utf-8") for f in sorted(files)}
+
+
 def problems(check: Check, root: Path) -> list[str]:
-    found: list[str] = []
-    for file in sorted(root.rglob("*.py*")):
-        if file.suffix in {".py", ".pyi"}:
-            found += check(file.relative_to(root).as_posix(), file.read_text(encoding="utf-8"))
-    return found
+    return [found for path, text in sources_under(root).items() for found in check(path, text)]
 
 
 @pytest.mark.parametrize("check", [upward_imports, impure_core, unsafe_loading, too_long])
 def test_the_package(check: Check):
     assert problems(check, PACKAGE) == []
+
+
+@pytest.mark.parametrize("check", [circles, names_defined_twice])
+def test_the_package_as_a_whole(check: WholeCheck):
+    assert check(sources_under(PACKAGE)) == []
 
 
 def test_no_test_file_is_too_long():
@@ -182,3 +241,73 @@ def test_each_rule_can_be_broken(check: Check, path: str, source: str):
 )
 def test_no_rule_forbids_what_is_allowed(check: Check, path: str, source: str):
     assert list(check(path, source)) == []
+
+
+@pytest.mark.parametrize(
+    ("check", "sources"),
+    [
+        (circles, {"a.py": "import tdistill.b", "b.py": "from tdistill.a import x"}),
+        (
+            circles,
+            {"r/a.py": "from .b import x", "r/b.py": "def f():\n    from tdistill.r import a"},
+        ),
+        (
+            circles,
+            {
+                "a.py": "if TYPE_CHECKING:\n    from tdistill.b import X",
+                "b.py": "from tdistill.c import y",
+                "c.py": "from tdistill.a import z",
+            },
+        ),
+        (
+            circles,
+            {"r/__init__.py": "from tdistill.r.a import x", "r/a.py": "from tdistill.r import y"},
+        ),
+        (
+            circles,  # the name of a stub is the file that defines it
+            {
+                "core/__init__.py": "",
+                "core/__init__.pyi": "from .a import x\nfrom .b import y",
+                "core/a.py": "from tdistill.core import y",
+                "core/b.py": "from tdistill.core import x",
+            },
+        ),
+        (
+            circles,  # the whole package leads to all of its files
+            {
+                "core/__init__.py": "",
+                "core/__init__.pyi": "from .a import x",
+                "core/a.py": "from tdistill import core",
+            },
+        ),
+        (names_defined_twice, {"a.py": "class Row: ...", "b.py": "class Row: ..."}),
+        (names_defined_twice, {"a.py": "def load(): ...", "b.py": "class load: ..."}),
+    ],
+)
+def test_each_rule_of_the_whole_can_be_broken(check: WholeCheck, sources: dict[str, str]):
+    assert len(check(sources)) == 1
+
+
+@pytest.mark.parametrize(
+    ("check", "sources"),
+    [
+        (circles, {"a.py": "import tdistill.b", "b.py": "from tdistill.c import x", "c.py": ""}),
+        (
+            circles,
+            {
+                "__init__.py": "",
+                "__init__.pyi": "from .a import run",
+                "a.py": "from tdistill import __version__, core",
+                "core/__init__.py": "",
+                "core/__init__.pyi": "from .b import x\nfrom .c import y",
+                "core/b.py": "from tdistill.core import y",
+                "core/c.py": "",
+            },
+        ),
+        (names_defined_twice, {"a.py": "def _f(): ...", "b.py": "def _f(): ..."}),
+        (names_defined_twice, {"a.py": "from tdistill.b import f", "b.py": "def f(): ..."}),
+        (names_defined_twice, {"a.py": "class A:\n    def f(): ...", "b.py": "def f(): ..."}),
+    ],
+)
+def test_no_rule_of_the_whole_forbids_what_is_allowed(check: WholeCheck, sources: dict[str, str]):
+    assert check(sources) == []
