@@ -85,23 +85,17 @@ def lambda_return(
     """
     mixed = (1.0 - trace) * successor(value, links.has_successor)
     weight = trace * links.discount
-    flat = (reward + links.discount * mixed, weight, log_policy, value, links.can_bootstrap)
-    ends = torch.where(~links.has_successor)[0]
-    lengths = ends.diff(prepend=ends.new_full((1,), -1))
-    columns = [_padded(part, lengths).unbind(1)[::-1] for part in flat]
-    targets: list[Tensor] = []
-    to_go = value.new_zeros(len(lengths))
-    for first, keep, log_pi, here, known in zip(*columns, strict=True):
-        targets.append(first + keep * to_go)
-        to_go = torch.where(known, targets[-1] - log_pi, here)
-    real = torch.arange(len(targets), device=ends.device) < lengths[:, None]
-    return torch.stack(targets[::-1], 1)[real]
+    known = links.can_bootstrap.to(value.dtype)
+    beside = torch.where(links.can_bootstrap, -log_policy, value)  # of to-go, beside the return
+    first = reward + links.discount * mixed + weight * successor(beside, links.has_successor)
+    keep = weight * successor(known, links.has_successor)
+    return _backwards(first, keep, links.has_successor)
 
 
 def discounted_sum(
     rewards: Float[Tensor, " T"], has_successor: Bool[Tensor, " T"], *, discount: float = 1.0
 ) -> Float[Tensor, " T"]:
-    """``R_t = sum_{k>=0} discount^k r_{t+k}`` along each response: a lambda return without values.
+    """``R_t = sum_{k>=0} discount^k r_{t+k}`` along each response.
 
     Args:
         rewards: per step, nats, responses laid end to end.
@@ -116,9 +110,19 @@ def discounted_sum(
         >>> discounted_sum(rewards, torch.tensor([True, False, False]), discount=0.5).tolist()
         [2.0, 2.0, 4.0]
     """
-    nothing, anywhere = torch.zeros_like(rewards), torch.ones_like(has_successor)
-    links = Transitions(torch.full_like(rewards, discount), has_successor, anywhere)
-    return lambda_return(rewards, nothing, nothing, links, trace=1.0)
+    return _backwards(rewards, torch.full_like(rewards, discount), has_successor)
+
+
+def _backwards(first: Tensor, keep: Tensor, has_successor: Tensor) -> Tensor:
+    """``x_t = first_t + keep_t x_{t+1}`` along each response, from its last step on."""
+    ends = torch.where(~has_successor)[0]
+    lengths = ends.diff(prepend=ends.new_full((1,), -1))
+    columns = [_padded(part, lengths).unbind(1)[::-1] for part in (first, keep)]
+    found = [first.new_zeros(len(lengths))]
+    for here, weight in zip(*columns, strict=True):
+        found.append(here + weight * found[-1])
+    real = torch.arange(len(found) - 1, device=ends.device) < lengths[:, None]
+    return torch.stack(found[:0:-1], 1)[real]
 
 
 def _padded(flat: Tensor, lengths: Tensor) -> Tensor:
