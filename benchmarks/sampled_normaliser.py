@@ -28,9 +28,9 @@ from tdistill.models import negatives
 from tdistill.models.head import LinearHead
 from tdistill.models.language_model import load
 from tdistill.models.scores import LinearStepScores, step_scores
+from tdistill.models.set_scores import SetScores
 from tdistill.teacher.cache import Cache
 from tdistill.teacher.source import CachedTeacher
-from tdistill.training.view import ModelView
 
 
 @dataclass
@@ -55,17 +55,18 @@ def synthetic(steps: int, vocabulary: int, top_p: float) -> tuple[Batch, LinearH
     sets = top_p_sets((head.logits(hidden) + noise).log_softmax(-1), top_p)
     action = sets.ids[sets.offsets[:-1]].tolist()
     row = Row((0,), tuple(action), ended=False)
-    return Batch(**Collator(Given(sets), 0)([(0, row)])), head, hidden
+    return Collator(Given(sets), 0)([(0, row)]), head, hidden
 
 
 def real(student: str, cache: Path, rows: int, top_p: float) -> tuple[Batch, LinearHead, Tensor]:
     """A student's hidden states on the first rows of a cache."""
     lm, kept = load(student), Cache(cache)
     collate = Collator(CachedTeacher(kept), lm.pad_id, set_top_p=top_p)
-    batch = Batch(**collate(list(enumerate(kept.rows()[:rows]))))
-    read = (batch.input_ids, batch.attention_mask, batch.row, batch.position)
+    batch = collate(list(enumerate(kept.rows()[:rows])))
     with torch.no_grad():
-        scores = step_scores(lm.model, *read, vocabulary_size=lm.vocabulary_size, head="linear")
+        scores = step_scores(
+            lm.model, batch.layout, vocabulary_size=lm.vocabulary_size, head="linear"
+        )
     assert isinstance(scores, LinearStepScores)
     return batch, scores.head, scores.hidden
 
@@ -73,10 +74,10 @@ def real(student: str, cache: Path, rows: int, top_p: float) -> tuple[Batch, Lin
 def one(batch: Batch, head: LinearHead, hidden: Tensor, negatives: int) -> tuple[Tensor, Tensor]:
     """Log-normaliser, and the gradient of the cloning loss; 0 negatives is the exact one."""
     hidden = hidden.clone().requires_grad_()
-    view = ModelView(LinearStepScores(head, hidden), batch)
+    view = SetScores(LinearStepScores(head, hidden), batch.sets, batch.action)
     value = view.sampled_log_normaliser(negatives) if negatives else view.log_normaliser
-    policy = project(batch.set_log_probs, batch.set_offsets)
-    loss = value - expectation(view.on_set, policy, batch.set_offsets)
+    policy = project(batch.sets.log_probs, batch.sets.offsets)
+    loss = value - expectation(view.on_set, policy, batch.sets.offsets)
     return value.detach().double(), torch.autograd.grad(loss.sum(), hidden)[0]
 
 
@@ -101,7 +102,8 @@ def main() -> None:
         batch, head, hidden = synthetic(300, args.vocabulary, args.top_p)
     head = replace(head, weight=head.weight.detach())
     exact, slope = one(batch, head, hidden, 0)
-    leak = float(ModelView(LinearStepScores(head, hidden), batch).leak(sample=10**6)[0].mean())
+    student = SetScores(LinearStepScores(head, hidden), batch.sets, batch.action)
+    leak = float(student.leak(sample=10**6)[0].mean())
     print(f"steps {len(hidden)}, vocabulary {len(head.weight)}, mass off the set {leak:.3f}")
     print("negatives   bias    sd  sd of mean  gradient error  of mean  cosine")
     for count in args.negatives:

@@ -54,8 +54,8 @@ class Truncated(Objective):
         student = views.student
         kept = ~batch.inserted | self.with_action
         log_probs = student.on_set - student.log_normaliser[batch.sets.step]
-        offsets = core.kept_offsets(kept, batch.set_offsets)
-        return StepLoss(core.set_forward_kl(batch.set_log_probs[kept], log_probs[kept], offsets))
+        offsets = core.kept_offsets(kept, batch.sets.offsets)
+        return StepLoss(core.set_forward_kl(batch.sets.log_probs[kept], log_probs[kept], offsets))
 
 
 def main() -> None:
@@ -186,9 +186,9 @@ def fit(
 def judge(model: LanguageModel, live: LiveTeacher, rows: list[Row]) -> dict[str, float]:
     """Forward KL, calibration against the teacher, sharpness, and mass off the 0.8 sets."""
     read = pack(rows, pad_id=model.pad_id)
-    scores = step_scores(model.model, *read, vocabulary_size=live.vocabulary_size)
+    scores = step_scores(model.model, read, vocabulary_size=live.vocabulary_size)
     q = scores.rows(0, len(scores)).log_softmax(-1).double()
-    p = live.scores(*read).rows(0, len(scores)).log_softmax(-1).double()
+    p = live.scores(read).rows(0, len(scores)).log_softmax(-1).double()
     confidence, top = q.exp().max(-1)
     truth = p.exp().gather(1, top[:, None]).squeeze(1)
     bin_of = (confidence * BINS).long().clamp(max=BINS - 1)

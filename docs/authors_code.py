@@ -22,7 +22,7 @@ from tdistill.training.objectives import Card, Objective, StepLoss, Views
 
 if TYPE_CHECKING:
     from tdistill.evidence.batch import Batch
-    from tdistill.training.view import ModelView
+    from tdistill.models.set_scores import SetScores
 
 ALPHA = 0.1  # a literal in the released code
 
@@ -74,25 +74,30 @@ class AuthorsCode(Objective):
     def loss(self, views: Views, batch: Batch) -> StepLoss:
         """The released loss per step."""
         value, q_mean, q_square_mean = self._terms(views.student, batch).unbind(-1)
-        following = core.successor(value, batch.has_successor)
+        following = core.successor(value, batch.transitions.has_successor)
         loss = authors_code_loss(
-            value, q_mean, q_square_mean, following, batch.discount, chi_square=self.chi_square
+            value,
+            q_mean,
+            q_square_mean,
+            following,
+            batch.transitions.discount,
+            chi_square=self.chi_square,
         )
-        loss = loss.where(batch.can_bootstrap, loss.new_zeros(()))
+        loss = loss.where(batch.transitions.can_bootstrap, loss.new_zeros(()))
         return StepLoss(loss, {"value": value})
 
-    def _terms(self, view: ModelView, batch: Batch) -> Tensor:
+    def _terms(self, view: SetScores, batch: Batch) -> Tensor:
         """Value and means of every state [T, 3], by chunks of steps."""
-        top_p, offsets = self.set_top_p, batch.set_offsets
+        top_p, offsets = self.set_top_p, batch.sets.offsets
         assert top_p is not None
         step = batch.sets.step
-        inserted = batch.out_of_set[step] & (batch.set_ids == batch.action[step])
+        inserted = batch.out_of_set[step] & (batch.sets.ids == batch.action[step])
 
         def terms(logits: Tensor, steps: Tensor) -> Tensor:
             first, last = int(steps[0]), int(steps[-1])
             members = slice(int(offsets[first]), int(offsets[last + 1]))
             inside = logits.new_zeros(logits.shape).bool()
-            inside[step[members] - first, batch.set_ids[members]] = ~inserted[members]
+            inside[step[members] - first, batch.sets.ids[members]] = ~inserted[members]
             return authors_code_terms(logits, inside, top_p=top_p, epsilon=self.epsilon)
 
         return view.scores.reduce(terms, view.steps, chunk_size=view.chunk_size)

@@ -20,8 +20,8 @@ class OnSetKL(Objective):
     def loss(self, views, batch):
         """Per step, nats."""
         student, step = views.student, batch.sets.step
-        on_set = core.project(student.on_set, batch.set_offsets)
-        kl = core.set_forward_kl(batch.set_log_probs, on_set, batch.set_offsets)
+        on_set = core.project(student.on_set, batch.sets.offsets)
+        kl = core.set_forward_kl(batch.sets.log_probs, on_set, batch.sets.offsets)
         log_probs = student.on_set - student.log_normaliser[step]
-        log_mass = core.log_set_mass(log_probs, batch.set_offsets)
+        log_mass = core.log_set_mass(log_probs, batch.sets.offsets)
         return StepLoss(kl - self.weight * log_mass, {"log_set_mass": log_mass})

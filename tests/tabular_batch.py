@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tdistill.core import top_p_sets
+from tdistill.core import Transitions, top_p_sets
 from tdistill.evidence.batch import Batch
 from tdistill.evidence.rows import ROW_SOURCES
+from tdistill.models.layout import Layout
 from tdistill.models.scores import DenseStepScores
+from tdistill.models.set_scores import SetScores
 from tdistill.tabular import (
     TERMINAL,
     TokenMDP,
@@ -22,7 +24,6 @@ from tdistill.tabular import (
     top_p_mask,
 )
 from tdistill.training.objectives import Objective, Views
-from tdistill.training.view import ModelView
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,10 +103,11 @@ class ExactBatch:
     state: Tensor
     weight: Tensor
 
-    def view(self, table: Tensor, batch: Batch | None = None) -> ModelView:
+    def view(self, table: Tensor) -> SetScores:
         """A model whose logits at a state are a row of the table."""
         scores = DenseStepScores(table[self.state])
-        return ModelView(scores, batch or self.batch, chunk_size=len(self.state))
+        sets, action = self.batch.sets, self.batch.action
+        return SetScores(scores, sets, action, chunk_size=len(self.state))
 
     def expected(self, objective: Objective, table: Tensor, target: Tensor | None = None) -> Tensor:
         """The expected sum of the step losses of a response."""
@@ -133,19 +135,13 @@ def exact_batch(problem: Problem, *, student_share: float = 0.0) -> ExactBatch:
     nothing = torch.zeros(len(paths), 1, dtype=torch.long)
     taken = log_probs[state, action]
     batch = Batch(
-        input_ids=nothing,
-        attention_mask=nothing + 1,
+        layout=Layout(nothing, nothing + 1, row, torch.zeros_like(row)),
         row=row,
-        position=torch.zeros_like(row),
         action=action,
-        discount=discount,
-        has_successor=~last,
-        can_bootstrap=torch.ones_like(last),
+        transitions=Transitions(discount, ~last, torch.ones_like(last)),
         trained=torch.ones_like(last),
         out_of_set=torch.zeros_like(last),
-        set_ids=sets.ids,
-        set_log_probs=sets.log_probs,
-        set_offsets=sets.offsets,
+        sets=sets,
         teacher_log_normaliser=problem.scores.logsumexp(1)[state],
         teacher_action_log_prob=taken,
         behaviour_log_prob=taken,

@@ -28,11 +28,11 @@ def dense(logits: Tensor, inside: Tensor, batch: Batch, objective: AuthorsCode) 
     u = q.softmax(1) * inside / 0.8 + objective.epsilon
     u = u / u.sum(1, keepdim=True)
     value = (u * (q - u.log())).sum(1)
-    ahead = batch.discount * Dense.of(batch).following(value, batch)
+    ahead = batch.transitions.discount * Dense.of(batch).following(value, batch)
     difference = q * inside - ahead[:, None]
     loss = value - ahead - difference.mean(1)
     loss = loss + 2.5 * difference.square().mean(1) if objective.chi_square else loss
-    cut = [bool(t) for t in batch.can_bootstrap]
+    cut = [bool(t) for t in batch.transitions.can_bootstrap]
     return torch.stack([x if keep else 0 * x for x, keep in zip(loss, cut, strict=True)])
 
 

@@ -181,7 +181,9 @@ def test_the_teachers_own_q_has_no_soft_td_error_on_its_sets(problem: Problem) -
     whole = replace(objective, teacher_value="vocabulary")
     found = whole.loss(Views(view), exact.batch).parts["td_error"]
     kept = (problem.scores.softmax(1) * problem.allowed).sum(1).log()[exact.state]
-    lost = exact.batch.discount * core.successor(kept, exact.batch.has_successor)
+    lost = exact.batch.transitions.discount * core.successor(
+        kept, exact.batch.transitions.has_successor
+    )
     torch.testing.assert_close(found, lost, rtol=1e-10, atol=1e-12)
     assert (problem.set_top_p == 1.0) == (found.abs().max() < 1e-12)
 

@@ -16,13 +16,13 @@ from tdistill.evidence.collator import Collator
 from tdistill.evidence.rows import Row
 from tdistill.models.language_model import LanguageModel
 from tdistill.models.scores import DenseStepScores, step_scores
+from tdistill.models.set_scores import SetScores
 from tdistill.teacher.cache import Cache, CacheWriter, Record, identity_of
 from tdistill.teacher.config import CaptureConfig
 from tdistill.teacher.source import CachedTeacher, LiveTeacher
 from tdistill.training.config import TrainConfig
 from tdistill.training.objectives import KD, BellmanDistill, Views
 from tdistill.training.trainer import DistillTrainer, RowDataset, training_arguments
-from tdistill.training.view import ModelView
 from tiny import VOCABULARY, tiny_lm, tiny_model, tokenizer
 
 PAPER = BellmanDistill(
@@ -85,22 +85,22 @@ def cached(folder: Path, rows: list[Row], capture: CaptureConfig = CAPTURE) -> C
 def make_batch(rows: list[Row] | None = None, *, source: Any = None, **options: Any) -> Batch:
     """A batch of the mixed rows, or others."""
     collate = Collator(source or live(), END, **options)
-    return Batch(**collate(list(enumerate(mixed_rows() if rows is None else rows))))
+    return collate(list(enumerate(mixed_rows() if rows is None else rows)))
 
 
-def random_view(batch: Batch, *, seed: int = 0, scale: float = 2.0) -> tuple[Tensor, ModelView]:
+def random_view(batch: Batch, *, seed: int = 0, scale: float = 2.0) -> tuple[Tensor, SetScores]:
     """Random float64 logits [T, V] that want a gradient, and the view of them."""
     generator = torch.Generator().manual_seed(seed)
     shape = (len(batch.action), VOCABULARY)
     logits = scale * torch.randn(shape, generator=generator, dtype=torch.float64)
     logits.requires_grad_()
-    return logits, ModelView(DenseStepScores(logits), batch, chunk_size=3)
+    return logits, SetScores(DenseStepScores(logits), batch.sets, batch.action, chunk_size=3)
 
 
-def model_view(model: Any, batch: Batch) -> ModelView:
+def model_view(model: Any, batch: Batch) -> SetScores:
     """A network's scores at the batch."""
-    read = (batch.input_ids, batch.attention_mask, batch.row, batch.position)
-    return ModelView(step_scores(model, *read, vocabulary_size=VOCABULARY), batch, chunk_size=4)
+    scores = step_scores(model, batch.layout, vocabulary_size=VOCABULARY)
+    return SetScores(scores, batch.sets, batch.action, chunk_size=4)
 
 
 @dataclass(frozen=True)
@@ -160,14 +160,14 @@ def dense_bellman(
     else:
         value_next = value
     value_next = value_next if choices.successor == "residual" else value_next.detach()
-    reward = q_a - batch.discount * dense.following(value_next, batch)
+    reward = q_a - batch.transitions.discount * dense.following(value_next, batch)
     first = value
     if choices.normaliser == "vocabulary":
         unclipped = dense_q(logits, dense.inside, choices.shift, None)
         first = unclipped.logsumexp(1)
     second = q_a if choices.linear_term == "sampled" else (dense.policy * q).sum(1)
     penalty = reward**2 / (4 * choices.alpha) if choices.phi == "chi-square" else 0 * reward
-    cut = [bool(t) for t in batch.can_bootstrap]
+    cut = [bool(t) for t in batch.transitions.can_bootstrap]
     kept = torch.stack([p if keep else 0 * p for p, keep in zip(penalty, cut, strict=True)])
     return first - second + kept
 

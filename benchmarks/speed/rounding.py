@@ -10,14 +10,13 @@ import torch
 from torch import Tensor
 
 from tdistill.core import TopPSets, log_set_mass, top_p_sets
-from tdistill.evidence.batch import Batch
 from tdistill.evidence.collator import Collator
 from tdistill.evidence.evidence import Evidence
 from tdistill.models.language_model import LanguageModel
 from tdistill.models.scores import step_scores
+from tdistill.models.set_scores import SetScores
 from tdistill.teacher.rounding import round_log_probs, round_normaliser
 from tdistill.training.objectives import KD, BellmanDistill, Objective
-from tdistill.training.view import ModelView
 
 OBJECTIVES: tuple[Objective, ...] = (BellmanDistill(), KD())
 Rounding = Callable[[Evidence], Evidence]
@@ -87,10 +86,11 @@ def gradient_of(
 ) -> Tensor:
     """The gradient of the mean loss with respect to all weights, flat."""
     collate = Collator(Held(evidence), student.pad_id, set_top_p=None)
-    batch = Batch(**collate(list(enumerate(rows))))
+    batch = collate(list(enumerate(rows)))
     size = student.vocabulary_size
     student.model.zero_grad()
-    view = ModelView(step_scores(student.model, *batch.layout, vocabulary_size=size), batch)
-    objective.step_loss(view, batch).loss.mean().backward()
+    scores = step_scores(student.model, batch.layout, vocabulary_size=size)
+    view = SetScores(scores, batch.sets, batch.action)
+    objective.loss(Views(view), batch).loss.mean().backward()
     weights = (w.grad for w in student.model.parameters() if w.grad is not None)
     return torch.cat([gradient.flatten() for gradient in weights])

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 from typing import Any, Literal
 
 import pytest
 import torch
-from torch import Tensor
 
-from tdistill.core import TopPSets
+from tdistill.core import TopPSets, offsets_of
 from tdistill.errors import DataError
 from tdistill.evidence.batch import Batch
 from tdistill.evidence.collator import Collator, OutOfSet, insert_actions, outside_set
@@ -42,7 +42,7 @@ class Script:
         sets = TopPSets(
             torch.tensor([token for step in steps for token in step]),
             torch.tensor([p for step in steps for p in step.values()]).log(),
-            torch.cat([sizes.new_zeros(1), sizes.cumsum(0)]),
+            offsets_of(sizes),
         )
         action = torch.linspace(-7.0, -8.0, len(steps))
         return Evidence(sets, torch.arange(len(steps)).float() + row.prompt_ids[0], action)
@@ -61,14 +61,16 @@ def script() -> Script:
 
 def collate(rows: list[Row], **options: Any) -> Batch:
     chosen: dict[str, Any] = {"source": script(), "pad_id": END, "discount": 0.9}
-    return Batch(**Collator(**(chosen | options))(list(enumerate(rows))))
+    return Collator(**(chosen | options))(list(enumerate(rows)))
 
 
 def test_discounts_and_successors_of_ended_and_cut_rows():
     batch = collate(ROWS)
-    torch.testing.assert_close(batch.discount, torch.tensor([0.9, 0.9, 0.0, 0.9, 0.9, 0.0]))
-    assert batch.has_successor.tolist() == [True, True, False, True, False, False]
-    assert batch.can_bootstrap.tolist() == [True, True, True, True, False, True]
+    torch.testing.assert_close(
+        batch.transitions.discount, torch.tensor([0.9, 0.9, 0.0, 0.9, 0.9, 0.0])
+    )
+    assert batch.transitions.has_successor.tolist() == [True, True, False, True, False, False]
+    assert batch.transitions.can_bootstrap.tolist() == [True, True, True, True, False, True]
     assert batch.action.tolist() == [7, 8, END, 9, 10, END]
     assert batch.row.tolist() == [0, 0, 0, 1, 1, 2]
 
@@ -79,10 +81,10 @@ def test_the_end_token_is_a_trained_step_though_it_pads():
     ends = batch.action == END
     assert batch.trained.all()
     assert ends.sum() == 2
-    assert (batch.discount[ends] == 0.0).all()
+    assert (batch.transitions.discount[ends] == 0.0).all()
     other = collate(ROWS, pad_id=0)
-    for name, tensor in batch.tensors().items():
-        assert name == "input_ids" or torch.equal(tensor, other.tensors()[name])
+    for name, tensor in batch.named_tensors().items():
+        assert name == "layout.input_ids" or torch.equal(tensor, other.named_tensors()[name])
 
 
 def test_whether_a_row_ended_is_not_read_off_its_tokens():
@@ -90,8 +92,8 @@ def test_whether_a_row_ended_is_not_read_off_its_tokens():
     cut_at_end = replace(ENDED, ended=False)
     ended_elsewhere = replace(CUT, ended=True)
     batch = collate([cut_at_end, ended_elsewhere], source=None)
-    torch.testing.assert_close(batch.discount, torch.tensor([0.9, 0.9, 0.9, 0.9, 0.0]))
-    assert batch.can_bootstrap.tolist() == [True, True, False, True, True]
+    torch.testing.assert_close(batch.transitions.discount, torch.tensor([0.9, 0.9, 0.9, 0.9, 0.0]))
+    assert batch.transitions.can_bootstrap.tolist() == [True, True, False, True, True]
 
 
 def test_actions_outside_their_set_are_inserted():
@@ -118,7 +120,7 @@ def test_actions_outside_their_set_are_dropped():
     assert batch.trained.tolist() == [True, False, True, True, True, False]
     assert batch.out_of_set.tolist() == [False, True, False, False, False, True]
     assert batch.sets.sizes.tolist() == [2, 1, 3, 1, 2, 1]
-    torch.testing.assert_close(batch.discount, collate(ROWS).discount)
+    torch.testing.assert_close(batch.transitions.discount, collate(ROWS).transitions.discount)
 
 
 def test_actions_outside_their_set_are_refused():
@@ -160,13 +162,15 @@ def test_without_a_teacher_nothing_is_outside(choice: OutOfSet):
 def steps_of(batch: Batch, rows: list[Row]) -> dict[Row, list[Any]]:
     """What each row's steps know, apart from where they are in the batch."""
     found: dict[Row, list[Any]] = {}
-    names = ("action", "discount", "has_successor", "can_bootstrap", "trained", "out_of_set")
+    links, layout = batch.transitions, batch.layout
+    known = [links.discount, links.has_successor, links.can_bootstrap]
+    tensors = [batch.action, *known, batch.trained, batch.out_of_set]
     for t, b in enumerate(batch.row.tolist()):
-        real = batch.attention_mask[b].bool()
-        before = real[: int(batch.position[t]) + 1]
-        seen = batch.input_ids[b, : len(before)][before].tolist()
+        real = layout.attention_mask[b].bool()
+        before = real[: int(layout.position[t]) + 1]
+        seen = layout.input_ids[b, : len(before)][before].tolist()
         ids, log_probs = batch.sets.row(t)
-        facts = [getattr(batch, name)[t].item() for name in names]
+        facts = [tensor[t].item() for tensor in tensors]
         normaliser = round(batch.teacher_log_normaliser[t].item(), 4)
         found.setdefault(rows[b], []).append([seen, ids.tolist(), *facts, normaliser, log_probs])
     return found
@@ -209,7 +213,7 @@ def test_a_step_sees_the_prompt_and_the_actions_before_it():
 
 
 def test_padding_is_on_the_side_asked_for():
-    masks = [collate(ROWS, padding_side=side).attention_mask for side in ("right", "left")]
+    masks = [collate(ROWS, padding_side=side).layout.attention_mask for side in ("right", "left")]
     assert masks[0].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0]]
     assert masks[1].tolist() == [[1, 1, 1, 1], [0, 0, 1, 1], [0, 1, 1, 1]]
 
@@ -218,15 +222,24 @@ def test_text_is_chosen_by_the_index_of_the_row():
     text = [(10, 11), (12, 13), (14, 15)]
     make = Collator(source=None, pad_id=END, text=text)
     items = [(4, ENDED), (0, CUT), (2, SHORT)]
-    assert make(items)["text_ids"].tolist() == [[12, 13], [10, 11], [14, 15]]
-    assert make(items[::-1])["text_ids"].tolist() == [[14, 15], [10, 11], [12, 13]]
+    assert make(items).text_ids.tolist() == [[12, 13], [10, 11], [14, 15]]
+    assert make(items[::-1]).text_ids.tolist() == [[14, 15], [10, 11], [12, 13]]
 
 
-def test_a_batch_goes_through_a_dictionary():
-    tensors = Collator(source=script(), pad_id=END)(list(enumerate(ROWS)))
-    assert "text_ids" not in tensors
-    assert all(isinstance(t, Tensor) for t in tensors.values())
-    assert Batch(**tensors).tensors().keys() == tensors.keys()
+def test_a_batch_moves_and_is_pickled_as_a_whole():
+    rows = [ENDED, replace(ENDED, response_ids=(7, END))]
+    batch = collate(rows, source=None, share_prefix=True)
+    assert batch.layout.sharing is not None
+    assert batch.text_ids is None
+    tensors = batch.named_tensors()
+    assert {"action", "layout.sharing.segment", "sets.ids", "transitions.discount"} <= set(tensors)
+    for other in (batch.to("cpu"), pickle.loads(pickle.dumps(batch))):
+        found = other.named_tensors()
+        assert found.keys() == tensors.keys()
+        assert all(found[name].equal(tensors[name]) for name in tensors)
+    away = batch.to("meta").named_tensors()
+    assert away.keys() == tensors.keys()
+    assert all(tensor.is_meta for tensor in away.values())
 
 
 def test_insertion_keeps_the_members_and_their_order():

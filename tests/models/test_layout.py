@@ -51,7 +51,7 @@ def random_rows(seed: int) -> list[Pair]:
 def run(model: Any, layout: Any, head: HeadMode = "auto") -> list[Tensor]:
     """A loss over all scores, and the gradients of it."""
     model.zero_grad()
-    scores = step_scores(model, *layout, vocabulary_size=VOCABULARY, head=head)
+    scores = step_scores(model, layout, vocabulary_size=VOCABULARY, head=head)
     logits = scores.rows(0, len(scores))
     weights = torch.linspace(0.5, 1.5, VOCABULARY)
     (logits * weights).sin().sum().backward()
@@ -73,7 +73,7 @@ def test_sharing_equals_separate_rows_in_value_and_gradient(
         expected = run(model, pack(ROWS, pad_id=1, padding_side=side))
         laid = lay_out(ROWS, 1, padding_side=side)
         assert laid.sharing is not None
-        assert laid.input_ids.numel() < pack(ROWS, pad_id=1)[0].numel() / 2
+        assert laid.input_ids.numel() < pack(ROWS, pad_id=1).input_ids.numel() / 2
         found = run(model, laid)
         assert len(found) == len(expected) > 10
         for a, b in zip(found, expected, strict=True):
@@ -101,9 +101,9 @@ def test_sharing_is_no_less_accurate_than_separate_rows(head: HeadMode):
 
 def seen_by_steps(layout: Any, rows: list[Pair]) -> list[tuple[int, ...]]:
     """The tokens each step has before it, in order of position, by the rule of what is seen."""
-    ids, _, row, position, sharing = layout
+    ids, sharing = layout.input_ids, layout.sharing
     found = []
-    for line, place in zip(row.tolist(), position.tolist(), strict=True):
+    for line, place in zip(layout.row.tolist(), layout.position.tolist(), strict=True):
         index = torch.arange(ids.shape[1])
         key = torch.tensor(line), torch.tensor(0), torch.tensor(place), index
         seen = sharing.sees()(*key)
@@ -138,8 +138,9 @@ def test_rows_are_shared_only_where_that_is_smaller():
     for rows, share in ((alone, True), (ROWS, False)):
         laid = lay_out(rows, 1, share=share)
         assert laid.sharing is None
-        for found, expected in zip(laid[:4], pack(rows, pad_id=1), strict=True):
-            assert torch.equal(found, expected)
+        expected = pack(rows, pad_id=1).named_tensors()
+        for name, tensor in laid.named_tensors().items():
+            assert torch.equal(tensor, expected[name])
         assert separate(laid) is laid
 
 
@@ -200,10 +201,10 @@ def test_parts_hold_like_lengths():
     parts = [[rows[i] for i in part] for part in cut(rows, 100, share=False)]
     lengths = [len(r.response_ids) for part in parts for r in part]
     assert lengths == sorted(lengths, reverse=True)
-    cells = sum(pack(part, pad_id=0)[0].numel() for part in parts)
+    cells = sum(pack(part, pad_id=0).input_ids.numel() for part in parts)
     used = sum(lengths)
     assert 1 - used / cells < 0.1
-    assert 1 - used / pack(rows, pad_id=0)[0].numel() > 0.45
+    assert 1 - used / pack(rows, pad_id=0).input_ids.numel() > 0.45
 
 
 def test_neighbours_are_alike():

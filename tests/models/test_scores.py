@@ -41,8 +41,8 @@ peft_asks = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:Futur
 def scored(
     model: Any, head: HeadMode = "auto", side: str = "right", rows: Any = ROWS
 ) -> StepScores:
-    inputs = pack(rows, pad_id=1, padding_side=side)
-    return step_scores(model, *inputs, vocabulary_size=VOCABULARY, head=head)
+    layout = pack(rows, pad_id=1, padding_side=side)
+    return step_scores(model, layout, vocabulary_size=VOCABULARY, head=head)
 
 
 def model_of(family: str, **changes: Any) -> Any:

@@ -148,7 +148,7 @@ def test_nothing_of_the_live_teacher_asks_for_gradients():
     assert not found.sets.log_probs.requires_grad
     assert not found.log_normaliser.requires_grad
     # Read later, where the student's gradients are on.
-    scores = live.scores(*pack(ROWS, pad_id=1))
+    scores = live.scores(pack(ROWS, pad_id=1))
     assert torch.is_grad_enabled()
     assert not scores.rows(0, 2).requires_grad
     assert not scores.at(torch.tensor([3]), torch.tensor([0])).requires_grad
@@ -185,24 +185,24 @@ def test_scores_are_written_once(tmp_path: Path):
 
 
 def test_rows_are_packed_to_the_right():
-    ids, mask, row, position = pack(ROWS[:3], pad_id=1)
-    assert ids.tolist() == [
+    laid = pack(ROWS[:3], pad_id=1)
+    assert laid.input_ids.tolist() == [
         [3, 4, 5, 9, 7, 1],
         [8, 30, 31, 12, 1, 1],
         [5, 5, 5, 5, 5, 5],
     ]
-    assert mask.tolist() == [[1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 0, 0], [1] * 6]
-    assert row.tolist() == [0, 0, 0, 1, 1, 1, 1, 2]
-    assert position.tolist() == [2, 3, 4, 0, 1, 2, 3, 5]
+    assert laid.attention_mask.tolist() == [[1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 0, 0], [1] * 6]
+    assert laid.row.tolist() == [0, 0, 0, 1, 1, 1, 1, 2]
+    assert laid.position.tolist() == [2, 3, 4, 0, 1, 2, 3, 5]
 
 
 def test_rows_are_packed_to_the_left():
-    ids, mask, row, position = pack(ROWS[:3], pad_id=0, padding_side="left")
-    assert ids.tolist() == [
+    laid = pack(ROWS[:3], pad_id=0, padding_side="left")
+    assert laid.input_ids.tolist() == [
         [0, 3, 4, 5, 9, 7],
         [0, 0, 8, 30, 31, 12],
         [5, 5, 5, 5, 5, 5],
     ]
-    assert mask.tolist() == [[0, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1], [1] * 6]
-    assert row.tolist() == [0, 0, 0, 1, 1, 1, 1, 2]
-    assert position.tolist() == [3, 4, 5, 2, 3, 4, 5, 5]
+    assert laid.attention_mask.tolist() == [[0, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1], [1] * 6]
+    assert laid.row.tolist() == [0, 0, 0, 1, 1, 1, 1, 2]
+    assert laid.position.tolist() == [3, 4, 5, 2, 3, 4, 5, 5]

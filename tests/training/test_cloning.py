@@ -77,8 +77,7 @@ def check_same(found: Tensor, expected: Tensor, logits: Tensor, tolerance: float
 
 
 def teacher_scores(batch: Batch) -> DenseStepScores:
-    read = (batch.input_ids, batch.attention_mask, batch.row, batch.position)
-    scores = live().scores(*read)
+    scores = live().scores(batch.layout)
     return DenseStepScores(scores.rows(0, len(scores)).double())
 
 
@@ -112,7 +111,7 @@ def outcomes(support: str, batch: Batch, logits: Tensor) -> tuple[Tensor, Tensor
     p = dense.policy
     if support == "set-and-tail":  # as captured, rounded
         p = torch.zeros_like(q).index_put(
-            (batch.sets.step, batch.set_ids), batch.set_log_probs.double().exp()
+            (batch.sets.step, batch.sets.ids), batch.sets.log_probs.double().exp()
         )
     p, q = (
         torch.cat([x * dense.inside, 1 - (x * dense.inside).sum(1)[:, None]], 1) for x in (p, q)
@@ -155,7 +154,8 @@ def test_with_everything_captured_all_supports_agree_up_to_rounding(
     batch = make_batch(rows, source=cached(tmp_path, rows, EVERYTHING))
     _, view = random_view(batch)
     # Rounding leaves up to 0.001 of mass off a set that holds all of it.
-    whole = replace(batch, set_log_probs=project(batch.set_log_probs, batch.set_offsets))
+    log_probs = project(batch.sets.log_probs, batch.sets.offsets)
+    whole = replace(batch, sets=replace(batch.sets, log_probs=log_probs))
     exact = replace(objective, support="vocabulary")
     expected = exact.loss(Views(view, teacher=teacher_scores(batch)), batch).loss
     for support in SUPPORTS[:-1]:
@@ -244,7 +244,7 @@ def test_gkd_without_student_rows_is_the_jsd_with_the_kls_as_ends(support: Any) 
 )
 def test_thirty_updates_lower_the_loss_and_bring_the_student_closer(objective: Any) -> None:
     model, batch = student(), make_batch(list(inside_rows()))
-    scores = live().scores(batch.input_ids, batch.attention_mask, batch.row, batch.position)
+    scores = live().scores(batch.layout)
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     exact = replace(objective, support="vocabulary")
 

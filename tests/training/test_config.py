@@ -25,6 +25,7 @@ def test_the_defaults_are_the_papers() -> None:
         ({"batch_size": 0}, "batch_size: expected at least 1, found 0"),
         ({"gradient_accumulation": 0}, "gradient_accumulation: expected at least 1"),
         ({"save_steps": 0}, "save_steps: expected at least 1"),
+        ({"loader_workers": -1}, "loader_workers: expected at least 0, found -1"),
         ({"chunk_size": 0}, "chunk_size: expected at least 1"),
         ({"batch_size": 6, "gradient_accumulation": 4}, "multiple of gradient_accumulation = 4, f"),
         ({"learning_rate": 0.0}, "learning_rate: expected a value above 0, found 0.0"),

@@ -36,7 +36,7 @@ def dense(logits: Tensor, batch: Any, successor: str, bound: float | None = None
     value = d.on_set(logits)
     later = d.following(value if successor == "residual" else value.detach(), batch)
     later = later if bound is None else later.clamp(-bound, bound)
-    return (logits * d.action).sum(1), value, batch.discount * later
+    return (logits * d.action).sum(1), value, batch.transitions.discount * later
 
 
 @pytest.mark.parametrize("successor", ["residual", "semi"])
@@ -47,8 +47,8 @@ def test_sqil_is_the_dense_formula(successor: Any) -> None:
     found = replace(SET, successor=successor).loss(Views(view), batch).loss
     q_a, _, y = dense(logits, batch, successor)
     expected = torch.where(batch.expert, (q_a - 2.0 - y) ** 2, 0.5 * (q_a - y) ** 2)
-    check_same(found, expected.where(batch.can_bootstrap, 0.0), logits)
-    assert not batch.can_bootstrap.all()
+    check_same(found, expected.where(batch.transitions.can_bootstrap, 0.0), logits)
+    assert not batch.transitions.can_bootstrap.all()
 
 
 @pytest.mark.parametrize("absorbing", [True, False])
@@ -60,9 +60,9 @@ def test_ls_iq_is_the_dense_formula(successor: Any, *, clip: bool, absorbing: bo
     objective = replace(LEAST, successor=successor, clip_targets=clip, absorbing=absorbing)
     far = 1 / (0.5 * (1 - 0.9))
     q_a, value, y = dense(logits, batch, successor, far if clip else None)
-    size = torch.where((batch.discount == 0.0) & absorbing, far, 2.0)
+    size = torch.where((batch.transitions.discount == 0.0) & absorbing, far, 2.0)
     expected = torch.where(batch.expert, (q_a - size - y) ** 2, (value + size - y) ** 2)
-    expected = expected.where(batch.can_bootstrap, 0.0)
+    expected = expected.where(batch.transitions.can_bootstrap, 0.0)
     check_same(objective.loss(Views(view), batch).loss, expected, logits)
     assert objective.largest_value == pytest.approx(far)
 
@@ -72,7 +72,7 @@ def test_a_fixed_expert_target_is_the_largest_value() -> None:
     logits, view = random_view(batch)
     found = replace(LEAST, expert_target="fixed").loss(Views(view), batch).loss
     q_a, _, _ = dense(logits, batch, "semi")
-    kept = batch.expert & batch.can_bootstrap
+    kept = batch.expert & batch.transitions.can_bootstrap
     check_same(found[kept], (q_a[kept] - 20.0) ** 2, logits)
     other = LEAST.loss(Views(view), batch).loss
     torch.testing.assert_close(found[~batch.expert], other[~batch.expert])

@@ -77,7 +77,7 @@ def dense_loss(logits: Tensor, batch: Batch, choices: IQLearn) -> Tensor:
     value, q_a = dense.on_set(q), (q * dense.action).sum(1)
     label = q_a if choices.linear_term == "sampled" else (dense.policy * q).sum(1)
     expected = (dense.policy * q).sum(1)
-    after = batch.discount * dense.following(value, batch)
+    after = batch.transitions.discount * dense.following(value, batch)
     reward, centre = q_a - after, torch.zeros_like(q_a)
     if choices.centre == "teacher":
         own = torch.full_like(logits, float("-inf")).detach()
@@ -90,14 +90,14 @@ def dense_loss(logits: Tensor, batch: Batch, choices: IQLearn) -> Tensor:
         }.get(choices.shift, own.max(1).values)
         own_value = (own - constant[:, None]).logsumexp(1)
         taken = batch.teacher_action_log_prob.double() - constant
-        centre = taken - batch.discount * dense.following(own_value, batch)
+        centre = taken - batch.transitions.discount * dense.following(own_value, batch)
     phi = centre + plain_phi(choices.phi, reward - centre, choices.alpha)
     first, losses = value, []
     if choices.normaliser == "vocabulary":
         first = dense_q(logits, dense.inside, choices.shift, None).logsumexp(1)
     expert, row = batch.expert.tolist(), batch.row.tolist()
     for t in range(len(row)):
-        known, ours = bool(batch.can_bootstrap[t]), expert[t]
+        known, ours = bool(batch.transitions.can_bootstrap[t]), expert[t]
         # phi(r) as written, with its linear part -r on the label; all of it at a cut is -label.
         scored = phi[t] - q_a[t] + label[t] if known else label[t]
         steps = [k for k in range(len(row)) if row[k] == row[t]]
@@ -124,8 +124,8 @@ def test_value_and_gradient_are_those_of_the_dense_formula(
 ) -> None:
     batch = mixed_batch()
     assert 0 < batch.expert.sum() < len(batch.expert)
-    assert not batch.can_bootstrap[~batch.expert].all()
-    assert not batch.can_bootstrap[batch.expert].all()
+    assert not batch.transitions.can_bootstrap[~batch.expert].all()
+    assert not batch.transitions.can_bootstrap[batch.expert].all()
     for i, (normaliser, linear) in enumerate(
         product(("set", "vocabulary"), ("sampled", "teacher-expectation"))
     ):
@@ -211,7 +211,7 @@ def test_centred_on_the_teacher_a_student_equal_to_it_feels_no_phi(phi: Any, sec
     objective = replace(PLAIN, phi=phi, second_term=second)
     logits = torch.zeros(len(batch.action), 64, dtype=torch.float64)
     log_normaliser = batch.teacher_log_normaliser[batch.sets.step]
-    logits[batch.sets.step, batch.set_ids] = (batch.set_log_probs + log_normaliser).double()
+    logits[batch.sets.step, batch.sets.ids] = (batch.sets.log_probs + log_normaliser).double()
     logits.requires_grad_()
     _, view = random_view(batch)
     view.scores = type(view.scores)(logits)
@@ -226,7 +226,7 @@ def test_centred_on_the_teacher_a_student_equal_to_it_feels_no_phi(phi: Any, sec
 def test_on_its_own_rows_the_student_learns_from_the_teacher_and_not_from_its_actions() -> None:
     batch = mixed_batch()
     own = ~batch.expert
-    replaced = batch.set_ids[batch.set_offsets[:-1]].where(own, batch.action)
+    replaced = batch.sets.ids[batch.sets.offsets[:-1]].where(own, batch.action)
     other = replace(batch, action=replaced)
     assert (other.action[own] != batch.action[own]).any()
     (_, view), (_, elsewhere) = random_view(batch), random_view(other)

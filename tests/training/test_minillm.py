@@ -103,7 +103,7 @@ def test_length_norm_divides_the_return_by_the_steps_that_it_sums() -> None:
         steps = (exact.batch.row == row).nonzero()[:, 0]
         after = torch.arange(len(steps) - 1, -1, -1).clamp(min=1)
         torch.testing.assert_close(mean[steps], summed[steps] / after)
-    assert (summed[~exact.batch.has_successor] == 0.0).all()  # nothing follows
+    assert (summed[~exact.batch.transitions.has_successor] == 0.0).all()  # nothing follows
 
 
 def test_rows_that_the_student_did_not_write_have_no_part() -> None:

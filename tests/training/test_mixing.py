@@ -60,7 +60,7 @@ def mix(objective: Any, **options: Any) -> EvidenceMix:
 
 def log_probs(lm: LanguageModel, rows: list[Row]) -> torch.Tensor:
     """Of every action, over the whole vocabulary."""
-    scores = step_scores(lm.model, *pack(rows, pad_id=END), vocabulary_size=VOCABULARY)
+    scores = step_scores(lm.model, pack(rows, pad_id=END), vocabulary_size=VOCABULARY)
     actions = torch.tensor([a for row in rows for a in row.response_ids])
     return scores.rows(0, len(actions)).log_softmax(-1)[torch.arange(len(actions)), actions]
 

@@ -107,11 +107,11 @@ def test_the_gradient_derived_by_hand(successor: Any) -> None:
     pi = logits.detach().masked_fill(~dense.inside, float("-inf")).softmax(1)
     values = dense.on_set((other if successor == "target" else logits).detach())
     reward = (logits.detach() * dense.action).sum(1)
-    reward = reward - batch.discount * dense.following(values, batch)
-    force = torch.where(batch.can_bootstrap, reward / (2 * 0.5), 0.0)
+    reward = reward - batch.transitions.discount * dense.following(values, batch)
+    force = torch.where(batch.transitions.can_bootstrap, reward / (2 * 0.5), 0.0)
     expected = pi - dense.action + force[:, None] * dense.action
     if successor == "residual":
-        back = (force * batch.discount)[:-1].where(batch.row[1:] == batch.row[:-1], 0.0)
+        back = (force * batch.transitions.discount)[:-1].where(batch.row[1:] == batch.row[:-1], 0.0)
         expected[1:] -= back[:, None] * pi[1:]
     close(torch.autograd.grad(loss.sum(), logits)[0], expected)
 
@@ -182,7 +182,10 @@ def test_end_of_a_finished_row_has_no_future_and_a_cut_row_no_nonlinear_term() -
     _, view = random_view(finished)
     _, cut_view = random_view(cut)
     whole, part = PLAIN.loss(Views(view), finished), PLAIN.loss(Views(cut_view), cut)
-    assert finished.discount.tolist()[-1] == 0.0 and cut.discount.tolist()[-1] > 0.98
+    assert (
+        finished.transitions.discount.tolist()[-1] == 0.0
+        and cut.transitions.discount.tolist()[-1] > 0.98
+    )
     close(whole.parts["implied_reward"][-1], view.action[-1])  # r = Q(s, a): nothing follows
     close(whole.parts["nonlinear"][-1], view.action[-1] ** 2 / 2.0)
     assert part.parts["nonlinear"][-1] == 0.0
@@ -253,8 +256,9 @@ def test_live_kd_is_the_forward_kl_over_the_whole_vocabulary() -> None:
     batch = make_batch()
     logits, view = random_view(batch)
     wanted = dense_teacher(batch)
-    read = (batch.input_ids, batch.attention_mask, batch.row, batch.position)
-    found = KD(support="vocabulary").loss(Views(view, teacher=live().scores(*read)), batch).loss
+    found = (
+        KD(support="vocabulary").loss(Views(view, teacher=live().scores(batch.layout)), batch).loss
+    )
     expected = (wanted.exp() * (wanted - logits.log_softmax(1))).sum(1)
     close(found, expected, 1e-5)
     close(gradient(found, logits), gradient(expected, logits), 1e-5)
@@ -275,8 +279,9 @@ def test_cached_kd_of_the_whole_vocabulary_is_live_kd_up_to_rounding(tmp_path: P
     rows = mixed_rows()
     batch = make_batch(rows, source=cached(tmp_path, rows, EVERYTHING))
     _, view = random_view(batch)
-    read = (batch.input_ids, batch.attention_mask, batch.row, batch.position)
-    exact = KD(support="vocabulary").loss(Views(view, teacher=live().scores(*read)), batch).loss
+    exact = (
+        KD(support="vocabulary").loss(Views(view, teacher=live().scores(batch.layout)), batch).loss
+    )
     found = KD().loss(Views(view), batch).loss
     close(found, exact, 0.004)
     assert (found - exact).abs().max() > 0.0  # it was the rounded one
@@ -308,7 +313,7 @@ def test_thirty_updates_lower_the_loss_and_bring_the_student_closer(
     objective: Any, closer: bool
 ) -> None:
     model, batch = student(), make_batch(list(inside_rows()))
-    scores = live().scores(batch.input_ids, batch.attention_mask, batch.row, batch.position)
+    scores = live().scores(batch.layout)
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     losses, start = [], forward_kl(model, batch)
     for _ in range(30):

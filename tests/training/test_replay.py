@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from tdistill.errors import InvalidValueError
-from tdistill.evidence.evidence import evidence_tensors
 from tdistill.evidence.rows import Row
 from tdistill.training.config import ReplayConfig
 from tdistill.training.replay import BufferedSource, Entry, ReplayBuffer
@@ -69,7 +68,7 @@ def test_saved_and_loaded_is_the_same_bit_for_bit(tmp_path: Path) -> None:
             two.row.behaviour,
             two.born,
         )
-        mine, loaded = evidence_tensors(one.evidence), evidence_tensors(two.evidence)
+        mine, loaded = one.evidence.named_tensors(), two.evidence.named_tensors()
         assert all(mine[name].equal(loaded[name]) for name in mine)
     assert buffer.draw(5, update=3, seed="x") == other.draw(5, update=3, seed="x")
     empty = ReplayBuffer(ReplayConfig())

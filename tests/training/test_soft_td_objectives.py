@@ -31,15 +31,15 @@ def dense_reward(batch: Any, *, whole: bool) -> Tensor:
         z = model_view(teacher().model, batch).scores.rows(0, len(batch.action)).double()
     dense = Dense.of(batch)
     value = z.logsumexp(1) if whole else dense.on_set(z)
-    return (z * dense.action).sum(1) - batch.discount * dense.following(value, batch)
+    return (z * dense.action).sum(1) - batch.transitions.discount * dense.following(value, batch)
 
 
 def dense_error(logits: Tensor, batch: Any, reward: Tensor, held: Tensor | None = None) -> Tensor:
     """The one-step error over [T, V]; ``held`` gives V(s')."""
     dense = Dense.of(batch)
     later = dense.following(dense.on_set(logits if held is None else held), batch)
-    error = reward + batch.discount * later - (logits * dense.action).sum(1)
-    return torch.where(batch.can_bootstrap, error, 0.0)
+    error = reward + batch.transitions.discount * later - (logits * dense.action).sum(1)
+    return torch.where(batch.transitions.can_bootstrap, error, 0.0)
 
 
 @pytest.mark.parametrize("value", ["set", "vocabulary"])
@@ -53,7 +53,7 @@ def test_one_step_is_the_dense_formula(successor: Any, value: Any) -> None:
     held = {"residual": None, "semi": logits.detach(), "target": other.detach()}[successor]
     # The evidence is stored rounded: what counts is a reward from the teacher's own logits.
     reward = dense_reward(batch, whole=value == "vocabulary")
-    assert (objective.reward(batch) - reward)[batch.can_bootstrap].abs().max() < 0.02
+    assert (objective.reward(batch) - reward)[batch.transitions.can_bootstrap].abs().max() < 0.02
     check_same(found, dense_error(logits, batch, objective.reward(batch), held) ** 2, logits)
 
 
@@ -110,9 +110,9 @@ def test_path_consistency_is_the_residual_of_the_paper() -> None:
     expected = []
     for t in range(len(reward)):
         residual, weight, j = -value[t], 1.0, t
-        while j < t + 3 and weight and batch.can_bootstrap[j]:
+        while j < t + 3 and weight and batch.transitions.can_bootstrap[j]:
             residual = residual + weight * (reward[j] - log_pi[j])
-            weight = weight * float(batch.discount[j])
+            weight = weight * float(batch.transitions.discount[j])
             j += 1
         expected.append(residual + weight * value[j] if weight else residual)
         if j == t:  # nothing is known of this step

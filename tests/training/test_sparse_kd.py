@@ -17,8 +17,8 @@ from tdistill.evidence.batch import Batch
 from tdistill.recipe import Recipe, StudentConfig, TeacherConfig
 from tdistill.teacher.adaptive import choose_top_p
 from tdistill.teacher.config import CaptureConfig, RolloutConfig
-from tdistill.training.gap import resolve_gap
 from tdistill.training.objectives import KD, SFT, BellmanDistill, SparseKD, Views
+from tdistill.training.tolerated_gap import resolve_gap
 from tdistill.training.train import train_student
 from tiny import VOCABULARY, tiny_lm
 from world import EVERYTHING, cached, live, make_batch, make_trainer, mixed_rows, random_view
@@ -62,13 +62,13 @@ def test_inserted_actions_are_told_from_members():
         inserted = batch.inserted
         assert int(inserted.sum()) == (int(batch.out_of_set.sum()) if choice == "insert" else 0)
         captured = live(TAILS).evidence(mixed_rows()).sets
-        assert torch.equal(batch.set_ids[~inserted], captured.ids)
+        assert torch.equal(batch.sets.ids[~inserted], captured.ids)
 
 
 def test_batches_without_tails_are_refused():
     for options in ({"source": live()}, {"source": live(TAILS), "set_top_p": 0.5}):
         batch = make_batch(**options)
-        assert "tail_ids" not in batch.tensors()
+        assert batch.tail is None
         with pytest.raises(InvalidValueError, match=r"rollouts\.capture\.tail_samples above 0"):
             SparseKD().loss(Views(random_view(batch)[1]), batch)
 
@@ -107,10 +107,10 @@ def test_it_learns_from_a_cache(tmp_path: Path):
 def test_sets_are_cut_by_their_gain():
     whole, batch = make_batch(), make_batch(min_gain=0.2, out_of_set="drop")
     expected = truncate_by_gain(live().evidence(mixed_rows()).sets, 0.2)
-    assert torch.equal(batch.set_ids, expected.ids)
-    assert len(batch.set_ids) < len(whole.set_ids)
+    assert torch.equal(batch.sets.ids, expected.ids)
+    assert len(batch.sets.ids) < len(whole.sets.ids)
     both = make_batch(min_gain=0.2, set_top_p=0.5, out_of_set="drop")
-    assert len(both.set_ids) <= len(batch.set_ids)
+    assert len(both.sets.ids) <= len(batch.sets.ids)
 
 
 @pytest.mark.parametrize("rule", ["global", "per-state"])

@@ -13,7 +13,6 @@ from torch.utils._pytree import tree_leaves
 from transformers import TrainerCallback
 
 from tdistill.errors import ModelError
-from tdistill.evidence.batch import Batch
 from tdistill.evidence.collator import Collator
 from tdistill.evidence.rows import Row
 from tdistill.teacher.config import CaptureConfig
@@ -64,8 +63,8 @@ def train(folder: Path, objective: Any, **options: Any) -> tuple[Any, list[dict[
 
 
 def loss_and_gradients(trainer: Any, rows: list[Row]) -> tuple[Tensor, dict[str, Tensor]]:
-    inputs = trainer.data_collator(list(enumerate(rows)))
-    loss = trainer.compute_loss(trainer.model, inputs)
+    batch = trainer.data_collator(list(enumerate(rows)))
+    loss = trainer.compute_loss(trainer.model, batch)
     trainer.model.zero_grad()
     loss.backward()
     named = trainer.model.named_parameters()
@@ -115,8 +114,8 @@ def test_the_loss_does_not_depend_on_the_padding_side(family: str, tmp_path: Pat
         trainer = make_trainer(tmp_path, EXACT, model=model, padding_side=side)
         found.append(loss_and_gradients(trainer, mixed_rows()))
     same(found[0], found[1], 1e-4)
-    inputs = trainer.data_collator(list(enumerate(mixed_rows())))
-    assert not inputs["attention_mask"][:, 0].all()  # it was padded, on the left
+    batch = trainer.data_collator(list(enumerate(mixed_rows())))
+    assert not batch.layout.attention_mask[:, 0].all()  # it was padded, on the left
 
 
 def test_the_padding_id_changes_nothing_and_the_end_token_is_trained(tmp_path: Path) -> None:
@@ -124,8 +123,8 @@ def test_the_padding_id_changes_nothing_and_the_end_token_is_trained(tmp_path: P
     trainer = make_trainer(tmp_path, EXACT)
     expected = loss_and_gradients(trainer, rows)
     assert trainer.data_collator.pad_id == END
-    batch = Batch(**trainer.data_collator(list(enumerate(rows))))
-    ends = (batch.action == END) & (batch.discount == 0.0)
+    batch = trainer.data_collator(list(enumerate(rows)))
+    ends = (batch.action == END) & (batch.transitions.discount == 0.0)
     assert (ends & batch.trained).any()
     assert len(batch.action) == int(batch.trained.sum()) == sum(len(r.response_ids) for r in rows)
     trainer.data_collator = replace(trainer.data_collator, pad_id=0)
@@ -153,10 +152,12 @@ def test_logged_means_are_over_the_steps_of_the_whole_interval(
         ids = torch.tensor([TEXT[i % 5] for i in range(16)])
         text_loss = float(model(input_ids=ids, labels=ids).loss)
     dense, trained = Dense.of(batch), batch.trained
-    linked = trained & batch.can_bootstrap
+    linked = trained & batch.transitions.can_bootstrap
     assert int(linked.sum()) < int(trained.sum()) < len(trained)
     value = dense.on_set(logits)
-    reward = (logits * dense.action).sum(1) - batch.discount * dense.following(value, batch)
+    reward = (logits * dense.action).sum(1) - batch.transitions.discount * dense.following(
+        value, batch
+    )
     ours = logits.masked_fill(~dense.inside, float("-inf")).log_softmax(1)
     divergence = torch.where(dense.inside, dense.policy * (dense.policy.log() - ours), 0.0).sum(1)
     expected = {
@@ -190,7 +191,7 @@ def test_live_kd_is_given_the_full_teacher(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, KD(support="vocabulary"), live_teacher=live())
     found, _ = loss_and_gradients(trainer, mixed_rows())
     batch = make_batch()
-    scores = live().scores(batch.input_ids, batch.attention_mask, batch.row, batch.position)
+    scores = live().scores(batch.layout)
     view = model_view(student(), batch)
     objective = KD(support="vocabulary")
     expected = objective.loss(Views(view, teacher=scores), batch).loss.mean().detach()
@@ -234,10 +235,10 @@ def test_no_tensor_over_steps_and_vocabulary(
     model = student(vocab_size=vocabulary)
     trainer = make_trainer(tmp_path, objective, model=model, head=head, chunk_size=chunk)
     trainer.vocabulary_size = vocabulary
-    inputs = Collator(wide, END)(list(enumerate(rows)))
-    assert len(inputs["action"]) == 200
+    batch = Collator(wide, END)(list(enumerate(rows)))
+    assert len(batch.action) == 200
     with Largest() as largest:
-        trainer.compute_loss(model, inputs).backward()
+        trainer.compute_loss(model, batch).backward()
     if limit is None:
         assert largest.elements <= chunk * vocabulary
         assert largest.elements >= vocabulary * 16  # the gradient of the output layer was seen

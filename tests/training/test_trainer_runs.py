@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import socket
 import time
 from dataclasses import replace
@@ -14,9 +15,11 @@ import torch
 from torch import Tensor, multiprocessing
 from transformers import TrainerCallback
 
+from tdistill.errors import InvalidValueError
+from tdistill.evidence.collator import Collator
 from tdistill.training.objectives import BellmanDistill
 from tiny import VOCABULARY, tiny_model
-from world import PAPER, inside_rows, make_trainer, mixed_rows, student
+from world import END, PAPER, cached, inside_rows, make_trainer, mixed_rows, student
 
 PLAIN = replace(PAPER, shift="raw", alpha=10.0, lm_weight=0.5)
 TARGET = replace(PAPER, shift="raw", alpha=10.0, successor="target", target_decay=0.6)
@@ -35,6 +38,34 @@ class Interrupt(TrainerCallback):
 def dropping_out(seed: int) -> Any:
     """A network whose forward passes draw random numbers."""
     return tiny_model("gpt2", seed=seed, resid_pdrop=0.2)
+
+
+def test_batches_made_by_other_processes_are_the_same(tmp_path: Path) -> None:
+    rows = list(inside_rows(16))
+    source = cached(tmp_path / "cache", rows)
+    runs = []
+    for workers in (0, 2):
+        options = {"rows": rows, "source": source, "text": TEXT, "loader_workers": workers}
+        trainer = make_trainer(
+            tmp_path, BellmanDistill(), steps=5, tokens_per_forward=24, share_prefix=True, **options
+        )
+        trainer.train()
+        runs.append((history(trainer), trainer.model.state_dict()))
+    assert len(runs[0][0]) == 5
+    assert runs[0][0] == runs[1][0]
+    assert all(weight.equal(runs[1][1][name]) for name, weight in runs[0][1].items())
+
+
+def test_evidence_of_other_processes_must_be_on_disk(tmp_path: Path) -> None:
+    with pytest.raises(InvalidValueError, match="loader_workers: expected evidence from a cache"):
+        make_trainer(tmp_path, PLAIN, loader_workers=1)
+    source = cached(tmp_path, mixed_rows())
+    sent = pickle.dumps(Collator(source, END))  # what a process that is spawned gets
+    assert len(sent) < 1000
+    items = list(enumerate(mixed_rows()))
+    expected = Collator(source, END)(items).named_tensors()
+    found = pickle.loads(sent)(items).named_tensors()
+    assert all(tensor.equal(expected[name]) for name, tensor in found.items())
 
 
 def optimizer_state(trainer: Any) -> list[Tensor]:

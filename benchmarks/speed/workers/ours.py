@@ -132,7 +132,8 @@ def timed_trainer(clock: Clock, gate: TrainerCallback) -> type[DistillTrainer]:
     class Timed(DistillTrainer):
         def __init__(self, *args: Any, callbacks: list[Any], **kwargs: Any) -> None:
             super().__init__(*args, callbacks=[*callbacks, OnTheClock(clock), gate], **kwargs)
-            self._observe = clock.wrap("diagnostics", self._observe)
+            seen = self.diagnostics
+            seen.observe = clock.wrap("diagnostics", seen.observe)
             self.compute_loss = clock.wrap("blocks and loss, forward", self.compute_loss)
             accelerator = self.accelerator
             accelerator.backward = clock.wrap("backward", accelerator.backward)

@@ -33,11 +33,13 @@ from .phi import (
 )
 from .policy_gradient import clipped_policy_loss
 from .projection import log_rest, log_set_mass, project, with_rest
+from .ragged import Ragged, TensorGroup
 from .reduction import WeightedSum, masked_sum
 from .returns import discounted_sum, k_step_return, lambda_return
 from .sampled_normaliser import sampled_log_normaliser, set_membership
 from .segments import (
     kept_offsets,
+    offsets_of,
     row_index,
     segment_cumsum,
     segment_logsumexp,
@@ -51,6 +53,8 @@ from .transitions import Transitions, discounted_occupancy, first_steps, success
 from .value import expectation, policy_value, soft_value
 
 __all__ = [
+    "Ragged",
+    "TensorGroup",
     "TopPSets",
     "Transitions",
     "WeightedSum",
@@ -86,6 +90,7 @@ __all__ = [
     "log_rest",
     "log_set_mass",
     "masked_sum",
+    "offsets_of",
     "policy_value",
     "project",
     "reverse_kl_terms",

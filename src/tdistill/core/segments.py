@@ -32,6 +32,16 @@ def row_index(offsets: Int[Tensor, " R"]) -> Int[Tensor, " M"]:
     return torch.repeat_interleave(rows, offsets.diff())
 
 
+def offsets_of(sizes: Int[Tensor, " T"]) -> Int[Tensor, " R"]:
+    """Offsets of rows of these sizes.
+
+    Example:
+        >>> offsets_of(torch.tensor([2, 0, 1])).tolist()
+        [0, 2, 2, 3]
+    """
+    return torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
+
+
 def kept_offsets(keep: Bool[Tensor, " M"], offsets: Int[Tensor, " R"]) -> Int[Tensor, " R"]:
     """Offsets of the rows after only the marked members are kept.
 
@@ -39,8 +49,7 @@ def kept_offsets(keep: Bool[Tensor, " M"], offsets: Int[Tensor, " R"]) -> Int[Te
         >>> kept_offsets(torch.tensor([True, False, True]), torch.tensor([0, 2, 3])).tolist()
         [0, 1, 2]
     """
-    kept = torch.cat([keep.new_zeros(1, dtype=torch.long), keep.long().cumsum(0)])
-    return kept[offsets]
+    return offsets_of(keep.long())[offsets]
 
 
 def segment_sum(values: Float[Tensor, " M"], offsets: Int[Tensor, " R"]) -> Float[Tensor, " R-1"]:

@@ -9,7 +9,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tdistill.core.segments import UNIT, exact_units, kept_offsets, row_index, segment_cumsum
+from tdistill.core.ragged import Ragged
+from tdistill.core.segments import (
+    UNIT,
+    exact_units,
+    kept_offsets,
+    offsets_of,
+    row_index,
+    segment_cumsum,
+)
 from tdistill.errors import InvalidValueError
 
 _CHUNK = 1 << 21  # numbers looked at together: memory beside the input stays small
@@ -19,7 +27,7 @@ _GROUP = 16  # fewest tokens in a group whose maximum bounds a capped set
 
 
 @dataclass(frozen=True, eq=False)
-class TopPSets:
+class TopPSets(Ragged):
     """The candidate sets of T steps as compressed rows.
 
     Attributes:
@@ -32,20 +40,6 @@ class TopPSets:
     log_probs: Float[Tensor, " M"]
     offsets: Int[Tensor, " R"]
 
-    def __len__(self) -> int:
-        """Number of steps."""
-        return self.offsets.numel() - 1
-
-    @property
-    def sizes(self) -> Int[Tensor, " T"]:
-        """Members of each step's set."""
-        return self.offsets.diff()
-
-    @property
-    def step(self) -> Int[Tensor, " M"]:
-        """The step of every member."""
-        return row_index(self.offsets)
-
     def row(self, t: int) -> tuple[Int[Tensor, " K"], Float[Tensor, " K"]]:
         """Token ids and log-probabilities of step ``t``; negative ``t`` counts from the end.
 
@@ -56,10 +50,6 @@ class TopPSets:
             raise IndexError(f"expected a step in [0, {len(self)}), found {t}")
         start, stop = self.offsets[t % len(self)], self.offsets[t % len(self) + 1]
         return self.ids[start:stop], self.log_probs[start:stop]
-
-    def to(self, device: torch.device | str) -> TopPSets:
-        """The same sets on another device."""
-        return TopPSets(self.ids.to(device), self.log_probs.to(device), self.offsets.to(device))
 
 
 def top_p_sets(
@@ -107,7 +97,7 @@ def top_p_sets(
             for rows, top in zip(log_probs.split(height), largest.split(height), strict=True)
         ]
         sizes = torch.cat([sizes for _, sizes in parts])
-        offsets = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
+        offsets = offsets_of(sizes)
         ids = torch.cat([ids for ids, _ in parts])
     place = row_index(offsets) * vocabulary + ids
     return TopPSets(ids, log_probs.flatten().index_select(0, place), offsets)
@@ -192,7 +182,7 @@ def check_top_p(set_top_p: float) -> None:
 def _keep(sets: TopPSets, keep: Tensor) -> TopPSets:
     """The members marked, and the first of every row."""
     keep[sets.offsets[:-1][sets.sizes > 0]] = True
-    return TopPSets(sets.ids[keep], sets.log_probs[keep], kept_offsets(keep, sets.offsets))
+    return sets.keep(keep)
 
 
 def _check_arguments(log_probs: Tensor, set_top_p: float, max_size: int | None) -> None:

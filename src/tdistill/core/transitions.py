@@ -13,9 +13,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from tdistill.core.ragged import TensorGroup
+
 
 @dataclass(frozen=True, eq=False)
-class Transitions:
+class Transitions(TensorGroup):
     """The Markov structure of T flat steps.
 
     Attributes:

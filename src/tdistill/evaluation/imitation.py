@@ -16,8 +16,8 @@ from tdistill.evidence.evidence import EvidenceSource
 from tdistill.evidence.rows import Row
 from tdistill.models.language_model import LanguageModel
 from tdistill.models.scores import StepScores, step_scores
+from tdistill.models.set_scores import SetScores
 from tdistill.teacher.source import LiveTeacher
-from tdistill.training.view import ModelView
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,8 +58,8 @@ def hold_out(
     """
     collator = Collator(source, teacher.teacher.pad_id, set_top_p=set_top_p, share_prefix=True)
     groups = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
-    batches = [Batch(**collator(list(enumerate(group)))) for group in groups]
-    scores = [teacher.scores(*b.layout) for b in batches]
+    batches = [collator(list(enumerate(group))) for group in groups]
+    scores = [teacher.scores(b.layout) for b in batches]
     numbers = {ids: i for i, ids in enumerate(dict.fromkeys(row.prompt_ids for row in rows))}
     prompt = np.asarray([numbers[row.prompt_ids] for row in rows])
     return HeldOut(batches, scores, prompt, teacher.vocabulary_size)
@@ -80,16 +80,15 @@ def imitation(model: LanguageModel, held_out: HeldOut) -> dict[str, Sample]:
     sums: dict[str, list[np.ndarray]] = {"forward_kl": [], "set_kl": [], "leak": []}
     weights: list[np.ndarray] = []
     for batch, teacher in zip(held_out.batches, held_out.teacher, strict=True):
-        device = model.device
-        moved = Batch(**{name: t.to(device) for name, t in batch.tensors().items()})
-        vocabulary_size = held_out.vocabulary_size
-        scores = step_scores(model.model, *moved.layout, vocabulary_size=vocabulary_size)
-        view = ModelView(scores, moved)
-        log_policy = project(view.on_set, moved.set_offsets)
+        moved = batch.to(model.device)
+        sets, size = moved.sets, held_out.vocabulary_size
+        scores = step_scores(model.model, moved.layout, vocabulary_size=size)
+        student = SetScores(scores, sets, moved.action)
+        log_policy = project(student.on_set, sets.offsets)
         per_step = {
-            "forward_kl": view.divergence_from(teacher, forward_kl_terms),
-            "set_kl": set_forward_kl(moved.set_log_probs, log_policy, moved.set_offsets),
-            "leak": 1 - (view.set_value - view.log_normaliser).exp(),
+            "forward_kl": student.divergence_from(teacher, forward_kl_terms),
+            "set_kl": set_forward_kl(sets.log_probs, log_policy, sets.offsets),
+            "leak": 1 - (student.set_value - student.log_normaliser).exp(),
         }
         rows = len(moved.source)
         for name, values in per_step.items():

@@ -157,7 +157,7 @@ def _log_probs(
     for first in range(0, len(rows), batch_size):
         group = order[first : first + batch_size]
         laid = lay_out([rows[i] for i in group], model.pad_id).to(model.device)
-        scores = step_scores(model.model, *laid, vocabulary_size=vocabulary_size)
+        scores = step_scores(model.model, laid, vocabulary_size=vocabulary_size)
         actions = torch.tensor([a for i in group for a in rows[i].response_ids])
         actions = actions.to(model.device)
         normaliser = scores.log_normaliser(chunk_size=256)

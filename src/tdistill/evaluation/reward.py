@@ -37,8 +37,8 @@ from tdistill.evidence.rows import Row
 from tdistill.models.language_model import LanguageModel
 from tdistill.models.layout import alike
 from tdistill.models.scores import step_scores
+from tdistill.models.set_scores import SetScores
 from tdistill.training.objectives import Objective, TemporalDifference
-from tdistill.training.view import ModelView
 
 
 @dataclass(frozen=True)
@@ -129,8 +129,7 @@ def read_rewards(
     readings: dict[int, Reading] = {}
     for first in range(0, len(rows), batch_size):
         group = order[first : first + batch_size]
-        tensors = collator([(i, rows[i]) for i in group])
-        batch = Batch(**{name: t.to(model.device) for name, t in tensors.items()})
+        batch = collator([(i, rows[i]) for i in group]).to(model.device)
         found = _read(model, objective, batch, vocabulary_size)
         lengths = [len(rows[i].response_ids) for i in group]
         readings |= zip(group, _by_row(found, lengths, objective.discount), strict=True)
@@ -183,21 +182,22 @@ def _read(
     model: LanguageModel, objective: Objective, batch: Batch, vocabulary_size: int
 ) -> dict[str, list[Any]]:
     """The numbers of a batch, flat over its steps."""
-    scores = step_scores(model.model, *batch.layout, vocabulary_size=vocabulary_size)
-    view = ModelView(scores, batch)
+    scores = step_scores(model.model, batch.layout, vocabulary_size=vocabulary_size)
+    read = SetScores(scores, batch.sets, batch.action)
     if isinstance(objective, TemporalDifference):
-        q, q_a = objective.q_values(view)
+        q, q_a = objective.q_values(read)
     else:
-        q, q_a = view.on_set, view.action
-    value = soft_value(q, batch.set_offsets)
-    reward = implied_reward(q_a, successor(value, batch.has_successor), batch.discount)
-    log_prob = view.action - view.log_normaliser
+        q, q_a = read.on_set, read.action
+    value = soft_value(q, batch.sets.offsets)
+    links = batch.transitions
+    reward = implied_reward(q_a, successor(value, links.has_successor), links.discount)
+    log_prob = read.action - read.log_normaliser
     if not (reward.isfinite().all() and log_prob.isfinite().all()):
         raise ModelError(
             f"{model.name}: expected finite scores of every token, found NaN or infinity; the "
             "weights are damaged or training diverged: take an earlier checkpoint"
         )
-    known = zip(reward.tolist(), batch.can_bootstrap.tolist(), strict=True)
+    known = zip(reward.tolist(), links.can_bootstrap.tolist(), strict=True)
     return {
         "implied_reward": [r if k else None for r, k in known],
         "value": value.tolist(),

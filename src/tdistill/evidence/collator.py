@@ -10,15 +10,17 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tdistill.core import TopPSets, transitions, truncate_by_gain
+from tdistill.core import TopPSets, offsets_of, transitions, truncate_by_gain
 from tdistill.errors import DataError
 from tdistill.evidence.batch import Batch
 from tdistill.evidence.evidence import Evidence, EvidenceSource
 from tdistill.evidence.rows import ROW_SOURCES, Row
-from tdistill.models.layout import cut, lay_out
+from tdistill.models.layout import Layout, cut, lay_out
 
 OutOfSet = Literal["insert", "drop", "refuse"]
 PaddingSide = Literal["right", "left"]
+Item = tuple[int, Row]
+"""A row with its index in the data, which decides the text it is paired with."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Collator:
         padding_side: either gives the same loss.
         text: chunks of plain text, chosen by the index of the row.
         share_prefix: whether the responses of a prompt may share its tokens; the same loss.
-        tokens_per_forward: most tokens of a batch, padding included, that :meth:`parts` makes.
+        tokens_per_forward: most tokens of a batch, padding included, that :meth:`batches` makes.
     """
 
     source: EvidenceSource | None
@@ -49,67 +51,53 @@ class Collator:
     share_prefix: bool = False
     tokens_per_forward: int | None = None
 
-    def parts(self, items: Sequence[tuple[int, Row]]) -> list[list[tuple[int, Row]]]:
-        """The items in parts of like lengths and at most ``tokens_per_forward`` tokens each."""
+    def batches(self, items: Sequence[Item]) -> list[Batch]:
+        """The items in batches of like lengths and at most ``tokens_per_forward`` tokens each."""
         rows = [row for _, row in items]
-        found = cut(rows, self.tokens_per_forward, share=self.share_prefix)
-        return [[items[i] for i in part] for part in found]
+        parts = cut(rows, self.tokens_per_forward, share=self.share_prefix)
+        return [self([items[i] for i in part]) for part in parts]
 
-    def __call__(self, items: Sequence[tuple[int, Row]]) -> dict[str, Tensor]:
-        """The tensors of the batch of these (index, row) pairs.
+    def __call__(self, items: Sequence[Item]) -> Batch:
+        """The batch of these rows.
 
         Raises:
             DataError: for an action outside its set under ``refuse``.
         """
         rows = [row for _, row in items]
-        laid = lay_out(
+        action = torch.tensor([a for r in rows for a in r.response_ids])
+        lengths = torch.tensor([len(r.response_ids) for r in rows])
+        ended = torch.tensor([r.ended for r in rows])
+        evidence = self._evidence(rows, len(action))
+        outside = outside_set(evidence.sets, action) & (evidence.sets.sizes > 0)
+        return Batch(
+            layout=self._layout(rows),
+            row=torch.arange(len(rows)).repeat_interleave(lengths),
+            action=action,
+            transitions=transitions(lengths, ended, discount=self.discount),
+            trained=~outside if self.out_of_set == "drop" else torch.ones_like(outside),
+            out_of_set=outside,
+            sets=self._admit(evidence, action, outside),
+            teacher_log_normaliser=evidence.log_normaliser,
+            teacher_action_log_prob=evidence.action_log_prob,
+            behaviour_log_prob=behaviour_log_prob(rows, evidence.action_log_prob),
+            source=torch.tensor([ROW_SOURCES.index(r.source) for r in rows]),
+            tail=evidence.tail,
+            text_ids=self._text([index for index, _ in items]),
+        )
+
+    def _layout(self, rows: Sequence[Row]) -> Layout:
+        return lay_out(
             rows,
             self.pad_id,
             padding_side=self.padding_side,
             share=self.share_prefix,
             most_tokens=self.tokens_per_forward,
         )
-        shared = laid.sharing
-        action = torch.tensor([a for r in rows for a in r.response_ids])
-        lengths = torch.tensor([len(r.response_ids) for r in rows])
-        structure = transitions(
-            lengths,
-            torch.tensor([r.ended for r in rows]),
-            discount=self.discount,
-        )
-        evidence = self._evidence(rows, len(action))
-        outside = outside_set(evidence.sets, action) & (evidence.sets.sizes > 0)
-        sets = self._admit(evidence, action, outside)
-        tail = evidence.tail
-        text = [self.text[i % len(self.text)] for i, _ in items] if self.text else None
-        return Batch(
-            input_ids=laid.input_ids,
-            attention_mask=laid.attention_mask,
-            row=torch.arange(len(rows)).repeat_interleave(lengths),
-            position=laid.position,
-            action=action,
-            discount=structure.discount,
-            has_successor=structure.has_successor,
-            can_bootstrap=structure.can_bootstrap,
-            trained=~outside if self.out_of_set == "drop" else torch.ones_like(outside),
-            out_of_set=outside,
-            set_ids=sets.ids,
-            set_log_probs=sets.log_probs,
-            set_offsets=sets.offsets,
-            teacher_log_normaliser=evidence.log_normaliser,
-            teacher_action_log_prob=evidence.action_log_prob,
-            behaviour_log_prob=behaviour_log_prob(rows, evidence.action_log_prob),
-            source=torch.tensor([ROW_SOURCES.index(r.source) for r in rows]),
-            text_ids=None if text is None else torch.tensor(text),
-            tail_ids=None if tail is None else tail.ids,
-            tail_log_probs=None if tail is None else tail.log_probs,
-            tail_counts=None if tail is None else tail.counts,
-            tail_offsets=None if tail is None else tail.offsets,
-            laid_row=None if shared is None else laid.row,
-            position_ids=None if shared is None else shared.position_ids,
-            segment=None if shared is None else shared.segment,
-            prompt=None if shared is None else shared.prompt,
-        ).tensors()
+
+    def _text(self, indices: Sequence[int]) -> Tensor | None:
+        if not self.text:
+            return None
+        return torch.tensor([self.text[i % len(self.text)] for i in indices])
 
     def _evidence(self, rows: Sequence[Row], steps: int) -> Evidence:
         if self.source is not None:
@@ -175,9 +163,8 @@ def insert_actions(
     """
     step = torch.cat([sets.step, where.nonzero().squeeze(1)])
     order = step.argsort(stable=True)
-    sizes = sets.sizes + where.long()
     return TopPSets(
         torch.cat([sets.ids, action[where]])[order],
         torch.cat([sets.log_probs, action_log_prob[where]])[order],
-        torch.cat([sizes.new_zeros(1), sizes.cumsum(0)]),
+        offsets_of(sets.sizes + where.long()),
     )

@@ -10,15 +10,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tdistill.core import TopPSets
+from tdistill.core import TensorGroup, TopPSets
 from tdistill.evidence.rows import Row
-from tdistill.evidence.tail import Tail, concatenate_tails, take_rows
-
-_TAIL = ("ids", "log_probs", "counts", "offsets")
+from tdistill.evidence.tail import Tail
 
 
 @dataclass(frozen=True, eq=False)
-class Evidence:
+class Evidence(TensorGroup):
     """The teacher at T flat steps (responses laid end to end).
 
     Attributes:
@@ -34,40 +32,30 @@ class Evidence:
     action_log_prob: Float[Tensor, " T"]
     tail: Tail | None = None
 
-    def to(self, device: torch.device | str) -> Evidence:
-        """The same evidence on another device."""
-        normaliser, action = self.log_normaliser.to(device), self.action_log_prob.to(device)
-        tail = None if self.tail is None else self.tail.to(device)
-        return Evidence(self.sets.to(device), normaliser, action, tail)
-
     def cut(self, sets: TopPSets) -> Evidence:
         """The same steps with smaller sets; the tail does not hold what they have lost."""
         return Evidence(sets, self.log_normaliser, self.action_log_prob)
 
 
 def concatenate(parts: Sequence[Evidence]) -> Evidence:
-    """Evidence laid end to end in the given order."""
-    sizes = torch.cat([part.sets.sizes for part in parts])
-    sets = TopPSets(
-        torch.cat([part.sets.ids for part in parts]),
-        torch.cat([part.sets.log_probs for part in parts]),
-        torch.cat([sizes.new_zeros(1), sizes.cumsum(0)]),
-    )
-    normaliser = torch.cat([part.log_normaliser for part in parts])
+    """Evidence laid end to end in the given order; with tails where all parts have them."""
     tails = [part.tail for part in parts if part.tail is not None]
-    tail = concatenate_tails(tails) if len(tails) == len(parts) else None
-    return Evidence(sets, normaliser, torch.cat([part.action_log_prob for part in parts]), tail)
+    return Evidence(
+        TopPSets.concatenate([part.sets for part in parts]),
+        torch.cat([part.log_normaliser for part in parts]),
+        torch.cat([part.action_log_prob for part in parts]),
+        Tail.concatenate(tails) if len(tails) == len(parts) else None,
+    )
 
 
 def take_steps(evidence: Evidence, steps: Int[Tensor, " S"]) -> Evidence:
     """The evidence of chosen steps, in the order chosen."""
-    members, offsets = take_rows(evidence.sets.offsets, steps)
-    sets = TopPSets(evidence.sets.ids[members], evidence.sets.log_probs[members], offsets)
-    tail = evidence.tail
-    if tail is not None:
-        chosen, rows = take_rows(tail.offsets, steps)
-        tail = Tail(tail.ids[chosen], tail.log_probs[chosen], tail.counts[chosen], rows)
-    return Evidence(sets, evidence.log_normaliser[steps], evidence.action_log_prob[steps], tail)
+    return Evidence(
+        evidence.sets.take(steps),
+        evidence.log_normaliser[steps],
+        evidence.action_log_prob[steps],
+        None if evidence.tail is None else evidence.tail.take(steps),
+    )
 
 
 def take_responses(evidence: Evidence, lengths: Sequence[int]) -> list[Evidence]:
@@ -76,27 +64,19 @@ def take_responses(evidence: Evidence, lengths: Sequence[int]) -> list[Evidence]
     return [take_steps(evidence, part) for part in steps.split(list(lengths))]
 
 
-def evidence_tensors(evidence: Evidence) -> dict[str, Tensor]:
-    """The tensors of evidence by name, for files and for counting bytes."""
-    tail = evidence.tail
-    sampled = {} if tail is None else {name: getattr(tail, name) for name in _TAIL}
-    return {
-        "set_ids": evidence.sets.ids,
-        "set_log_probs": evidence.sets.log_probs,
-        "set_offsets": evidence.sets.offsets,
-        "log_normaliser": evidence.log_normaliser,
-        "action_log_prob": evidence.action_log_prob,
-        **{f"tail_{name}": tensor for name, tensor in sampled.items()},
-    }
-
-
 def evidence_from_tensors(tensors: Mapping[str, Tensor]) -> Evidence:
-    """What :func:`evidence_tensors` was made from."""
-    sets = TopPSets(*(tensors[name] for name in ("set_ids", "set_log_probs", "set_offsets")))
-    tail = None
-    if "tail_ids" in tensors:
-        tail = Tail(**{name: tensors[f"tail_{name}"] for name in _TAIL})
-    return Evidence(sets, tensors["log_normaliser"], tensors["action_log_prob"], tail)
+    """What :meth:`Evidence.named_tensors` was called on; other names are ignored."""
+
+    def group(name: str) -> dict[str, Tensor]:
+        return {n.removeprefix(name): t for n, t in tensors.items() if n.startswith(name)}
+
+    tail = group("tail.")
+    return Evidence(
+        TopPSets(**group("sets.")),
+        tensors["log_normaliser"],
+        tensors["action_log_prob"],
+        Tail(**tail) if tail else None,
+    )
 
 
 class EvidenceSource(Protocol):

@@ -11,6 +11,7 @@ Training through Shared-Prefix Forward" (arXiv:2506.05433).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import isqrt
 from typing import NamedTuple, Protocol
 
@@ -18,6 +19,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from tdistill.core import TensorGroup
 from tdistill.models.prefix_sharing import PrefixSharing
 
 # Tokens of a row at which attention costs about as much as the rest of a layer: 5 hidden sizes.
@@ -38,7 +40,8 @@ class Tokens(Protocol):
         ...
 
 
-class Layout(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Layout(TensorGroup):
     """Rows of tokens, and where each of the T steps is read.
 
     Attributes:
@@ -55,25 +58,14 @@ class Layout(NamedTuple):
     position: Int[Tensor, " T"]
     sharing: PrefixSharing | None = None
 
-    def to(self, device: torch.device | str) -> Layout:
-        """The same on another device."""
-        sharing = None if self.sharing is None else self.sharing.to(device)
-        return Layout(*(part.to(device) for part in self[:4]), sharing=sharing)
 
-
-def pack(
-    rows: Sequence[Tokens], *, pad_id: int, padding_side: str = "right"
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """A row for every response: token ids and the place of every step.
+def pack(rows: Sequence[Tokens], *, pad_id: int, padding_side: str = "right") -> Layout:
+    """A row for every response.
 
     Args:
         rows: prompts with responses.
         pad_id: fills the rest; no mask depends on it.
         padding_side: ``right`` or ``left``.
-
-    Returns:
-        ``input_ids`` [B, L], ``attention_mask`` [B, L], and for each of the T steps its row and the
-        position whose output predicts its action.
     """
     # The last action is predicted, never read, so it is not an input.
     sequences = [(*r.prompt_ids, *r.response_ids[:-1]) for r in rows]
@@ -88,7 +80,7 @@ def pack(
         first = start + len(r.prompt_ids) - 1
         position += range(first, first + len(r.response_ids))
         row += [i] * len(r.response_ids)
-    return ids, mask, torch.tensor(row), torch.tensor(position)
+    return Layout(ids, mask, torch.tensor(row), torch.tensor(position))
 
 
 def lay_out(
@@ -113,7 +105,7 @@ def lay_out(
     apart = [[_Piece(rows, (i,))] for i in range(len(rows))]
     shared = _fill(_pieces(rows, most_tokens)) if share else apart
     if _area(shared) >= _area(apart):
-        return Layout(*pack(rows, pad_id=pad_id, padding_side=padding_side))
+        return pack(rows, pad_id=pad_id, padding_side=padding_side)
     width = max(sum(piece.width for piece in line) for line in shared)
     columns: tuple[list[list[int]], ...] = ([], [], [], [])
     places: dict[int, list[tuple[int, int]]] = {}

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from tdistill.core import TensorGroup
 from tdistill.errors import ModelError
 
 _MASKED = ("eager", "sdpa", "flex_attention")  # attention that takes any mask
 
 
 @dataclass(frozen=True, eq=False)
-class PrefixSharing:
+class PrefixSharing(TensorGroup):
     """How rows that hold several sequences are to be read.
 
     Segments are prompts and responses, numbered from 1 in each row; padding is segment 0.
@@ -30,10 +31,6 @@ class PrefixSharing:
     position_ids: Int[Tensor, "B L"]
     segment: Int[Tensor, "B L"]
     prompt: Int[Tensor, "B L"]
-
-    def to(self, device: torch.device | str) -> PrefixSharing:
-        """The same on another device."""
-        return PrefixSharing(*(getattr(self, f.name).to(device) for f in fields(self)))
 
     def sees(
         self, *, window: int | None = None, chunk: int | None = None

@@ -21,7 +21,6 @@ from tdistill.models.head import LinearHead, dense_gradient, log_normaliser, map
 from tdistill.models.head.devices import row_products
 from tdistill.models.language_model import inner_model
 from tdistill.models.layout import Layout, Pair, lay_out, separate
-from tdistill.models.prefix_sharing import PrefixSharing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -175,29 +174,17 @@ def linear_head(model: nn.Module, vocabulary_size: int) -> LinearHead | None:
     return LinearHead(weight, bias, scale, softcap, vocabulary_size, sparse_gradient=True)
 
 
-def step_scores(  # noqa: PLR0917  (the parts of a Layout)
-    model: nn.Module,
-    input_ids: Int[Tensor, "B L"],
-    attention_mask: Int[Tensor, "B L"],
-    row: Int[Tensor, " T"],
-    position: Int[Tensor, " T"],
-    sharing: PrefixSharing | None = None,
-    *,
-    vocabulary_size: int,
-    head: HeadMode = "auto",
+def step_scores(
+    model: nn.Module, layout: Layout, *, vocabulary_size: int, head: HeadMode = "auto"
 ) -> StepScores:
-    """One forward pass, read at the steps ``(row[t], position[t])``.
+    """One forward pass, read at the steps of a layout.
 
     Under DDP or FSDP call this inside the wrapped module's forward.
 
     Args:
         model: the causal language model.
-        input_ids: tokens, padded on either side.
-        attention_mask: 1 on tokens, 0 on padding.
-        row: sequence of each step.
-        position: position whose output predicts the action of each step.
-        sharing: how rows that hold several sequences are to be read; a network that cannot read
-            them gets separate rows (see :func:`shares_prompts`).
+        layout: tokens and steps, on the model's device; a network that cannot read several
+            sequences in a row gets separate rows (see :func:`shares_prompts`).
         vocabulary_size: outputs are cut to it.
         head: ``auto`` reads linear heads at chosen rows and others through full logits.
 
@@ -212,30 +199,24 @@ def step_scores(  # noqa: PLR0917  (the parts of a Layout)
     if head == "linear" and linear is None:
         raise _not_linear(lm)
     network = lm if linear is None else lm.base_model
-    if sharing is not None and not shares_prompts(lm):
-        shared = Layout(input_ids, attention_mask, row, position, sharing)
-        input_ids, attention_mask, row, position, sharing = separate(shared)
-    inputs = forward_inputs(network, input_ids, attention_mask, sharing)
-    outputs = network(**inputs, use_cache=False)
+    if layout.sharing is not None and not shares_prompts(lm):
+        layout = separate(layout)
+    outputs = network(**forward_inputs(network, layout), use_cache=False)
+    row, position = layout.row, layout.position
     if linear is None:
         return DenseStepScores(outputs.logits[row, position, :vocabulary_size].float())
     return LinearStepScores(linear, outputs.last_hidden_state[row, position])
 
 
-def forward_inputs(
-    network: Any, input_ids: Tensor, attention_mask: Tensor, sharing: PrefixSharing | None = None
-) -> dict[str, Any]:
+def forward_inputs(network: Any, layout: Layout) -> dict[str, Any]:
     """Arguments of a forward pass whose positions count tokens, not padding."""
+    mask, sharing = layout.attention_mask, layout.sharing
+    inputs: dict[str, Any] = {"input_ids": layout.input_ids, "attention_mask": mask}
     if sharing is not None:
-        mask = sharing.masks(network.config, network.dtype)
-        return {
-            "input_ids": input_ids,
-            "attention_mask": mask,
-            "position_ids": sharing.position_ids,
-        }
-    inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
-    if _takes_positions(network):
-        inputs["position_ids"] = (attention_mask.cumsum(1) - 1).clamp(min=0)
+        inputs["attention_mask"] = sharing.masks(network.config, network.dtype)
+        inputs["position_ids"] = sharing.position_ids
+    elif _takes_positions(network):
+        inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
     return inputs
 
 
@@ -270,14 +251,13 @@ def _sharing_problem(lm: PreTrainedModel) -> str | None:
     tokens = [tuple(i % most for i in range(n, n + 4)) for n in range(6)]
     rows = [Pair(tokens[i % 2], tokens[i]) for i in range(6)]
     shared = lay_out(rows, 0).to(lm.device)
-    layouts = (shared, separate(shared))
     was_training = lm.training
     lm.eval()
     try:
         with torch.autocast(lm.device.type, enabled=False):
             found, expected = (
-                lm(**forward_inputs(lm, ids, mask, sharing), use_cache=False).logits[row, position]
-                for ids, mask, row, position, sharing in layouts
+                lm(**forward_inputs(lm, laid), use_cache=False).logits[laid.row, laid.position]
+                for laid in (shared, separate(shared))
             )
     except (ModelError, LookupError, RuntimeError, TypeError, ValueError, AttributeError) as error:
         return str(error)
@@ -320,10 +300,10 @@ def check_head(
     was_training = lm.training
     lm.eval()
     ids = torch.arange(min(8, vocabulary_size), device=lm.device)[None]
-    mask, steps = torch.ones_like(ids), torch.arange(ids.shape[1], device=lm.device)
-    read = (ids, mask, torch.zeros_like(steps), steps)
-    own = step_scores(lm, *read, vocabulary_size=vocabulary_size, head="full")
-    ours = step_scores(lm, *read, vocabulary_size=vocabulary_size, head="linear")
+    steps = torch.arange(ids.shape[1], device=lm.device)
+    layout = Layout(ids, torch.ones_like(ids), torch.zeros_like(steps), steps)
+    own = step_scores(lm, layout, vocabulary_size=vocabulary_size, head="full")
+    ours = step_scores(lm, layout, vocabulary_size=vocabulary_size, head="linear")
     lm.train(was_training)
     assert isinstance(own, DenseStepScores)
     expected = own.logits

@@ -310,7 +310,7 @@ class Run:
 
         def work() -> dict[str, Any]:
             from tdistill.models.language_model import load, save
-            from tdistill.training.gap import resolve_gap
+            from tdistill.training.tolerated_gap import resolve_gap
             from tdistill.training.train import train_student
 
             references = self.scored_references if objective.reference_share else []

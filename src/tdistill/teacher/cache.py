@@ -155,6 +155,10 @@ class Cache:
             for i, key in enumerate(shard.addresses()):
                 self._place.setdefault(key, (number, i))
 
+    def __reduce__(self) -> tuple[type[Cache], tuple[Path]]:
+        """Another process opens the folder itself: a memory map would be sent as its bytes."""
+        return Cache, (self.folder,)
+
     def __len__(self) -> int:
         """Rows."""
         return self.manifest.rows

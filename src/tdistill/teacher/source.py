@@ -13,8 +13,7 @@ from tdistill.evidence.evidence import Evidence, concatenate
 from tdistill.evidence.rows import Row, row_key
 from tdistill.models.generation import uniforms
 from tdistill.models.language_model import LanguageModel
-from tdistill.models.layout import lay_out
-from tdistill.models.prefix_sharing import PrefixSharing
+from tdistill.models.layout import Layout, lay_out
 from tdistill.models.scores import HeadMode, StepScores, step_scores
 from tdistill.teacher.cache import Cache
 from tdistill.teacher.capture import capture
@@ -59,20 +58,11 @@ class LiveTeacher:
         self.vocabulary_size = vocabulary_size or teacher.vocabulary_size
 
     @torch.no_grad()
-    def scores(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        row: Tensor,
-        position: Tensor,
-        sharing: PrefixSharing | None = None,
-    ) -> StepScores:
+    def scores(self, layout: Layout) -> StepScores:
         """The teacher's scores at the steps of rows as laid out, over its whole vocabulary."""
-        device = self.teacher.device
         return step_scores(
             self.teacher.model,
-            *(t.to(device) for t in (input_ids, attention_mask, row, position)),
-            sharing=None if sharing is None else sharing.to(device),
+            layout.to(self.teacher.device),
             vocabulary_size=self.vocabulary_size,
             head=self.head,
         )
@@ -85,7 +75,7 @@ class LiveTeacher:
             raise InvalidValueError(
                 f"set_top_p: expected at most captured_top_p = {captured}, found {set_top_p}"
             )
-        scores = self.scores(*lay_out(rows, self.teacher.pad_id))
+        scores = self.scores(lay_out(rows, self.teacher.pad_id))
         actions = torch.tensor([a for row in rows for a in row.response_ids])
         uniform = _tail_uniforms(rows, self.config.tail_samples)
         parts = []

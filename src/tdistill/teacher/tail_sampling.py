@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tdistill.core import TopPSets
+from tdistill.core import TopPSets, offsets_of
 from tdistill.evidence.tail import Tail
 
 _CHUNK = 64
@@ -54,6 +54,5 @@ def sample_tail(
         places.append((step * vocabulary + token)[(total > 0).expand_as(token)])
     flat, counts = torch.cat(places).unique(return_counts=True)
     step, ids = flat // vocabulary, flat % vocabulary
-    sizes = step.bincount(minlength=len(log_probs))
-    offsets = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
+    offsets = offsets_of(step.bincount(minlength=len(log_probs)))
     return Tail(ids, log_probs[step, ids], counts, offsets)

@@ -72,6 +72,7 @@ class TrainConfig:
     head: Literal["auto", "linear", "full"] = "auto"  # how scores are read from the output layer
     chunk_size: int = 128  # steps whose full logits may exist at once
     padding_side: Literal["right", "left"] = "right"
+    loader_workers: int = 0  # processes that make batches ahead from a cache; 0: the training one
     text_chunk_tokens: int = 128  # length of a chunk of the language-model stream
     replay: ReplayConfig = field(default_factory=ReplayConfig)
     save_steps: int = 200  # a checkpoint to resume from every so many updates
@@ -89,6 +90,7 @@ class TrainConfig:
             chunk_size=self.chunk_size,
             tokens_per_forward=self.tokens_per_forward,
         )
+        check_at_least(0, loader_workers=self.loader_workers)
         check("learning_rate", self.learning_rate > 0, "a value above 0", self.learning_rate)
         multiple = f"a multiple of gradient_accumulation = {self.gradient_accumulation}"
         whole = self.batch_size % self.gradient_accumulation == 0

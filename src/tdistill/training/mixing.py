@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tdistill.evidence.collator import Item
 from tdistill.evidence.evidence import take_responses
 from tdistill.evidence.rows import Row, RowSource
 from tdistill.models.generation import Companion, draw, generate, row_uniforms, seed_of
@@ -17,8 +18,6 @@ from tdistill.teacher.source import LiveTeacher
 from tdistill.training.config import ReplayConfig
 from tdistill.training.objectives import Objective
 from tdistill.training.replay import Entry, ReplayBuffer
-
-Item = tuple[int, Row]
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,6 @@ from tdistill.evidence.evidence import (
     EvidenceSource,
     concatenate,
     evidence_from_tensors,
-    evidence_tensors,
     take_responses,
 )
 from tdistill.evidence.rows import ROW_SOURCES, Row, row_key
@@ -54,7 +53,7 @@ class ReplayBuffer:
     @property
     def nbytes(self) -> int:
         """Bytes of the evidence held."""
-        tensors = (t for e in self.entries for t in evidence_tensors(e.evidence).values())
+        tensors = (t for e in self.entries for t in e.evidence.named_tensors().values())
         return sum(t.numel() * t.element_size() for t in tensors)
 
     def add(self, entries: Iterable[Entry], *, update: int) -> None:
@@ -96,7 +95,7 @@ class ReplayBuffer:
         tensors = _rows_to_tensors([e.row for e in self.entries])
         tensors["born"] = torch.tensor([e.born for e in self.entries], dtype=torch.long)
         if self.entries:
-            tensors |= evidence_tensors(concatenate([e.evidence for e in self.entries]))
+            tensors |= concatenate([e.evidence for e in self.entries]).named_tensors()
         save_file({name: t.contiguous() for name, t in tensors.items()}, path)
 
     def load(self, path: Path) -> None:
@@ -122,7 +121,7 @@ class BufferedSource:
     source: EvidenceSource
 
     def evidence(self, rows: Sequence[Row], *, set_top_p: float | None = None) -> Evidence:
-        """See :class:`tdistill.teacher.source.EvidenceSource`."""
+        """See :class:`tdistill.evidence.evidence.EvidenceSource`."""
         own = ("student", "mixed")
         parts = [
             self.buffer.evidence(row) if row.source in own else self.source.evidence([row])

@@ -205,7 +205,7 @@ def _check_evidence(
     if objective.tolerated_gap is not None:
         raise InvalidValueError(
             f"{objective.name}: expected a set_top_p or a min_gain, found a tolerated_gap of "
-            f"{objective.tolerated_gap}; resolve it with tdistill.training.gap.resolve_gap"
+            f"{objective.tolerated_gap}; resolve it with training.tolerated_gap.resolve_gap"
         )
     if objective.needs_live_teacher and live_teacher is None:
         raise InvalidValueError(

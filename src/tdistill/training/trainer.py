@@ -19,23 +19,23 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from tdistill.core import WeightedSum, implied_reward, masked_sum, project, set_forward_kl
-from tdistill.core import successor as successor_of
+from tdistill.core import masked_sum
 from tdistill.errors import InvalidValueError
 from tdistill.evidence.batch import Batch
-from tdistill.evidence.rows import ROW_SOURCES, Row
+from tdistill.evidence.collator import Item
+from tdistill.evidence.rows import Row
 from tdistill.models.language_model import inner_model
-from tdistill.models.scores import check_head, shares_prompts, step_scores
+from tdistill.models.layout import Layout
+from tdistill.models.scores import StepScores, check_head, shares_prompts, step_scores
+from tdistill.models.set_scores import SetScores
 from tdistill.teacher.source import LiveTeacher
 from tdistill.training.config import TrainConfig
+from tdistill.training.diagnostics import Diagnostics
 from tdistill.training.mixing import EvidenceMix
 from tdistill.training.objectives import Objective, Views
 from tdistill.training.row_gradient import RowGradient, sparse_gradient
 from tdistill.training.sampling import PromptSampler
 from tdistill.training.target import TargetNetwork
-from tdistill.training.view import ModelView
-
-_NEED_SUCCESSOR = ("implied_reward", "nonlinear", "td_error")  # mean nothing without V(s')
 
 
 class RowDataset(Dataset):
@@ -83,13 +83,15 @@ class DistillTrainer(Trainer):
             _check_whole_weights(self)
         if config.tokens_per_forward is not None:
             _check_free_passes(self)
+        if config.loader_workers > 0:
+            _check_evidence_is_stored(self)
         self.objective, self.config = objective, config
         self.vocabulary_size, self.live_teacher = vocabulary_size, live_teacher
         decay = objective.target_network
         self.target = None if decay is None else TargetNetwork(model, decay)
         if self.target is not None:
             self.add_callback(_UpdateTarget(self.target))
-        self._sums: dict[str, WeightedSum] = {}
+        self.diagnostics = Diagnostics(by_source=mix is not None)
         self._rows: RowGradient | None = None
         self._clock = time.perf_counter()
         check_head(model, vocabulary_size=vocabulary_size, head=config.head)
@@ -121,8 +123,9 @@ class DistillTrainer(Trainer):
         return result
 
     def get_train_dataloader(self) -> DataLoader:
-        """Batches of rows: they become tensors only when it is known whose rows they hold."""
-        collator, self.data_collator = self.data_collator, list
+        """Lists of batches; lists of rows where other rows are to be mixed in first."""
+        collator: Any = self.data_collator
+        self.data_collator = collator.batches if self.mix is None else list
         try:
             return super().get_train_dataloader()
         finally:
@@ -130,52 +133,56 @@ class DistillTrainer(Trainer):
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
-    ) -> tuple[list, Any]:
-        """The micro-batches of one update, other rows mixed in, in parts, and their counts."""
-        drawn: list[Any] = list(itertools.islice(epoch_iterator, num_batches))
-        update = self.state.global_step
-        if self.mix is not None:
-            self.mix.refresh(update)
-            parts = self.args.gradient_accumulation_steps
-            drawn = [
-                self.mix.mix(items, update=update, part=i, parts=parts)
-                for i, items in enumerate(drawn)
-            ]
-        collator: Any = self.data_collator
-        batches = [[collator(part) for part in collator.parts(items)] for items in drawn]
+    ) -> tuple[list[list[Batch]], Any]:
+        """The micro-batches of one update, each in parts, and their counts."""
+        drawn = list(itertools.islice(epoch_iterator, num_batches))
+        batches = drawn if self.mix is None else self._mixed(drawn, self.mix)
         if not batches:
             return [], None
-        counts = self._get_num_items_in_batch([b for parts in batches for b in parts], device)
-        return [{"parts": parts} for parts in batches], counts
+        return batches, self._get_num_items_in_batch([b for p in batches for b in p], device)
+
+    def _mixed(self, drawn: list[list[Item]], mix: EvidenceMix) -> list[list[Batch]]:
+        """Batches of the rows of one update, with other rows among them."""
+        update, parts = self.state.global_step, self.args.gradient_accumulation_steps
+        mix.refresh(update)
+        collator: Any = self.data_collator
+        return [
+            collator.batches(mix.mix(items, update=update, part=i, parts=parts))
+            for i, items in enumerate(drawn)
+        ]
 
     def training_step(
-        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
+        self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None
     ) -> Tensor:
         """A backward pass for each part of a micro-batch; devices average after the last."""
-        parts = inputs["parts"]
         losses = []
-        for number, part in enumerate(parts, 1):
-            last = number == len(parts)
+        for number, part in enumerate(inputs, 1):
+            last = number == len(inputs)
             rows = nullcontext() if self._rows is None else self._rows.collecting()
             with rows, nullcontext() if last else self.accelerator.no_sync(model):
                 losses.append(super().training_step(model, part, num_items_in_batch))
         return torch.stack(losses).sum()
 
-    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        """A batch moves as a whole."""
+        return inputs.to(self.args.device)
+
+    def floating_point_ops(self, inputs: Any) -> int:
         """Of all parts of a micro-batch."""
-        return sum(super(DistillTrainer, self).floating_point_ops(p) for p in inputs["parts"])
+        tokens = [{"input_ids": part.layout.input_ids} for part in inputs]
+        return sum(super(DistillTrainer, self).floating_point_ops(part) for part in tokens)
 
     def compute_loss(
         self,
         model: nn.Module,
-        inputs: dict[str, Any],
+        inputs: Any,
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
         """Sum of the step losses over the counts of the whole (accumulated, global) batch."""
-        batch = Batch(**inputs)
+        batch: Batch = inputs
         if num_items_in_batch is None:
-            num_items_in_batch = self._get_num_items_in_batch([inputs], batch.action.device)
+            num_items_in_batch = self._get_num_items_in_batch([batch], batch.action.device)
         steps, text_tokens = num_items_in_batch.clamp(min=1)
         # Weights are touched inside the wrapped module's forward, or DDP averages no gradients.
         # The Trainer's own autocast sits on the model's forward, which the redirection replaces.
@@ -188,110 +195,57 @@ class DistillTrainer(Trainer):
         return (loss, {}) if return_outputs else loss
 
     def _losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        student = self._view(model, batch)
+        student = self._scores(model, batch)
         teacher = None
         if self.live_teacher is not None and self.objective.needs_live_teacher:
-            teacher = self.live_teacher.scores(*batch.layout)
+            teacher = self.live_teacher.scores(batch.layout)
         target = None
         if self.target is not None:
             with torch.no_grad():
-                target = self._view(self.target.model, batch)
+                target = self._scores(self.target.model, batch)
         result = self.objective.loss(Views(student, teacher, target), batch)
-        self._observe(student, batch, result.loss, result.parts)
+        self.diagnostics.observe(student, batch, result)
         text_sum = None if batch.text_ids is None else self._text_loss(model, batch.text_ids)
         return masked_sum(result.loss, batch.trained).total, text_sum
 
-    def _view(self, model: nn.Module, batch: Batch) -> ModelView:
-        scores = step_scores(
-            model, *batch.layout, vocabulary_size=self.vocabulary_size, head=self.config.head
+    def _scores(self, model: nn.Module, batch: Batch) -> SetScores:
+        scores = self._step_scores(model, batch.layout)
+        return SetScores(scores, batch.sets, batch.action, chunk_size=self.config.chunk_size)
+
+    def _step_scores(self, model: nn.Module, layout: Layout) -> StepScores:
+        return step_scores(
+            model, layout, vocabulary_size=self.vocabulary_size, head=self.config.head
         )
-        return ModelView(scores, batch, chunk_size=self.config.chunk_size)
 
     def _text_loss(self, model: nn.Module, text: Tensor) -> Tensor:
         row, position = torch.ones_like(text[:, 1:]).nonzero().unbind(1)
-        scores = step_scores(
-            model,
-            text,
-            torch.ones_like(text),
-            row,
-            position,
-            vocabulary_size=self.vocabulary_size,
-            head=self.config.head,
-        )
+        scores = self._step_scores(model, Layout(text, torch.ones_like(text), row, position))
         normaliser = scores.log_normaliser(chunk_size=self.config.chunk_size)
         chosen = scores.at(text[row, position + 1], torch.arange(len(row), device=text.device))
         losses = normaliser - chosen
-        self._add("text_loss", losses.detach(), torch.ones_like(losses, dtype=torch.bool))
+        self.diagnostics.add("text_loss", losses, torch.ones_like(losses, dtype=torch.bool))
         return losses.sum()
-
-    @torch.no_grad()
-    def _observe(self, student: ModelView, batch: Batch, loss: Tensor, parts: Any) -> None:
-        """Add this batch's diagnostics to the sums of the current logging interval."""
-        self._add("step_loss", loss, batch.trained)
-        blank = 1 - batch.attention_mask.flatten()
-        self._add("padding", blank, torch.ones_like(blank, dtype=torch.bool))
-        for source, rows in self._row_sources(batch):
-            self._add(f"step_loss.{source}", loss, batch.trained & rows)
-        if batch.has_sets:
-            self._add("out_of_set", batch.out_of_set.float(), torch.ones_like(batch.trained))
-            shown = {**self._set_diagnostics(student, batch), **parts}
-            for name, values in shown.items():
-                needs_next = name in _NEED_SUCCESSOR
-                mask = batch.trained & batch.can_bootstrap if needs_next else batch.trained
-                self._add(name, values.detach(), mask)
-                for source, rows in self._row_sources(batch):
-                    self._add(f"{name}.{source}", values.detach(), mask & rows)
-            leak, steps = student.leak()
-            self._add("leak", leak, batch.trained[steps])
-            for source, rows in self._row_sources(batch):
-                self._add(f"leak.{source}", leak, (batch.trained & rows)[steps])
-
-    def _row_sources(self, batch: Batch) -> list[tuple[str, Tensor]]:
-        """Who wrote the rows of a batch, and their steps, where there can be several."""
-        if self.mix is None:
-            return []
-        of_step = batch.source[batch.row]
-        return [(ROW_SOURCES[s], of_step == s) for s in batch.source.unique().tolist()]
-
-    def _set_diagnostics(self, student: ModelView, batch: Batch) -> dict[str, Tensor]:
-        value = student.set_value
-        log_policy = project(student.on_set, batch.set_offsets)
-        following = successor_of(value, batch.has_successor)
-        return {
-            "value": value,
-            "implied_reward": implied_reward(student.action, following, batch.discount),
-            "set_kl": set_forward_kl(batch.set_log_probs, log_policy, batch.set_offsets),
-        }
-
-    def _add(self, name: str, values: Tensor, mask: Tensor) -> None:
-        pair = masked_sum(values.detach().float(), mask)
-        self._sums[name] = self._sums[name] + pair if name in self._sums else pair
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the means of the interval to what the Trainer logs."""
-        if self._sums and "loss" in logs:
-            names = sorted(self._sums)
-            sums = [self._sums[name] for name in names]
-            pairs = torch.stack([torch.stack([s.total, s.weight]) for s in sums])
-            totals: Any = self.accelerator.reduce(pairs, reduction="sum")
-            logs |= {n: float(t / w) for n, (t, w) in zip(names, totals, strict=True) if w > 0}
+        if "loss" in logs:
+            means, steps = self.diagnostics.take(self._sum_over_processes)
             now = time.perf_counter()
-            steps = float(totals[names.index("step_loss"), 1])
-            logs["tokens_per_second"] = steps / max(now - self._clock, 1e-9)
-            self._sums, self._clock = {}, now
+            logs |= means | {"tokens_per_second": steps / max(now - self._clock, 1e-9)}
+            self._clock = now
             if self.mix is not None:
                 logs |= self.mix.buffer.report(self.state.global_step)
         super().log(logs, *args, **kwargs)
 
+    def _sum_over_processes(self, values: Tensor) -> Tensor:
+        total: Any = self.accelerator.reduce(values, reduction="sum")
+        return total
+
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor:
         """Trained steps and text tokens of the whole batch, over all micro-batches and devices."""
-        counts = [
-            torch.stack(
-                [b["trained"].sum(), torch.tensor(_text_targets(b), device=b["trained"].device)]
-            )
-            for b in batch_samples
-        ]
-        total = torch.stack(counts).sum(0).to(device)
+        text = sum(batch.text_targets for batch in batch_samples)
+        steps = torch.stack([batch.trained.sum() for batch in batch_samples]).sum()
+        total = torch.stack([steps, steps.new_tensor(text)]).to(device)
         if self.accelerator.num_processes > 1:
             gathered: Any = self.accelerator.gather(total[None])
             total = gathered.sum(0)
@@ -332,6 +286,15 @@ def _check_free_passes(trainer: Trainer) -> None:
         )
 
 
+def _check_evidence_is_stored(trainer: Trainer) -> None:
+    collator: Any = trainer.data_collator
+    if isinstance(collator.source, LiveTeacher):
+        raise InvalidValueError(
+            "training.loader_workers: expected evidence from a cache, which other processes can "
+            "read, found the teacher in memory; use 0, or score the rows into a cache first"
+        )
+
+
 class _UpdateTarget(TrainerCallback):
     def __init__(self, target: TargetNetwork) -> None:
         self.target = target
@@ -366,6 +329,7 @@ def training_arguments(config: TrainConfig, folder: Path) -> TrainingArguments:
         bf16=config.bf16,
         use_cpu=not torch.cuda.is_available(),
         activation_checkpointing=config.gradient_checkpointing,
+        dataloader_num_workers=config.loader_workers,
         dataloader_pin_memory=torch.cuda.is_available(),
         save_steps=config.save_steps,
         save_total_limit=2,
@@ -389,8 +353,3 @@ def _redirect_forward(wrapper: nn.Module, module: Any, function: Any, *args: Any
         return wrapper(*args)
     finally:
         module.forward = original
-
-
-def _text_targets(batch: dict[str, Tensor]) -> int:
-    text = batch.get("text_ids")
-    return 0 if text is None else text.shape[0] * (text.shape[1] - 1)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from tdistill.evidence.batch import Batch
     from tdistill.models.scores import StepScores
-    from tdistill.training.view import ModelView
+    from tdistill.models.set_scores import SetScores
 
 __all__ = ["Card", "Objective", "StepLoss", "Views"]
 
@@ -47,9 +47,9 @@ class Views:
         target: the averaged copy of the student, where the objective needs it.
     """
 
-    student: ModelView
+    student: SetScores
     teacher: StepScores | None = None
-    target: ModelView | None = None
+    target: SetScores | None = None
 
 
 @dataclass(frozen=True)

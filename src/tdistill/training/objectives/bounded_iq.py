@@ -56,11 +56,13 @@ class BoundedIQ(TemporalDifference):
     def loss(self, views: Views, batch: Batch) -> StepLoss:
         """Cloning of the expert, the squared excess of the reward, the cost of mass off the set."""
         q, q_a = self.q_values(views.student)
-        value = core.soft_value(q, batch.set_offsets)
-        reward = core.implied_reward(q_a, self.next_values(value, views, batch), batch.discount)
+        value = core.soft_value(q, batch.sets.offsets)
+        reward = core.implied_reward(
+            q_a, self.next_values(value, views, batch), batch.transitions.discount
+        )
         below = (self.lowest_reward - reward).clamp(min=0.0)
         above = (reward - self.highest_reward).clamp(min=0.0)
-        excess = (below**2 + above**2).where(batch.can_bootstrap, reward.new_zeros(()))
+        excess = (below**2 + above**2).where(batch.transitions.can_bootstrap, reward.new_zeros(()))
         linear = core.iq_learn_linear_term(value, q_a).where(batch.expert, reward.new_zeros(()))
         leak = self.leak_cost(views.student, value)
         parts = {"linear": linear, "excess": excess, "implied_reward": reward, "value": value}

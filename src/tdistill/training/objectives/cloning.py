@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tdistill.evidence.batch import Batch
-    from tdistill.training.view import ModelView
+    from tdistill.models.set_scores import SetScores
 
 __all__ = [
     "JSD",
@@ -78,12 +78,12 @@ class SFT(Objective):
         normaliser = student.set_value if self.support == "set" else student.log_normaliser
         return StepLoss(core.cross_entropy(normaliser, self._label(student, batch)))
 
-    def _label(self, student: ModelView, batch: Batch) -> Tensor:
+    def _label(self, student: SetScores, batch: Batch) -> Tensor:
         """The logit of the action; on the student's own rows the teacher's expectation of it."""
         if bool(batch.expert.all()):
             return student.action
-        policy = core.project(batch.set_log_probs, batch.set_offsets)
-        expected = core.expectation(student.on_set, policy, batch.set_offsets)
+        policy = core.project(batch.sets.log_probs, batch.sets.offsets)
+        expected = core.expectation(student.on_set, policy, batch.sets.offsets)
         return student.action.where(batch.expert, expected)
 
 
@@ -164,9 +164,9 @@ class Divergence(Objective):
         teacher, student, offsets = self._outcomes(views.student, batch)
         return StepLoss(core.segment_sum(self.terms(teacher, student), offsets))
 
-    def _outcomes(self, view: ModelView, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    def _outcomes(self, view: SetScores, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probabilities of the outcomes under both, as ragged rows."""
-        offsets, teacher = batch.set_offsets, batch.set_log_probs
+        offsets, teacher = batch.sets.offsets, batch.sets.log_probs
         if self.support == "set":
             return core.project(teacher, offsets), core.project(view.on_set, offsets), offsets
         rest = core.log_rest(core.log_set_mass(teacher, offsets))

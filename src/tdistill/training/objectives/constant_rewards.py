@@ -58,11 +58,13 @@ class SQIL(TemporalDifference):
     def loss(self, views: Views, batch: Batch) -> StepLoss:
         """Squared soft Bellman error, and the cost of mass off the set."""
         q, q_a = self.q_values(views.student)
-        value = core.soft_value(q, batch.set_offsets)
+        value = core.soft_value(q, batch.sets.offsets)
         next_value = self.next_values(value, views, batch)
         expert = batch.expert.to(q_a.dtype)
-        error = core.td_error(q_a, self.expert_reward * expert, next_value, batch.discount)
-        error = error.where(batch.can_bootstrap, error.new_zeros(()))
+        error = core.td_error(
+            q_a, self.expert_reward * expert, next_value, batch.transitions.discount
+        )
+        error = error.where(batch.transitions.can_bootstrap, error.new_zeros(()))
         weight = expert + self.student_weight * (1.0 - expert)
         leak = self.leak_cost(views.student, value)
         parts = {"td_error": error, "leak_cost": leak, "value": value}
@@ -120,21 +122,23 @@ class LSIQ(TemporalDifference):
     def loss(self, views: Views, batch: Batch) -> StepLoss:
         """Squared errors of Q on expert rows and of V on the others; the cost of mass off it."""
         q, q_a = self.q_values(views.student)
-        value = core.soft_value(q, batch.set_offsets)
+        value = core.soft_value(q, batch.sets.offsets)
         next_value = self.next_values(value, views, batch)
         if self.clip_targets:
             next_value = next_value.clamp(-self.largest_value, self.largest_value)
         estimate = q_a.where(batch.expert, value)
-        error = core.td_error(estimate, self._reward(batch, q_a), next_value, batch.discount)
+        error = core.td_error(
+            estimate, self._reward(batch, q_a), next_value, batch.transitions.discount
+        )
         if self.expert_target == "fixed":
             error = (self.largest_value - q_a).where(batch.expert, error)
-        error = error.where(batch.can_bootstrap, error.new_zeros(()))
+        error = error.where(batch.transitions.can_bootstrap, error.new_zeros(()))
         leak = self.leak_cost(views.student, value)
         return StepLoss(error**2 + leak, {"td_error": error, "leak_cost": leak, "value": value})
 
     def _reward(self, batch: Batch, like: Tensor) -> Tensor:
         size = like.new_full(like.shape, 1.0 / self.penalty)
         if self.absorbing:
-            ended = batch.can_bootstrap & ~batch.has_successor
+            ended = batch.transitions.can_bootstrap & ~batch.transitions.has_successor
             size = size.masked_fill(ended, self.largest_value)
         return size.where(batch.expert, -size)

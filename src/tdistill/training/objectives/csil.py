@@ -54,10 +54,10 @@ class CSIL(SoftReturns):
 
     def loss(self, views: Views, batch: Batch) -> StepLoss:
         """Squared error of the return, cloning on the set, and the cost of mass off it."""
-        log_mass = core.log_set_mass(batch.set_log_probs, batch.set_offsets)
+        log_mass = core.log_set_mass(batch.sets.log_probs, batch.sets.offsets)
         reward = self.reward_scale * (batch.teacher_action_log_prob - log_mass)
         squared = self.squared_error(views, batch, reward)
-        log_policy = core.project(views.student.on_set, batch.set_offsets)
-        cloning = core.set_forward_kl(batch.set_log_probs, log_policy, batch.set_offsets)
+        log_policy = core.project(views.student.on_set, batch.sets.offsets)
+        cloning = core.set_forward_kl(batch.sets.log_probs, log_policy, batch.sets.offsets)
         parts = {**squared.parts, "cloning": cloning}
         return StepLoss(squared.loss + self.cloning_weight * cloning, parts)

@@ -79,14 +79,14 @@ class IQLearn(TemporalDifference):
     def loss(self, views: Views, batch: Batch) -> StepLoss:
         """The negative of (4.2) per step."""
         q, q_a = self.q_values(views.student)
-        value = core.soft_value(q, batch.set_offsets)
+        value = core.soft_value(q, batch.sets.offsets)
         next_value = self.next_values(value, views, batch)
-        reward = core.implied_reward(q_a, next_value, batch.discount)
+        reward = core.implied_reward(q_a, next_value, batch.transitions.discount)
         first = self.first_value(views.student, value)
         linear = core.iq_learn_linear_term(first, self._label_q(q, q_a, batch))
         centred = reward - self.teacher_reward(batch) if self.centre == "teacher" else reward
         nonlinear = core.iq_learn_nonlinear_term(centred, self._phi)
-        known = batch.can_bootstrap & batch.expert
+        known = batch.transitions.can_bootstrap & batch.expert
         nonlinear = nonlinear.where(known, nonlinear.new_zeros(()))
         loss = self._second_term(linear + nonlinear, first, next_value, batch)
         parts = {"linear": linear, "nonlinear": nonlinear, "implied_reward": reward, "value": value}
@@ -94,17 +94,17 @@ class IQLearn(TemporalDifference):
 
     def _label_q(self, q: Tensor, q_a: Tensor, batch: Batch) -> Tensor:
         """Q of the expert's action: the sampled one's, or its expectation under the teacher."""
-        policy = core.project(batch.set_log_probs, batch.set_offsets)
-        expected = core.expectation(q, policy, batch.set_offsets)
+        policy = core.project(batch.sets.log_probs, batch.sets.offsets)
+        expected = core.expectation(q, policy, batch.sets.offsets)
         return q_a.where(batch.expert, expected) if self.linear_term == "sampled" else expected
 
     def _second_term(self, on_expert: Tensor, value: Tensor, after: Tensor, batch: Batch) -> Tensor:
         """The loss for where the second expectation of (4.2) is taken."""
         if self.second_term == "expert":
             return on_expert
-        flow = core.iq_learn_value_term(value, after, batch.discount)
+        flow = core.iq_learn_value_term(value, after, batch.transitions.discount)
         if self.second_term == "online":
-            flow = flow.where(batch.can_bootstrap, flow.new_zeros(()))
+            flow = flow.where(batch.transitions.can_bootstrap, flow.new_zeros(()))
             counted = batch.expert & batch.trained
             weight = batch.expert * (batch.trained.sum() / counted.sum().clamp(min=1))
             return core.iq_learn_online_loss(on_expert, flow, weight)

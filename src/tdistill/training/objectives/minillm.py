@@ -78,9 +78,9 @@ class MiniLLM(Objective):
 
     def _returns(self, reward: Tensor, batch: Batch) -> Tensor:
         """The return after each step, or from it on, divided by the number of its steps."""
-        total = core.discounted_sum(reward, batch.has_successor, discount=self.discount)
-        steps = core.discounted_sum(reward.new_ones(reward.shape), batch.has_successor)
+        total = core.discounted_sum(reward, batch.transitions.has_successor, discount=self.discount)
+        steps = core.discounted_sum(reward.new_ones(reward.shape), batch.transitions.has_successor)
         if self.single_step:  # the step itself has an exact part of its own
-            total = core.successor(total, batch.has_successor) * self.discount
+            total = core.successor(total, batch.transitions.has_successor) * self.discount
             steps = steps - 1
         return total / steps.clamp(min=1) if self.length_norm else total

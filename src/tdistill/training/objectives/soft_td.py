@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tdistill.evidence.batch import Batch
-    from tdistill.training.view import ModelView
+    from tdistill.models.set_scores import SetScores
 
 __all__ = ["PathConsistency", "SoftTD"]
 
@@ -37,13 +37,13 @@ class SoftReturns(TemporalDifference):
         """``(Q - G)^2``, 0 where V(s') is unknown, and the cost of mass off the set."""
         q_a, value = self._at_actions(views.student)
         error = self._return(q_a, value, views, batch, reward) - q_a
-        error = error.where(batch.can_bootstrap, error.new_zeros(()))
+        error = error.where(batch.transitions.can_bootstrap, error.new_zeros(()))
         leak = self.leak_cost(views.student, value)
         return StepLoss(error**2 + leak, {"td_error": error, "leak_cost": leak, "value": value})
 
-    def _at_actions(self, view: ModelView) -> tuple[Tensor, Tensor]:
+    def _at_actions(self, view: SetScores) -> tuple[Tensor, Tensor]:
         q, q_a = self.q_values(view)
-        return q_a, core.soft_value(q, view.batch.set_offsets)
+        return q_a, core.soft_value(q, view.sets.offsets)
 
     def _return(
         self, q_a: Tensor, value: Tensor, views: Views, batch: Batch, reward: Tensor
@@ -54,7 +54,7 @@ class SoftReturns(TemporalDifference):
             q_a, value = self._at_actions(views.target)
         if self.successor != "residual":
             q_a, value = q_a.detach(), value.detach()
-        links = core.Transitions(batch.discount, batch.has_successor, batch.can_bootstrap)
+        links = batch.transitions
         path = (reward, q_a - value, value, links)
         if self.returns == "lambda":
             return core.lambda_return(*path, trace=self.trace)
@@ -102,8 +102,10 @@ class SoftTD(SoftReturns):
         if self.teacher_value == "set":
             return reward
         # V_T over the set is V_T over the vocabulary plus log m_p.
-        lost = core.log_set_mass(batch.set_log_probs, batch.set_offsets)
-        return reward + batch.discount * core.successor(lost, batch.has_successor)
+        lost = core.log_set_mass(batch.sets.log_probs, batch.sets.offsets)
+        return reward + batch.transitions.discount * core.successor(
+            lost, batch.transitions.has_successor
+        )
 
 
 @dataclass(frozen=True)

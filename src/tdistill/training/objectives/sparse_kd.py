@@ -50,27 +50,23 @@ class SparseKD(Objective):
 
     def loss(self, views: Views, batch: Batch) -> StepLoss:
         """``sum_A p (log p - log q) + (1 - m)/N sum_j c_j (log p_j - log q_j)``."""
-        if (
-            batch.tail_ids is None
-            or batch.tail_log_probs is None
-            or batch.tail_counts is None
-            or batch.tail_offsets is None
-        ):
+        sampled = batch.tail
+        if sampled is None:
             raise InvalidValueError(
                 "sparse_kd: expected evidence with sampled tail tokens, found none; capture with "
                 "rollouts.capture.tail_samples above 0 (8 is a start)"
             )
         student, kept = views.student, ~batch.inserted
-        tail_step = core.row_index(batch.tail_offsets)
         head = student.on_set - student.log_normaliser[batch.sets.step]
-        tail = student.scores.at(batch.tail_ids, tail_step) - student.log_normaliser[tail_step]
+        tail = student.scores.at(sampled.ids, sampled.step)
+        tail = tail - student.log_normaliser[sampled.step]
         loss = core.sampled_tail_kl(
-            batch.set_log_probs[kept],
+            batch.sets.log_probs[kept],
             head[kept],
-            core.kept_offsets(kept, batch.set_offsets),
-            tail_teacher=batch.tail_log_probs,
+            core.kept_offsets(kept, batch.sets.offsets),
+            tail_teacher=sampled.log_probs,
             tail_student=tail,
-            tail_counts=batch.tail_counts,
-            tail_offsets=batch.tail_offsets,
+            tail_counts=sampled.counts,
+            tail_offsets=sampled.offsets,
         )
         return StepLoss(loss)

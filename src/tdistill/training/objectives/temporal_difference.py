@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tdistill.evidence.batch import Batch
-    from tdistill.training.view import ModelView
+    from tdistill.models.set_scores import SetScores
 
 __all__ = ["TemporalDifference"]
 
@@ -40,16 +40,16 @@ class TemporalDifference(Objective):
         """Only for the target-network successor."""
         return self.target_decay if self.successor == "target" else None
 
-    def q_values(self, view: ModelView) -> tuple[Tensor, Tensor]:
+    def q_values(self, view: SetScores) -> tuple[Tensor, Tensor]:
         """Q of the set members [M] and of the actions [T]: logits, shifted and clipped."""
         shift = self.shift_of(view)
-        q = core.clip_q(view.on_set - shift[view.batch.sets.step], lowest=self.q_min)
+        q = core.clip_q(view.on_set - shift[view.sets.step], lowest=self.q_min)
         return q, core.clip_q(view.action - shift, lowest=self.q_min)
 
-    def shift_of(self, view: ModelView) -> Tensor:
+    def shift_of(self, view: SetScores) -> Tensor:
         """The constant per state that turns logits into Q [T]."""
         if self.shift == "set-max":
-            return core.set_max_shift(view.on_set, view.batch.set_offsets)
+            return core.set_max_shift(view.on_set, view.sets.offsets)
         if self.shift == "vocabulary-max":
             return view.maximum
         if self.shift == "normalised":
@@ -58,9 +58,9 @@ class TemporalDifference(Objective):
 
     def teacher_q(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Q of the teacher, as :meth:`q_values` of the student: set members [M], actions [T]."""
-        evidence = (batch.set_log_probs, batch.teacher_log_normaliser, batch.set_offsets)
+        evidence = (batch.sets.log_probs, batch.teacher_log_normaliser, batch.sets.offsets)
         shift = core.teacher_shift(*evidence, shift=self.shift)
-        q = core.clip_q(batch.set_log_probs - shift[batch.sets.step], lowest=self.q_min)
+        q = core.clip_q(batch.sets.log_probs - shift[batch.sets.step], lowest=self.q_min)
         return q, core.clip_q(batch.teacher_action_log_prob - shift, lowest=self.q_min)
 
     def teacher_reward(self, batch: Batch) -> Tensor:
@@ -69,11 +69,11 @@ class TemporalDifference(Objective):
         It means nothing where ``can_bootstrap`` is false: V_T(s') is unknown there.
         """
         q, q_a = self.teacher_q(batch)
-        value = core.soft_value(q, batch.set_offsets)
-        following = core.successor(value, batch.has_successor)
-        return core.implied_reward(q_a, following, batch.discount)
+        value = core.soft_value(q, batch.sets.offsets)
+        following = core.successor(value, batch.transitions.has_successor)
+        return core.implied_reward(q_a, following, batch.transitions.discount)
 
-    def first_value(self, view: ModelView, set_value: Tensor) -> Tensor:
+    def first_value(self, view: SetScores, set_value: Tensor) -> Tensor:
         """V(s) of the cloning term [T]: over the set, or over what ``normaliser`` names.
 
         Under ``sampled`` the shifts ``vocabulary-max`` and ``normalised`` still read all logits.
@@ -86,9 +86,9 @@ class TemporalDifference(Objective):
 
     def next_values(self, set_value: Tensor, views: Views, batch: Batch) -> Tensor:
         """V_p(s') at every step [T]: where the gradient stops."""
-        return core.successor(self._bootstrap(set_value, views), batch.has_successor)
+        return core.successor(self._bootstrap(set_value, views), batch.transitions.has_successor)
 
-    def leak_cost(self, view: ModelView, set_value: Tensor) -> Tensor:
+    def leak_cost(self, view: SetScores, set_value: Tensor) -> Tensor:
         """``-log`` of the student's mass on the set [T], 0 with ``normaliser: set``.
 
         What a loss on set members needs beside itself: it gives no gradient to logits off the set.
@@ -102,4 +102,4 @@ class TemporalDifference(Objective):
             return set_value.detach()
         assert views.target is not None, "the trainer gives a target network where it is needed"
         q, _ = self.q_values(views.target)
-        return core.soft_value(q, views.target.batch.set_offsets).detach()
+        return core.soft_value(q, views.target.sets.offsets).detach()

@@ -1,4 +1,4 @@
-"""What an objective sees of a model at a batch; costly parts are computed only when asked for."""
+"""A model's scores on sets and at actions; costly parts are computed only when asked for."""
 
 from __future__ import annotations
 
@@ -9,41 +9,49 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tdistill.core import sampled_log_normaliser, set_membership, soft_value
-from tdistill.evidence.batch import Batch
+from tdistill.core import TopPSets, sampled_log_normaliser, set_membership, soft_value
 from tdistill.models.negatives import draw_negatives
 from tdistill.models.scores import StepScores
 
 
-class ModelView:
-    """A model's scores at the steps of a batch.
+class SetScores:
+    """A model's scores at T steps, at whose states there are candidate sets.
 
     Args:
         scores: the forward pass.
-        batch: what it was run on.
+        sets: of the steps; all empty where there is no teacher evidence.
+        action: the token that was taken at each step.
         chunk_size: steps whose full logits may exist at once.
     """
 
-    def __init__(self, scores: StepScores, batch: Batch, *, chunk_size: int = 128) -> None:
-        self.scores, self.batch, self.chunk_size = scores, batch, chunk_size
+    def __init__(
+        self,
+        scores: StepScores,
+        sets: TopPSets,
+        action: Int[Tensor, " T"],
+        *,
+        chunk_size: int = 128,
+    ) -> None:
+        self.scores, self.sets, self.chunk_size = scores, sets, chunk_size
+        self._action = action
 
     @property
     def steps(self) -> Int[Tensor, " T"]:
         """The numbers of the steps."""
-        return torch.arange(len(self.batch.action), device=self.batch.action.device)
+        return torch.arange(len(self._action), device=self._action.device)
 
     @cached_property
     def on_set(self) -> Float[Tensor, " M"]:
         """Logits of the set members, nats."""
-        return self.scores.at(self.batch.set_ids, self.batch.sets.step)
+        return self.scores.at(self.sets.ids, self.sets.step)
 
     @cached_property
     def action(self) -> Float[Tensor, " T"]:
         """Logits of the actions, nats."""
-        if not self.batch.has_sets:
-            return self.scores.at(self.batch.action, self.steps)
+        sets, action = self.sets, self._action
+        if len(sets.ids) == 0:
+            return self.scores.at(action, self.steps)
         # Nearly every action is a member of its set, whose scores are there already.
-        sets, action = self.batch.sets, self.batch.action
         member = (sets.ids == action[sets.step]).nonzero().squeeze(1)
         known = torch.zeros_like(action, dtype=torch.bool).index_fill(0, sets.step[member], True)
         rest = (~known).nonzero().squeeze(1)
@@ -64,10 +72,10 @@ class ModelView:
 
         The work is that of ``count`` tokens a step, whatever the vocabulary.
         """
-        ids, log_weight = draw_negatives(self.batch.set_ids, self.scores.vocabulary_size, count)
+        members, offsets = self.sets.ids, self.sets.offsets
+        ids, log_weight = draw_negatives(members, self.scores.vocabulary_size, count)
         negatives = self.scores.columns(ids)
-        offsets = self.batch.set_offsets
-        member = set_membership(self.batch.set_ids, offsets, ids)
+        member = set_membership(members, offsets, ids)
         return sampled_log_normaliser(self.on_set, offsets, negatives, log_weight, member)
 
     @cached_property
@@ -78,7 +86,7 @@ class ModelView:
     @cached_property
     def set_value(self) -> Float[Tensor, " T"]:
         """``log sum_A exp z`` over the set: V_p (3.2) of the raw logits."""
-        return soft_value(self.on_set, self.batch.set_offsets)
+        return soft_value(self.on_set, self.sets.offsets)
 
     def divergence_from(
         self, teacher: StepScores, terms: Callable[[Tensor, Tensor], Tensor]

@@ -9,7 +9,7 @@ from torch import Tensor
 from tdistill.core import TopPSets, forward_kl_terms
 from tdistill.models.head import LinearHead
 from tdistill.models.scores import DenseStepScores, LinearStepScores
-from tdistill.training.view import ModelView
+from tdistill.models.set_scores import SetScores
 from world import Dense, live, make_batch, model_view, random_view, student
 
 
@@ -27,19 +27,19 @@ class Counted(DenseStepScores):
         return super().rows(start, stop)
 
 
-def counted_view(batch: Any) -> tuple[ModelView, list[str]]:
+def counted_view(batch: Any) -> tuple[SetScores, list[str]]:
     logits, _ = random_view(batch)
     scores = Counted(logits)
     calls: list[str] = []
     object.__setattr__(scores, "calls", calls)
-    return ModelView(scores, batch), calls
+    return SetScores(scores, batch.sets, batch.action), calls
 
 
 def test_every_quantity_against_the_full_logits() -> None:
     batch = make_batch()
     logits, view = random_view(batch)
     dense = Dense.of(batch)
-    torch.testing.assert_close(view.on_set, logits[batch.sets.step, batch.set_ids])
+    torch.testing.assert_close(view.on_set, logits[batch.sets.step, batch.sets.ids])
     torch.testing.assert_close(view.action, (logits * dense.action).sum(1))
     torch.testing.assert_close(view.log_normaliser, logits.logsumexp(1))
     torch.testing.assert_close(view.maximum, logits.max(1).values)
@@ -65,10 +65,10 @@ def test_actions_are_read_from_their_sets_where_they_are_members(out_of_set: str
     scores = Read(logits)
     counts: list[int] = []
     object.__setattr__(scores, "counts", counts)
-    view, steps = ModelView(scores, batch), torch.arange(len(batch.action))
+    view, steps = SetScores(scores, batch.sets, batch.action), torch.arange(len(batch.action))
     assert torch.equal(view.action, logits[steps, batch.action])
     outside = int(batch.out_of_set.sum())
-    assert counts == [len(batch.set_ids)] + ([outside] if out_of_set == "drop" else [])
+    assert counts == [len(batch.sets.ids)] + ([outside] if out_of_set == "drop" else [])
     assert outside > 0
     weight = steps + 1.0
     found, expected = (
@@ -94,8 +94,7 @@ def test_the_chunk_size_changes_nothing(chunk_size: int) -> None:
     model = student()
     plain, chunked = model_view(model, batch), model_view(model, batch)
     chunked.chunk_size = chunk_size
-    read = (batch.input_ids, batch.attention_mask, batch.row, batch.position)
-    scores = live().scores(*read)
+    scores = live().scores(batch.layout)
     for one, other in (
         (plain.log_normaliser, chunked.log_normaliser),
         (plain.maximum, chunked.maximum),
@@ -148,8 +147,8 @@ def test_scores_of_a_linear_head_and_of_its_logits_agree() -> None:
     hidden = torch.randn(len(batch.action), 6, generator=generator)
     weight, bias = torch.randn(64, 6, generator=generator), torch.randn(64, generator=generator)
     head = LinearHead(weight, bias, 0.5, 3.0)
-    linear = ModelView(LinearStepScores(head, hidden), batch, chunk_size=2)
-    dense = ModelView(DenseStepScores(head.logits(hidden)), batch)
+    linear = SetScores(LinearStepScores(head, hidden), batch.sets, batch.action, chunk_size=2)
+    dense = SetScores(DenseStepScores(head.logits(hidden)), batch.sets, batch.action)
     for name in ("on_set", "action", "log_normaliser", "maximum", "set_value"):
         torch.testing.assert_close(getattr(linear, name), getattr(dense, name), msg=name)
     torch.testing.assert_close(linear.leak()[0], dense.leak()[0])

@@ -1,0 +1,106 @@
+"""Groups of tensors that move together, and rows of unequal length laid end to end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from tdistill.core.segments import kept_offsets, offsets_of, row_index
+
+Group = TypeVar("Group", bound="TensorGroup")
+Rows = TypeVar("Rows", bound="Ragged")
+
+
+@dataclass(frozen=True, eq=False)
+class TensorGroup:
+    """Tensors that belong together.
+
+    Subclasses are frozen dataclasses whose fields are tensors, other groups, or None.
+    """
+
+    def map(self: Group, function: Callable[[Tensor], Tensor]) -> Group:
+        """The same with a function applied to every tensor."""
+
+        def mapped(value: Any) -> Any:
+            return value.map(function) if isinstance(value, TensorGroup) else function(value)
+
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return type(self)(**{n: v if v is None else mapped(v) for n, v in values.items()})
+
+    def to(self: Group, device: torch.device | str) -> Group:
+        """The same on another device."""
+        return self.map(lambda tensor: tensor.to(device))
+
+    def pin_memory(self: Group) -> Group:
+        """The same in memory that copies fast to a CUDA device; data loaders call it."""
+        return self.map(lambda tensor: tensor.pin_memory())
+
+    def named_tensors(self, prefix: str = "") -> dict[str, Tensor]:
+        """Every tensor by the path to it, such as ``sets.offsets``."""
+        found: dict[str, Tensor] = {}
+        for field in fields(self):
+            value, name = getattr(self, field.name), prefix + field.name
+            if isinstance(value, TensorGroup):
+                found |= value.named_tensors(f"{name}.")
+            elif value is not None:
+                found[name] = value
+        return found
+
+
+class Ragged(TensorGroup):
+    """T rows of unequal length as compressed rows.
+
+    Subclasses are frozen dataclasses with a field ``offsets``, where row t is
+    ``[offsets[t]:offsets[t + 1]]`` of every other field, flat tensors with a number a member.
+    """
+
+    offsets: Int[Tensor, " R"]
+
+    def __len__(self) -> int:
+        """Number of rows: the steps."""
+        return self.offsets.numel() - 1
+
+    @property
+    def sizes(self) -> Int[Tensor, " T"]:
+        """Members of each step."""
+        return self.offsets.diff()
+
+    @cached_property
+    def step(self) -> Int[Tensor, " M"]:
+        """The step of every member."""
+        return row_index(self.offsets)
+
+    def keep(self: Rows, marked: Bool[Tensor, " M"]) -> Rows:
+        """The same rows with the marked members only."""
+        offsets = kept_offsets(marked, self.offsets)
+        return self._with(offsets, lambda flat: flat[marked])
+
+    def take(self: Rows, rows: Int[Tensor, " S"]) -> Rows:
+        """Chosen rows, in the order chosen."""
+        sizes = self.sizes[rows]
+        offsets = offsets_of(sizes)
+        shift = torch.repeat_interleave(self.offsets[:-1][rows] - offsets[:-1], sizes)
+        member = torch.arange(len(shift), device=shift.device) + shift
+        return self._with(offsets, lambda flat: flat[member])
+
+    @classmethod
+    def concatenate(cls: type[Rows], parts: Sequence[Rows]) -> Rows:
+        """Rows laid end to end in the given order."""
+        flat = {
+            f.name: torch.cat([getattr(part, f.name) for part in parts])
+            for f in fields(cls)
+            if f.name != "offsets"
+        }
+        sizes = torch.cat([part.sizes for part in parts])
+        return cls(**{**flat, "offsets": offsets_of(sizes)})
+
+    def _with(self: Rows, offsets: Tensor, members: Callable[[Tensor], Tensor]) -> Rows:
+        flat = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "offsets"}
+        chosen = {name: members(tensor) for name, tensor in flat.items()}
+        return type(self)(**{**chosen, "offsets": offsets})

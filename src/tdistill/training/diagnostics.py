@@ -1,0 +1,94 @@
+"""What is logged of training: means over the steps of a logging interval."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from tdistill.core import (
+    WeightedSum,
+    implied_reward,
+    masked_sum,
+    project,
+    set_forward_kl,
+    successor,
+)
+from tdistill.evidence.batch import Batch
+from tdistill.evidence.rows import ROW_SOURCES
+from tdistill.models.set_scores import SetScores
+from tdistill.training.objectives import StepLoss
+
+_NEED_SUCCESSOR = ("implied_reward", "nonlinear", "td_error")  # mean nothing without V(s')
+
+
+class Diagnostics:
+    """Sums of the quantities of the present logging interval.
+
+    Args:
+        by_source: whether rows of several origins are mixed, which are then told apart, too.
+    """
+
+    def __init__(self, *, by_source: bool) -> None:
+        self.by_source = by_source
+        self._sums: dict[str, WeightedSum] = {}
+
+    @torch.no_grad()
+    def observe(self, student: SetScores, batch: Batch, result: StepLoss) -> None:
+        """Add what there is to know of a batch."""
+        blank = 1 - batch.layout.attention_mask.flatten()
+        self.add("padding", blank, torch.ones_like(blank, dtype=torch.bool))
+        self._add_by_source("step_loss", result.loss, batch.trained, batch)
+        if not batch.has_sets:
+            return
+        self.add("out_of_set", batch.out_of_set.float(), torch.ones_like(batch.trained))
+        known = batch.trained & batch.transitions.can_bootstrap
+        for name, values in {**_on_sets(student, batch), **result.parts}.items():
+            counted = known if name in _NEED_SUCCESSOR else batch.trained
+            self._add_by_source(name, values, counted, batch)
+        leak, steps = student.leak()
+        self._add_by_source("leak", leak, batch.trained, batch, steps)
+
+    def add(self, name: str, values: Tensor, mask: Tensor) -> None:
+        """Add the values that are marked to a sum."""
+        pair = masked_sum(values.detach().float(), mask)
+        self._sums[name] = self._sums[name] + pair if name in self._sums else pair
+
+    def _add_by_source(
+        self, name: str, values: Tensor, counted: Tensor, batch: Batch, steps: Tensor | None = None
+    ) -> None:
+        """Add values of some steps (None: all) to their sum, and to that of whoever wrote them."""
+        at = slice(None) if steps is None else steps
+        self.add(name, values, counted[at])
+        if self.by_source:
+            source = batch.source[batch.row]
+            for number in batch.source.unique().tolist():
+                mine = counted & (source == number)
+                self.add(f"{name}.{ROW_SOURCES[number]}", values, mine[at])
+
+    def take(self, reduce: Callable[[Tensor], Tensor]) -> tuple[dict[str, float], float]:
+        """The means, and the number of trained steps; the sums begin anew.
+
+        Args:
+            reduce: adds up a tensor over the processes of the run.
+        """
+        names = sorted(self._sums)
+        pairs = torch.stack(
+            [torch.stack([self._sums[name].total, self._sums[name].weight]) for name in names]
+        )
+        self._sums = {}
+        totals: Mapping[str, Tensor] = dict(zip(names, reduce(pairs), strict=True))
+        means = {name: float(total / weight) for name, (total, weight) in totals.items() if weight}
+        return means, float(totals["step_loss"][1])
+
+
+def _on_sets(student: SetScores, batch: Batch) -> dict[str, Tensor]:
+    sets, links, value = batch.sets, batch.transitions, student.set_value
+    following = successor(value, links.has_successor)
+    log_policy = project(student.on_set, sets.offsets)
+    return {
+        "value": value,
+        "implied_reward": implied_reward(student.action, following, links.discount),
+        "set_kl": set_forward_kl(sets.log_probs, log_policy, sets.offsets),
+    }
