@@ -28,7 +28,7 @@ from tdistill.models import negatives
 from tdistill.models.head import LinearHead
 from tdistill.models.language_model import load
 from tdistill.models.scores import LinearStepScores, step_scores
-from tdistill.teacher.cache import Cache
+from tdistill.teacher.cache.reader import Cache
 from tdistill.teacher.source import CachedTeacher
 from tdistill.training.view import ModelView
 

@@ -260,7 +260,7 @@ def _score(words: list[str]) -> int:
     from tdistill.evidence.rows import Row
     from tdistill.models.language_model import load
     from tdistill.progress import Progress
-    from tdistill.teacher.cache import CacheWriter, identity_of
+    from tdistill.teacher.cache.writer import CacheWriter, identity_of
     from tdistill.teacher.scoring import collect_scores
     from tdistill.teacher.source import LiveTeacher
 
@@ -283,7 +283,7 @@ def _score(words: list[str]) -> int:
 
 def _inspect(words: list[str]) -> int:
     command = tyro.cli(InspectCommand, args=words, prog="tdistill inspect")
-    from tdistill.teacher.cache import Cache
+    from tdistill.teacher.cache.reader import Cache
     from tdistill.teacher.inspection import inspect_cache, inspection_text
 
     numbers = inspect_cache(Cache(command.cache), discount=command.discount, gap=command.gap)
@@ -293,8 +293,8 @@ def _inspect(words: list[str]) -> int:
 
 def _verify(words: list[str]) -> int:
     command = tyro.cli(VerifyCommand, args=words, prog="tdistill verify")
-    from tdistill.teacher.cache import Cache
-    from tdistill.teacher.inspection import verify_cache
+    from tdistill.teacher.cache.reader import Cache
+    from tdistill.teacher.cache.verification import verify_cache
 
     cache = Cache(command.cache)
     problems = verify_cache(cache)

@@ -16,7 +16,7 @@ from tdistill.models.language_model import LanguageModel
 from tdistill.models.layout import lay_out
 from tdistill.models.prefix_sharing import PrefixSharing
 from tdistill.models.scores import HeadMode, StepScores, step_scores
-from tdistill.teacher.cache import Cache
+from tdistill.teacher.cache.reader import Cache
 from tdistill.teacher.capture import capture
 from tdistill.teacher.config import CaptureConfig
 
