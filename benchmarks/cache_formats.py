@@ -31,15 +31,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from tdistill.teacher.layout import taken_members
-from tdistill.teacher.manifest import CacheIdentity
-from tdistill.teacher.record import CachedResponse
-from tdistill.teacher.rounding import NORMALISER_STEP, level_table, levels_of
 
 from tdistill.core import TopPSets
 from tdistill.evidence.evidence import Evidence, take_responses
 from tdistill.evidence.rows import Row, row_key
-from tdistill.teacher.cache import Cache, CacheWriter
+from tdistill.teacher.cache.manifest import CacheIdentity
+from tdistill.teacher.cache.reader import Cache
+from tdistill.teacher.cache.rounding import NORMALISER_STEP, level_table, levels_of
+from tdistill.teacher.cache.row_encoder import CachedResponse
+from tdistill.teacher.cache.row_layout import taken_members
+from tdistill.teacher.cache.writer import CacheWriter
 
 SHARD, BATCH = 256, 32
 LARGEST = 151_936

@@ -74,10 +74,16 @@ def write_atomically(path: Path, content: bytes | str) -> None:
 
     Text is written as UTF-8. The folder's entry is on the disk too when this returns.
     """
+    with replacing(path) as partial:
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to write beside ``path``, which takes its place, synced, if nothing is raised."""
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
+    yield partial
+    with partial.open("rb+") as file:
         os.fsync(file.fileno())
     partial.replace(path)
     _sync_folder(path.parent)

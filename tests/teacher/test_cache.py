@@ -143,11 +143,11 @@ def test_sets_are_cut_to_a_smaller_mass(tmp_path: Path):
 
 def test_the_evidence_of_shards_is_that_of_their_rows(tmp_path: Path):
     cache = write(tmp_path)
-    first, second = cache.shard_evidence()
+    first, second = (shard.evidence() for shard in cache.shards())
     assert_equal(first, concatenate([r.evidence for r in RECORDS[:3]]))
     assert_equal(second, RECORDS[3].evidence)
-    (alone,) = cache.shard_evidence(shard="a-00001")
-    assert_equal(alone, second)
+    (alone,) = cache.shards("a-00001")
+    assert_equal(alone.evidence(), second)
 
 
 def test_another_tokenizer_is_refused(tmp_path: Path):

@@ -70,7 +70,7 @@ def all_steps(cache: Cache) -> AllSteps:
     """
     if len(cache) == 0:
         raise CacheError(f"{cache.folder}: expected a cache with responses, found an empty one")
-    rows, shards = cache.rows(), cache.shard_evidence()
+    rows, shards = cache.rows(), [shard.evidence() for shard in cache.shards()]
     evidence, identity = concatenate(shards), cache.manifest.identity
     vocabulary, tail = identity.vocabulary_size, evidence.tail
     actions = np.concatenate([np.asarray(row.response_ids) for row in rows])

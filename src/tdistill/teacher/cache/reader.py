@@ -70,20 +70,13 @@ class Cache:
             source: only rows whose source starts so (``rollout``, ``score``).
             shard: only rows of shards whose name starts so.
         """
-        found = [pair for opened in self._shards_named(shard) for pair in opened.rows()]
+        found = [pair for opened in self.shards(shard) for pair in opened.rows()]
         return [row for row, origin in found if origin.startswith(source)]
 
-    def shard_evidence(self, *, shard: str = "") -> list[Evidence]:
-        """The evidence of each shard, its rows in the order of :meth:`rows`."""
-        return [opened.evidence() for opened in self._shards_named(shard)]
-
-    def keys(self, *, shard: str = "") -> list[bytes]:
-        """The stored addresses of the rows, in the order of :meth:`rows`."""
-        return [key for opened in self._shards_named(shard) for key in opened.addresses()]
-
-    def _shards_named(self, prefix: str) -> list[ShardReader]:
+    def shards(self, name: str = "") -> list[ShardReader]:
+        """The shards whose name starts so, in file order."""
         pairs = zip(self.manifest.shards, self._shards, strict=True)
-        return [opened for listed, opened in pairs if listed.name.startswith(prefix)]
+        return [opened for listed, opened in pairs if listed.name.startswith(name)]
 
     def evidence(self, rows: Iterable[Row], *, set_top_p: float | None = None) -> Evidence:
         """The evidence of the given rows, laid end to end.

@@ -47,7 +47,7 @@ class ShardReader:
         self.tokens = _table_of(batch, identity.vocabulary_size)
 
     def addresses(self) -> list[bytes]:
-        """The stored addresses."""
+        """The stored addresses of the rows."""
         return self._batch.column("key").to_pylist()
 
     def rows(self) -> list[tuple[Row, str]]:

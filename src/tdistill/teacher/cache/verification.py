@@ -13,6 +13,7 @@ from tdistill.evidence.rows import Row, row_key
 from tdistill.evidence.tail import Tail
 from tdistill.teacher.cache.manifest import CacheIdentity, Shard
 from tdistill.teacher.cache.reader import Cache
+from tdistill.teacher.cache.row_decoder import ShardReader
 
 
 def verify_cache(cache: Cache) -> list[str]:
@@ -22,34 +23,33 @@ def verify_cache(cache: Cache) -> list[str]:
     a set out of order, a log-probability above 0, or two of them for one token.
     """
     problems = []
-    for shard in cache.manifest.shards:
+    for listed, shard in zip(cache.manifest.shards, cache.shards(), strict=True):
         try:
-            checks = _checks(cache, shard)
+            checks = _checks(shard, listed, cache.manifest.identity)
         except (CacheError, InvalidValueError) as error:  # bytes that are no rows
             checks = {f"a row that cannot be read: {error}": True}
-        problems += [f"{shard.name}: {text}" for text, found in checks.items() if found]
+        problems += [f"{listed.name}: {text}" for text, found in checks.items() if found]
     return problems
 
 
-def _checks(cache: Cache, shard: Shard) -> dict[str, bool]:
-    identity, rows = cache.manifest.identity, cache.rows(shard=shard.name)
-    (evidence,) = cache.shard_evidence(shard=shard.name)
+def _checks(shard: ShardReader, listed: Shard, identity: CacheIdentity) -> dict[str, bool]:
+    rows, evidence = [row for row, _ in shard.rows()], shard.evidence()
     keys = [row_key(row) for row in rows]
     checks = {
-        **_counts(shard, rows, evidence),
+        **_counts(listed, rows, evidence),
         **_tokens(rows, evidence, identity.vocabulary_size),
-        "a row whose key is not that of its tokens": keys != cache.keys(shard=shard.name),
+        "a row whose key is not that of its tokens": keys != shard.addresses(),
     }
     return checks if evidence.tail is None else checks | _tails(evidence, evidence.tail, identity)
 
 
-def _counts(shard: Shard, rows: Sequence[Row], evidence: Evidence) -> dict[str, bool]:
+def _counts(listed: Shard, rows: Sequence[Row], evidence: Evidence) -> dict[str, bool]:
     tail_tokens = 0 if evidence.tail is None else len(evidence.tail.ids)
     return {
-        "row count differs from the manifest": len(rows) != shard.rows,
-        "step count differs from the manifest": len(evidence.sets) != shard.steps,
-        "member count differs from the manifest": len(evidence.sets.ids) != shard.members,
-        "tail token count differs from the manifest": tail_tokens != shard.tail_tokens,
+        "row count differs from the manifest": len(rows) != listed.rows,
+        "step count differs from the manifest": len(evidence.sets) != listed.steps,
+        "member count differs from the manifest": len(evidence.sets.ids) != listed.members,
+        "tail token count differs from the manifest": tail_tokens != listed.tail_tokens,
     }
 
 
