@@ -164,7 +164,7 @@ class Container:
         files = [self._file(path) for path in sorted(folder.iterdir())]
         keys = [key for file in files for key in _keys(file)]
         place = {key: divmod(i, made.shard) for i, key in enumerate(keys)}
-        addresses = [row_key(record.row) for record in made.records]
+        rows = [record.row for record in made.records]
         groups = -(-made.shard // self.group) * len(files)
         kept = None if self.codec is None else max(1, groups // 10)
 
@@ -173,7 +173,7 @@ class Container:
             return _columns(_batch(files[file], number))
 
         def read(numbers: Sequence[int]) -> Evidence:
-            places = [place[addresses[i]] for i in numbers]
+            places = [place[row_key(rows[i])] for i in numbers]
             found = [(group(f, i // self.group), i % self.group) for f, i in places]
             return decode(found)
 
@@ -346,8 +346,8 @@ def measure(form: Ours | Container, made: Material, folder: Path, seconds: float
     check(read(range(BATCH)), made.records[:BATCH])
     draw = np.random.default_rng(0)
     rates, until = [], time.process_time() + seconds
-    while time.process_time() < until or len(rates) < 3:
-        batches = [draw.integers(len(made.records), size=BATCH).tolist() for _ in range(8)]
+    while time.process_time() < until or not rates:
+        batches = [draw.integers(len(made.records), size=BATCH).tolist() for _ in range(4)]
         started = time.process_time()
         steps = sum(len(read(batch).sets) for batch in batches)
         rates.append(steps / (time.process_time() - started))
@@ -377,22 +377,24 @@ def main() -> None:
     parser.add_argument("caches", nargs="+", type=Path)
     parser.add_argument("--copies", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("--only", nargs="*", default=[""], help="parts of names of formats")
     words = parser.parse_args()
     torch.set_num_threads(1)
     pa.set_cpu_count(1)
     for folder in words.caches:
         size = Cache(folder).manifest.identity.vocabulary_size
         for vocabulary in [None] if size < 1 << 15 else [None, LARGEST]:
-            _report(material(folder, words.copies, vocabulary), words.seconds)
+            forms = [form for form in FORMATS if any(only in form.name for only in words.only)]
+            _report(material(folder, words.copies, vocabulary), forms, words.seconds)
 
 
-def _report(made: Material, seconds: float) -> None:
+def _report(made: Material, forms: Sequence[Ours | Container], seconds: float) -> None:
     print(
         f"{made.name}, V = {made.identity.vocabulary_size}: {len(made.records)} rows in "
         f"{len(made.shards)} shards, {made.steps} steps of {made.members / made.steps:.1f} members"
     )
     lines = []
-    for form in FORMATS:
+    for form in forms:
         folder = Path(tempfile.mkdtemp())
         try:
             lines.append(measure(form, made, folder, seconds))
