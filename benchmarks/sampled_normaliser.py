@@ -29,7 +29,7 @@ from tdistill.models.head import LinearHead
 from tdistill.models.language_model import load
 from tdistill.models.scores import LinearStepScores, step_scores
 from tdistill.models.set_scores import SetScores
-from tdistill.teacher.cache import Cache
+from tdistill.teacher.cache.reader import Cache
 from tdistill.teacher.source import CachedTeacher
 
 

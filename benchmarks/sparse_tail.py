@@ -26,7 +26,8 @@ from tdistill.evidence.rows import Row
 from tdistill.models.language_model import LanguageModel, load
 from tdistill.models.layout import pack
 from tdistill.models.scores import step_scores
-from tdistill.teacher.cache import Cache, CacheWriter, identity_of
+from tdistill.teacher.cache.reader import Cache
+from tdistill.teacher.cache.writer import CacheWriter, identity_of
 from tdistill.teacher.config import CaptureConfig, RolloutConfig
 from tdistill.teacher.rollouts import collect_rollouts
 from tdistill.teacher.source import CachedTeacher, LiveTeacher

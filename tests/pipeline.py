@@ -125,7 +125,7 @@ def _arm(moment: str) -> None:
     """Replace one function so that the process kills itself there, as kill -9 would."""
     from tdistill.evaluation import evaluate
     from tdistill.models import language_model as lm
-    from tdistill.teacher.manifest import Manifest
+    from tdistill.teacher.cache.manifest import Manifest
     from tdistill.training.trainer import DistillTrainer
 
     trainer: Any = DistillTrainer

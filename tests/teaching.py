@@ -13,17 +13,19 @@ from tdistill.core import TopPSets
 from tdistill.evidence.evidence import Evidence
 from tdistill.evidence.rows import Row
 from tdistill.models.language_model import LanguageModel
-from tdistill.teacher.cache import Cache, CacheWriter, Record, identity_of
+from tdistill.teacher.cache.manifest import CacheIdentity
+from tdistill.teacher.cache.reader import Cache
+from tdistill.teacher.cache.rounding import round_log_probs, round_normaliser
+from tdistill.teacher.cache.row_encoder import CachedResponse
+from tdistill.teacher.cache.writer import CacheWriter, identity_of
 from tdistill.teacher.config import CaptureConfig, RolloutConfig
-from tdistill.teacher.manifest import CacheIdentity
 from tdistill.teacher.rollouts import collect_rollouts
-from tdistill.teacher.rounding import round_log_probs, round_normaliser
 from tiny import tiny_lm
 
 END = 1
 PROMPTS = ((3, 4, 5, 6), (9,), (10, 11, 12), (13, 14), (20, 21, 22, 23, 24))
 CAPTURE = CaptureConfig(captured_top_p=0.9, max_set_size=None)
-IDENTITY = CacheIdentity("teacher", "f" * 16, "0" * 16, 64, 0.9, None)
+IDENTITY = CacheIdentity("teacher", "f" * 16, "0" * 16, 64, 0.9, None, 0, None)
 
 
 @cache
@@ -77,7 +79,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def record(
     prompt: tuple[int, ...], response: tuple[int, ...], *, seed: int = 0, source: str = "score"
-) -> Record:
+) -> CachedResponse:
     """A response with random evidence: sets of 1 to 5 members out of 64 tokens."""
     generator = torch.Generator().manual_seed(seed)
     logits = 3.0 * torch.randn(len(response), 64, generator=generator)
@@ -90,7 +92,7 @@ def record(
     action = log_probs.gather(1, torch.tensor(response)[:, None]).squeeze(1)
     normaliser = round_normaliser(logits.logsumexp(-1))
     row = Row(prompt, response, response[-1] == END)
-    return Record(row, Evidence(sets, normaliser, action), source)
+    return CachedResponse(row, Evidence(sets, normaliser, action), source)
 
 
 def assert_equal(found: Evidence, expected: Evidence) -> None:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tdistill import files
 from tdistill.errors import ModelError
-from tdistill.files import fingerprint, resolve_path
+from tdistill.files import fingerprint, locked, resolve_path, write_atomically
+
+LINUX = sys.platform == "linux"
 
 
 @pytest.fixture
@@ -112,3 +117,71 @@ def test_a_pattern_follows_the_files_it_matches(tmp_path: Path):
     edited = fingerprint(pattern)
     (tmp_path / "b.txt").write_text("three", encoding="utf-8")
     assert len({first, edited, fingerprint(pattern)}) == 3
+
+
+@pytest.mark.parametrize("moment", ["fsync", "replace"])
+def test_a_write_that_fails_leaves_the_old_file(
+    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    file = tmp_path / "file"
+    write_atomically(file, b"old")
+
+    def crash(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*((os, "fsync") if moment == "fsync" else (Path, "replace")), crash)
+        with pytest.raises(KeyboardInterrupt):
+            write_atomically(file, b"new")
+    assert file.read_bytes() == b"old"
+    write_atomically(file, b"newer")
+    assert file.read_bytes() == b"newer"
+    assert [f.name for f in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_folder_entry_is_written_too_and_text_is_utf_8(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    synced, original = [], os.fsync
+
+    def fsync(number: int) -> None:
+        synced.append(str(Path(f"/proc/self/fd/{number}").readlink()) if LINUX else "")
+        original(number)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_atomically(tmp_path / "note", "\N{GREEK SMALL LETTER PI}")
+    assert (tmp_path / "note").read_bytes() == b"\xcf\x80"
+    if LINUX:
+        assert synced == [str(tmp_path / ".note.partial"), str(tmp_path)]
+
+
+def test_one_holds_a_lock_at_a_time(tmp_path: Path):
+    path = tmp_path / "locks/one"
+    other = (
+        "import pathlib, sys; from tdistill.files import locked\n"
+        "with locked(pathlib.Path(sys.argv[1])) as held: print(held)"
+    )
+
+    def elsewhere() -> str:
+        words = [sys.executable, "-c", other, str(path)]
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+
+    with locked(path) as held, locked(path) as twice:
+        assert (held, twice, elsewhere()) == (True, False, "False")
+    assert elsewhere() == "True"
+    with pytest.raises(KeyError), locked(path):
+        raise KeyError
+    with locked(path, wait=True) as held:
+        assert held
+
+
+def test_a_lock_does_not_outlive_its_owner(tmp_path: Path):
+    path = tmp_path / "lock"
+    owner = (
+        "import os, pathlib, signal, sys; from tdistill.files import locked\n"
+        "with locked(pathlib.Path(sys.argv[1])) as held: os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    killed = subprocess.run([sys.executable, "-c", owner, str(path)], check=False)
+    assert killed.returncode != 0
+    with locked(path, wait=True) as held:
+        assert held

@@ -27,7 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("evidence",),
     ("data", "models"),
     ("files", "progress", "tabular", "strict", "demo"),
-    ("core", "checks"),
+    ("core", "checks", "hashing"),
     ("errors",),
     ("tdistill",),
 )

@@ -17,7 +17,9 @@ from tdistill.evidence.rows import Row
 from tdistill.models.language_model import LanguageModel
 from tdistill.models.scores import DenseStepScores, step_scores
 from tdistill.models.set_scores import SetScores
-from tdistill.teacher.cache import Cache, CacheWriter, Record, identity_of
+from tdistill.teacher.cache.reader import Cache
+from tdistill.teacher.cache.row_encoder import CachedResponse
+from tdistill.teacher.cache.writer import CacheWriter, identity_of
 from tdistill.teacher.config import CaptureConfig
 from tdistill.teacher.source import CachedTeacher, LiveTeacher
 from tdistill.training.config import TrainConfig
@@ -78,7 +80,7 @@ def cached(folder: Path, rows: list[Row], capture: CaptureConfig = CAPTURE) -> C
     """The teacher's evidence of the rows, through a cache on disk."""
     with CacheWriter(folder, identity_of(teacher(), capture)) as writer:
         source = live(capture)
-        writer.write("all", [Record(row, source.evidence([row]), "score") for row in rows])
+        writer.write("all", [CachedResponse(row, source.evidence([row]), "score") for row in rows])
     return CachedTeacher(Cache(folder))
 
 

@@ -137,9 +137,9 @@ def _measure(
     problem: Problem, mass: float, cap: int | None, gain: float | None = None
 ) -> dict[str, Any]:
     """One cache: what it takes, what it holds, and how exact and fast its reading is."""
-    from tdistill.teacher.cache import Cache
+    from tdistill.teacher.cache.reader import Cache
+    from tdistill.teacher.cache.row_layout import member_bytes, token_bits
     from tdistill.teacher.config import CaptureConfig
-    from tdistill.teacher.layout import member_bytes, token_bits
 
     folder: Path = problem.setting.work / "cache-measured"
     shutil.rmtree(folder, ignore_errors=True)

@@ -90,7 +90,7 @@ def demo_prompts(teacher: LanguageModel) -> list[tuple[str, tuple[int, ...]]]:
 
 def score(live: LiveTeacher, rows: Sequence[Row], folder: Path) -> None:
     """The cache of rows, by one forward pass of the teacher over each."""
-    from tdistill.teacher.cache import CacheWriter, identity_of
+    from tdistill.teacher.cache.writer import CacheWriter, identity_of
     from tdistill.teacher.scoring import collect_scores
 
     with CacheWriter(folder, identity_of(live.teacher, live.config)) as writer:
@@ -100,7 +100,8 @@ def score(live: LiveTeacher, rows: Sequence[Row], folder: Path) -> None:
 
 def _write_rows(materials: Materials, teacher: LanguageModel) -> None:
     """Teacher responses that fill a row, cut where it is full."""
-    from tdistill.teacher.cache import Cache, CacheWriter, identity_of
+    from tdistill.teacher.cache.reader import Cache
+    from tdistill.teacher.cache.writer import CacheWriter, identity_of
     from tdistill.teacher.config import RolloutConfig
     from tdistill.teacher.rollouts import collect_rollouts
 

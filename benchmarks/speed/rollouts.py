@@ -103,7 +103,8 @@ def _methods(teacher: Any, plan: Plan, work: Path) -> dict[str, Callable[[int], 
 
 
 def _capture(teacher: Any, plan: Plan, work: Path, seed: int) -> int:
-    from tdistill.teacher.cache import Cache, CacheWriter, identity_of
+    from tdistill.teacher.cache.reader import Cache
+    from tdistill.teacher.cache.writer import CacheWriter, identity_of
     from tdistill.teacher.rollouts import collect_rollouts
 
     folder = work / "cache-rollouts"

@@ -15,7 +15,7 @@ from tdistill.evidence.evidence import Evidence
 from tdistill.models.language_model import LanguageModel
 from tdistill.models.scores import step_scores
 from tdistill.models.set_scores import SetScores
-from tdistill.teacher.rounding import round_log_probs, round_normaliser
+from tdistill.teacher.cache.rounding import round_log_probs, round_normaliser
 from tdistill.training.objectives import KD, BellmanDistill, Objective
 
 OBJECTIVES: tuple[Objective, ...] = (BellmanDistill(), KD())

@@ -37,6 +37,7 @@ single tools:
   score --teacher T --data F --cache C    teacher evidence for responses you already have
   inspect CACHE [--gap NATS] [--json]     what a cache holds, and what each p would cost
   verify CACHE                            check a cache: checksums and contents
+  export-cache CACHE OUT.parquet          a cache for pandas, DuckDB and `datasets`
   objectives [--json]                     what can be minimised, and what each needs
   reward --model M --data F --out DIR     implied reward of given responses; ranks, filters them
 
@@ -87,6 +88,16 @@ class InspectCommand:
     """Gamma of the bounds."""
     gap: float | None = None
     """Nats of Q that may be lost: prints the p, and the gain for each state, that this asks for."""
+
+
+@dataclass(frozen=True)
+class ExportCacheCommand:
+    """Write a cache as one Parquet file, which pandas, DuckDB and `datasets` open."""
+
+    cache: tyro.conf.Positional[Path]
+    """Folder of the cache."""
+    out: tyro.conf.Positional[Path]
+    """File to write."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +152,7 @@ def _command(name: str) -> Callable[[list[str]], int]:
         "score": _score,
         "inspect": _inspect,
         "verify": _verify,
+        "export-cache": _export_cache,
         "objectives": _objectives,
         "reward": _reward,
     }
@@ -260,7 +272,7 @@ def _score(words: list[str]) -> int:
     from tdistill.evidence.rows import Row
     from tdistill.models.language_model import load
     from tdistill.progress import Progress
-    from tdistill.teacher.cache import CacheWriter, identity_of
+    from tdistill.teacher.cache.writer import CacheWriter, identity_of
     from tdistill.teacher.scoring import collect_scores
     from tdistill.teacher.source import LiveTeacher
 
@@ -283,7 +295,7 @@ def _score(words: list[str]) -> int:
 
 def _inspect(words: list[str]) -> int:
     command = tyro.cli(InspectCommand, args=words, prog="tdistill inspect")
-    from tdistill.teacher.cache import Cache
+    from tdistill.teacher.cache.reader import Cache
     from tdistill.teacher.inspection import inspect_cache, inspection_text
 
     numbers = inspect_cache(Cache(command.cache), discount=command.discount, gap=command.gap)
@@ -293,8 +305,8 @@ def _inspect(words: list[str]) -> int:
 
 def _verify(words: list[str]) -> int:
     command = tyro.cli(VerifyCommand, args=words, prog="tdistill verify")
-    from tdistill.teacher.cache import Cache
-    from tdistill.teacher.inspection import verify_cache
+    from tdistill.teacher.cache.reader import Cache
+    from tdistill.teacher.cache.verification import verify_cache
 
     cache = Cache(command.cache)
     problems = verify_cache(cache)
@@ -306,6 +318,16 @@ def _verify(words: list[str]) -> int:
             f"{len(cache.manifest.shards)} shards"
         )
     return 1 if problems else 0
+
+
+def _export_cache(words: list[str]) -> int:
+    command = tyro.cli(ExportCacheCommand, args=words, prog="tdistill export-cache")
+    from tdistill.teacher.cache.export import export_cache
+    from tdistill.teacher.cache.reader import Cache
+
+    rows = export_cache(Cache(command.cache), command.out)
+    print(f"{command.out}: {rows} responses, {command.out.stat().st_size:,} bytes")
+    return 0
 
 
 def _objectives(words: list[str]) -> int:

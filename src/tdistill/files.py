@@ -1,13 +1,16 @@
-"""Names of files and folders that recipes use, and fingerprints of what is there. Torch-free."""
+"""Paths that recipes name, fingerprints of what is there, whole writes and locks. Torch-free."""
 
 from __future__ import annotations
 
 import glob
-import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 
 from tdistill.errors import ModelError
+from tdistill.hashing import file_sha256, key_of
 
 _PACKAGE = "package:"
 _WHOLE_BELOW = 1 << 20
@@ -47,8 +50,7 @@ def fingerprint(path: str | None) -> str:
         return "none"
     matches = sorted(glob.glob(path)) if glob.has_magic(path) else []  # noqa: PTH207
     if matches:
-        parts = "\n".join(f"{match}={fingerprint(match)}" for match in matches)
-        return hashlib.sha256(parts.encode()).hexdigest()[:16]
+        return key_of([(match, fingerprint(match)) for match in matches])
     if path.startswith("demo:"):
         return f"{path}={fingerprint(str(Path(__file__).parent / 'demo' / 'prompts.jsonl'))}"
     try:
@@ -58,10 +60,63 @@ def fingerprint(path: str | None) -> str:
     if not place.exists():
         return path
     files = [place] if place.is_file() else sorted(p for p in place.iterdir() if p.is_file())
-    digest = hashlib.sha256()
-    for file in files:
-        stat = file.stat()
-        digest.update(f"{file.name}:{stat.st_size}".encode())
-        whole = stat.st_size < _WHOLE_BELOW
-        digest.update(file.read_bytes() if whole else str(stat.st_mtime_ns).encode())
-    return digest.hexdigest()[:16]
+    return key_of([_content_of(file) for file in files])
+
+
+def _content_of(file: Path) -> tuple[str, int, str]:
+    stat = file.stat()
+    small = stat.st_size < _WHOLE_BELOW
+    return file.name, stat.st_size, file_sha256(file) if small else f"time {stat.st_mtime_ns}"
+
+
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Write a file that is, after a kill or a power cut, either the old or the new one, whole.
+
+    Text is written as UTF-8. The folder's entry is on the disk too when this returns.
+    """
+    with replacing(path) as partial:
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to write beside ``path``, which takes its place, synced, if nothing is raised."""
+    partial = path.with_name(f".{path.name}.partial")
+    yield partial
+    with partial.open("rb+") as file:
+        os.fsync(file.fileno())
+    partial.replace(path)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    if not hasattr(os, "O_DIRECTORY"):  # Windows cannot open a folder
+        return
+    entry = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(entry)
+    finally:
+        os.close(entry)
+
+
+@contextmanager
+def locked(path: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Hold a lock file, if no other process does; no lock outlives its owner.
+
+    Args:
+        path: the file; its folder is created if absent.
+        wait: until the other process lets go.
+
+    Yields:
+        Whether the lock is held.
+    """
+    from filelock import FileLock, Timeout
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    with suppress(Timeout):
+        lock.acquire(timeout=-1 if wait else 0)
+    try:
+        yield lock.is_locked
+    finally:
+        lock.release()

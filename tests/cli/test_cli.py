@@ -16,8 +16,9 @@ import pytest
 from pipeline import Finished, read_json, write_rows
 from tdistill import __version__, cli
 from tdistill.models.language_model import load
-from tdistill.teacher.cache import Cache
-from tdistill.teacher.inspection import inspect_cache, verify_cache
+from tdistill.teacher.cache.reader import Cache
+from tdistill.teacher.cache.verification import verify_cache
+from tdistill.teacher.inspection import inspect_cache
 
 COMMANDS = (
     "demo",

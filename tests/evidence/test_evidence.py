@@ -9,9 +9,9 @@ from tdistill.core import top_p_sets, truncate_by_gain
 from tdistill.errors import InvalidValueError
 from tdistill.evidence.evidence import Evidence, concatenate, take_responses, take_steps
 from tdistill.evidence.rows import Row
+from tdistill.teacher.cache.rounding import round_log_probs
 from tdistill.teacher.capture import Recorder, capture
 from tdistill.teacher.config import CaptureConfig
-from tdistill.teacher.rounding import round_log_probs
 from teaching import assert_equal, record
 
 THREE = [record((2,), (3,) * n, seed=n).evidence for n in (4, 1, 6)]

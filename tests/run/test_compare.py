@@ -15,10 +15,10 @@ import yaml
 from pipeline import digest, kill_at, read_json, write_world
 from tdistill import cli
 from tdistill.errors import InvalidValueError, RecipeError
+from tdistill.files import locked
 from tdistill.recipe import Recipe, read_recipe
 from tdistill.run.compare import Comparison, Task, unite
 from tdistill.run.compare_words import read_recipes, read_words
-from tdistill.run.locks import locked
 
 LABELS = ("seqkd", "kd")
 SEEDS = 2

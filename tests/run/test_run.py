@@ -20,7 +20,7 @@ from tdistill.models.language_model import LanguageModel, save
 from tdistill.recipe import Recipe, read_recipe
 from tdistill.run import Run, run_recipe
 from tdistill.teacher.adaptive import choose_top_p
-from tdistill.teacher.cache import Cache
+from tdistill.teacher.cache.reader import Cache
 from tiny import tiny_lm, tiny_model, tokenizer
 
 

@@ -10,7 +10,7 @@ import yaml
 
 from pipeline import write_world
 from tdistill import cli
-from tdistill.teacher.cache import Cache
+from tdistill.teacher.cache.reader import Cache
 
 
 def test_every_source_goes_through_the_command_line(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tdistill.run.stages import Stages, key_of
+from tdistill.run.stages import Stages
 
 
 class Work:
@@ -103,9 +103,3 @@ def test_records_are_those_of_these_keys(tmp_path: Path, work: Work, lines: list
     assert stages.records({"one": "other"}) == {}
     assert [p.name for p in (tmp_path / "stages").iterdir()] == ["one.json"]
     assert json.loads((tmp_path / "stages/one.json").read_text()) == record
-
-
-def test_a_key_is_of_values_not_of_their_order():
-    assert key_of({"a": 1, "b": [1, 2]}) == key_of({"b": [1, 2], "a": 1})
-    assert len({key_of("a", "b"), key_of("ab"), key_of("b", "a"), key_of(["a", "b"])}) == 4
-    assert key_of(Path("a")) == key_of("a")

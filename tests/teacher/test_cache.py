@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -16,10 +15,12 @@ from tdistill.core import TopPSets, truncate
 from tdistill.errors import CacheError
 from tdistill.evidence.evidence import Evidence, concatenate
 from tdistill.evidence.rows import Row, row_key
-from tdistill.teacher import cache as module
-from tdistill.teacher.cache import Cache, CacheWriter, Record, identity_of
+from tdistill.teacher.cache import writer as module
+from tdistill.teacher.cache.manifest import MANIFEST, CacheIdentity, Manifest
+from tdistill.teacher.cache.reader import Cache
+from tdistill.teacher.cache.row_encoder import CachedResponse
+from tdistill.teacher.cache.writer import CacheWriter, identity_of
 from tdistill.teacher.config import CaptureConfig
-from tdistill.teacher.manifest import MANIFEST, CacheIdentity, Manifest
 from teaching import IDENTITY, assert_equal, contents, record, teacher
 
 RECORDS = [
@@ -79,7 +80,7 @@ def test_a_member_takes_its_token_and_about_a_byte(tmp_path: Path):
 @pytest.mark.parametrize(("vocabulary", "token"), [(1 << 16, 65_535), (1 << 17, 131_071)])
 def test_the_largest_ids_fit(vocabulary: int, token: int, tmp_path: Path):
     sets = TopPSets(torch.tensor([token]), torch.tensor([-0.5]), torch.tensor([0, 1]))
-    extreme = Record(
+    extreme = CachedResponse(
         Row((token,), (token,), False), Evidence(sets, torch.ones(1), torch.tensor([-0.5])), "score"
     )
     identity = replace(IDENTITY, vocabulary_size=vocabulary)
@@ -140,19 +141,13 @@ def test_sets_are_cut_to_a_smaller_mass(tmp_path: Path):
     assert len(cache.evidence(cache.rows(), set_top_p=1e-6).sets.ids) == 9
 
 
-def test_columns_count_over_the_whole_cache(tmp_path: Path):
-    columns = list(write(tmp_path).shard_columns())
-    for name, wanted in (
-        ("set_ids", [r.evidence.sets.ids for r in RECORDS]),
-        ("set_log_probs", [r.evidence.sets.log_probs for r in RECORDS]),
-        ("set_sizes", [r.evidence.sets.sizes for r in RECORDS]),
-        ("log_normaliser", [r.evidence.log_normaliser for r in RECORDS]),
-        ("action_log_prob", [r.evidence.action_log_prob for r in RECORDS]),
-    ):
-        found = np.concatenate([c[name] for c in columns])
-        assert np.array_equal(found, torch.cat(wanted).numpy())
-    assert [length for c in columns for length in c["lengths"]] == [3, 1, 4, 1]
-    assert [bool(end) for c in columns for end in c["ended"]] == [True, False, False, True]
+def test_the_evidence_of_shards_is_that_of_their_rows(tmp_path: Path):
+    cache = write(tmp_path)
+    first, second = (shard.evidence() for shard in cache.shards())
+    assert_equal(first, concatenate([r.evidence for r in RECORDS[:3]]))
+    assert_equal(second, RECORDS[3].evidence)
+    (alone,) = cache.shards("a-00001")
+    assert_equal(alone.evidence(), second)
 
 
 def test_another_tokenizer_is_refused(tmp_path: Path):
@@ -212,7 +207,7 @@ def test_another_version_is_refused(tmp_path: Path):
     text = (tmp_path / MANIFEST).read_text().replace('"version": 3', '"version": 4')
     (tmp_path / MANIFEST).write_text(text)
     for use in (Cache, lambda folder: CacheWriter(folder, IDENTITY)):
-        with pytest.raises(CacheError, match="version 1 or 2 or 3, found tdistill-cache version 4"):
+        with pytest.raises(CacheError, match="version 3, found tdistill-cache version 4"):
             use(tmp_path)
 
 

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
-from older import make_older, read_batch, write_batch
 
 from tdistill.core import kappa
 from tdistill.errors import CacheError
-from tdistill.teacher.cache import Cache, CacheWriter, identity_of
+from tdistill.teacher.cache.reader import Cache
+from tdistill.teacher.cache.writer import CacheWriter
 from tdistill.teacher.config import CaptureConfig
-from tdistill.teacher.inspection import inspect_cache, inspection_text, verify_cache
-from tdistill.teacher.manifest import file_sha256
-from teaching import IDENTITY, roll, teacher
+from tdistill.teacher.inspection import inspect_cache, inspection_text
+from teaching import IDENTITY, roll
 
 GAMMA = 0.9
 CAPPED = CaptureConfig(captured_top_p=0.9, max_set_size=12)
@@ -157,107 +152,3 @@ def test_an_empty_cache_is_refused(tmp_path: Path):
         pass
     with pytest.raises(CacheError, match="found an empty one"):
         inspect_cache(Cache(tmp_path))
-    assert verify_cache(Cache(tmp_path)) == []
-
-
-@pytest.mark.parametrize("name", ["cache", "capped"])
-def test_a_sound_cache_has_no_problems(name: str, request: pytest.FixtureRequest):
-    assert verify_cache(request.getfixturevalue(name)) == []
-
-
-def rewrite(
-    folder: Path,
-    column: str,
-    change: Callable[[list[Any]], Any],
-    capture: CaptureConfig = CaptureConfig(0.9, None),  # noqa: B008
-) -> None:
-    """Change a column of the first shard and give the shard the checksum of its new content."""
-    with CacheWriter(folder, identity_of(teacher(), capture)) as writer:
-        shard = writer.manifest.shards[0]
-        path = folder / shard.name
-        batch = read_batch(path)
-        values = batch.column(column).to_pylist()
-        values = change(values) or values
-        place = batch.schema.get_field_index(column)
-        columns = {
-            name: pa.array(values, type=batch.column(i).type) if i == place else batch.column(i)
-            for i, name in enumerate(batch.schema.names)
-        }
-        write_batch(path, pa.record_batch(columns))
-        listed = dataclasses.replace(shard, bytes=path.stat().st_size, sha256=file_sha256(path))
-        writer.manifest.with_shard(listed).write(folder)
-
-
-def reverse_sets(values: list[Any]) -> None:
-    values[0].reverse()
-
-
-def set_first(value: Any) -> Callable[[list[Any]], None]:
-    def change(values: list[Any]) -> None:
-        values[0][0] = value
-
-    return change
-
-
-def double_a_member(values: list[Any]) -> None:
-    values[0][1] = values[0][0]
-
-
-def swap_rows(values: list[Any]) -> None:
-    values[0], values[1] = values[1], values[0]
-
-
-def drop_last(values: list[Any]) -> None:
-    values[0].pop()
-
-
-def empty_first(values: list[Any]) -> None:
-    values[0][1] += values[0][0]
-    values[0][0] = 0
-
-
-def other_token(values: list[Any]) -> None:
-    values[0][0] = values[0][0] + 1 if values[0][0] < 60 else 2
-
-
-def above_zero(values: list[Any]) -> None:
-    values[0][0] = np.float16(0.5)
-
-
-DAMAGE: list[tuple[str, Callable[[list[Any]], Any], str]] = [
-    ("set_log_probs", reverse_sets, "not in descending order"),
-    ("set_log_probs", above_zero, "a log-probability above 0"),
-    ("set_log_probs", set_first(np.float16("nan")), "a log-probability above 0 or not a number"),
-    ("set_ids", set_first(64), "a token id outside the vocabulary"),
-    ("set_ids", double_a_member, "a token twice in one set"),
-    ("set_ids", drop_last, "member count differs from the manifest"),
-    ("set_sizes", empty_first, "an empty set"),
-    ("set_sizes", drop_last, "step count differs from the manifest"),
-    ("set_sizes", set_first(5000), "columns of different lengths"),
-    ("log_normaliser", drop_last, "columns of different lengths"),
-    ("action_log_prob", set_first(np.float16(-9.0)), "a response token with two log-prob"),
-    ("response_ids", other_token, "a row whose key is not that of its tokens"),
-    ("prompt_ids", other_token, "a row whose key is not that of its tokens"),
-    ("key", swap_rows, "a row whose key is not that of its tokens"),
-]
-
-
-@pytest.mark.parametrize(("column", "change", "problem"), DAMAGE)
-def test_damage_to_columns_of_an_older_format_is_found(
-    tmp_path: Path, column: str, change: Callable[[list[Any]], Any], problem: str
-):
-    first = roll(tmp_path).manifest.shards[0].name
-    assert verify_cache(make_older(tmp_path)) == []
-    rewrite(tmp_path, column, change)
-    found = verify_cache(Cache(tmp_path))
-    assert any(problem in text for text in found), found
-    assert all(text.startswith(first) for text in found)
-
-
-def test_damage_to_the_file_is_found_on_opening(tmp_path: Path):
-    shard = tmp_path / roll(tmp_path).manifest.shards[0].name
-    content = bytearray(shard.read_bytes())
-    content[len(content) // 2] ^= 1
-    shard.write_bytes(content)
-    with pytest.raises(CacheError, match="differs from its checksum"):
-        Cache(tmp_path)

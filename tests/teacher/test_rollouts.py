@@ -18,7 +18,7 @@ from tdistill.evidence.collator import outside_set
 from tdistill.evidence.rows import Row
 from tdistill.models.generation import row_uniforms, seed_of
 from tdistill.teacher import rollouts
-from tdistill.teacher.cache import CacheWriter, identity_of
+from tdistill.teacher.cache.writer import CacheWriter, identity_of
 from tdistill.teacher.config import CaptureConfig, RolloutConfig
 from tdistill.teacher.rollouts import Unit, collect_rollouts, plan_key, plan_units, sample_unit
 from tdistill.teacher.source import LiveTeacher

@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from tdistill.teacher.rounding import level_table, levels_of, round_log_probs, round_normaliser
+from tdistill.teacher.cache.rounding import (
+    level_table,
+    levels_of,
+    round_log_probs,
+    round_normaliser,
+)
 
 
 @pytest.mark.parametrize(

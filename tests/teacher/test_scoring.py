@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from tdistill.evidence.rows import Row
-from tdistill.teacher.cache import Cache, CacheWriter, identity_of
-from tdistill.teacher.inspection import verify_cache
+from tdistill.teacher.cache.reader import Cache
+from tdistill.teacher.cache.verification import verify_cache
+from tdistill.teacher.cache.writer import CacheWriter, identity_of
 from tdistill.teacher.scoring import collect_scores
 from tdistill.teacher.source import CachedTeacher, LiveTeacher
 from teaching import CAPTURE, END, assert_close, contents, roll, teacher

@@ -13,7 +13,8 @@ from tdistill.evidence.evidence import concatenate
 from tdistill.evidence.rows import Row
 from tdistill.models.language_model import LanguageModel
 from tdistill.models.layout import pack
-from tdistill.teacher.cache import Cache, CacheWriter, identity_of
+from tdistill.teacher.cache.reader import Cache
+from tdistill.teacher.cache.writer import CacheWriter, identity_of
 from tdistill.teacher.config import CaptureConfig
 from tdistill.teacher.scoring import collect_scores
 from tdistill.teacher.source import CachedTeacher, LiveTeacher

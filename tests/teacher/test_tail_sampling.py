@@ -15,10 +15,11 @@ from tdistill.errors import CacheError, InvalidValueError
 from tdistill.evidence.evidence import concatenate, take_responses, take_steps
 from tdistill.evidence.tail import Tail
 from tdistill.teacher import rollouts
-from tdistill.teacher.cache import Cache, CacheWriter, identity_of
+from tdistill.teacher.cache.reader import Cache
+from tdistill.teacher.cache.rounding import round_log_probs
+from tdistill.teacher.cache.writer import CacheWriter, identity_of
 from tdistill.teacher.config import CaptureConfig
 from tdistill.teacher.rollouts import sample_unit
-from tdistill.teacher.rounding import round_log_probs
 from tdistill.teacher.scoring import collect_scores
 from tdistill.teacher.source import CachedTeacher, LiveTeacher
 from tdistill.teacher.tail_sampling import sample_tail
@@ -181,7 +182,3 @@ def test_rounded_and_within_one_byte():
     tail = live.evidence([record((3,), (4, 5, 6)).row]).tail
     assert tail is not None
     assert torch.equal(round_log_probs(tail.log_probs), tail.log_probs)
-
-
-def test_old_rollouts_keep_their_names():
-    assert repr(CaptureConfig()) == "CaptureConfig(captured_top_p=0.9, max_set_size=256)"

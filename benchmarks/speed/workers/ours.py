@@ -20,7 +20,7 @@ from tdistill.evidence.evidence import Evidence
 from tdistill.evidence.rows import Row
 from tdistill.models.language_model import LanguageModel, load_tokenizer
 from tdistill.models.scores import LinearStepScores
-from tdistill.teacher.cache import Cache
+from tdistill.teacher.cache.reader import Cache
 from tdistill.teacher.source import CachedTeacher
 from tdistill.training import train
 from tdistill.training.config import TrainConfig

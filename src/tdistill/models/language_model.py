@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ import torch
 
 from tdistill.errors import ModelError
 from tdistill.files import resolve_path
+from tdistill.hashing import key_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -185,8 +185,7 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     Padding of the embedding matrix does not enter, so models of one family with different
     ``vocab_size`` (Qwen2.5: 151,936 and 152,064) agree.
     """
-    identity = [sorted(tokenizer.get_vocab().items()), tokenizer.eos_token_id]
-    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+    return key_of(sorted(tokenizer.get_vocab().items()), tokenizer.eos_token_id)
 
 
 def model_fingerprint(model: PreTrainedModel) -> str:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tdistill.evaluation.evaluate import Exam
     from tdistill.evidence.rows import Row
     from tdistill.models.language_model import LanguageModel
-    from tdistill.teacher.cache import Cache
+    from tdistill.teacher.cache.reader import Cache
     from tdistill.teacher.source import LiveTeacher
 
 

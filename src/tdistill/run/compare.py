@@ -15,12 +15,13 @@ from typing import Any, NamedTuple
 
 from tdistill.checks import check, check_at_least
 from tdistill.errors import InvalidValueError, RecipeError
+from tdistill.files import locked
+from tdistill.hashing import key_of
 from tdistill.recipe import Recipe, recipe_dict
 from tdistill.report.measures import duration
 from tdistill.run.branch import Branch
-from tdistill.run.locks import locked
 from tdistill.run.pipeline import Run
-from tdistill.run.stages import Say, Stages, key_of
+from tdistill.run.stages import Say, Stages
 
 _SECONDS_BETWEEN_LOOKS = 1.0
 _OUTPUTS = ("compare.json", "compare.md", "compare.html")

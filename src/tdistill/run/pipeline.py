@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from tdistill import strict
+from tdistill.files import fingerprint
+from tdistill.hashing import key_of
 from tdistill.recipe import Recipe, recipe_dict
 from tdistill.run.folders import RESOLVED_RECIPE, model_folder
-from tdistill.run.stages import Say, Stages, key_of
+from tdistill.run.stages import Say, Stages
 
 if TYPE_CHECKING:
     from tdistill.data import Example
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from tdistill.evidence.evidence import EvidenceSource
     from tdistill.evidence.rows import Row
     from tdistill.models.language_model import LanguageModel
-    from tdistill.teacher.cache import Cache
+    from tdistill.teacher.cache.reader import Cache
     from tdistill.teacher.source import LiveTeacher
     from tdistill.training.objectives import Objective
 
@@ -56,8 +58,6 @@ class Run:
     def keys(self) -> dict[str, str]:
         """The key of every stage, from the recipe and the files it names."""
         r, plain = self.recipe, recipe_dict(self.recipe)
-        from tdistill.files import fingerprint
-
         keys = {"teacher": key_of(plain["teacher"], fingerprint(r.teacher.path))}
         data = {k: v for k, v in plain["data"].items() if not k.startswith("lm_")}
         files = {s: fingerprint(getattr(r.data, s)) for s in ("train", "valid", "test")}
@@ -162,7 +162,7 @@ class Run:
     def cache(self, split: str) -> Cache:
         """The cache of a split, opened once."""
         from tdistill.models.language_model import tokenizer_fingerprint
-        from tdistill.teacher.cache import Cache
+        from tdistill.teacher.cache.reader import Cache
 
         if split not in self._caches:
             fingerprint = tokenizer_fingerprint(self.tokenizer)
@@ -188,7 +188,7 @@ class Run:
         from dataclasses import replace
 
         from tdistill.progress import Progress
-        from tdistill.teacher.cache import CacheWriter, identity_of
+        from tdistill.teacher.cache.writer import CacheWriter, identity_of
         from tdistill.teacher.rollouts import collect_rollouts, plan_key
 
         config = replace(self.recipe.rollouts, n=n)

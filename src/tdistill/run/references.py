@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tdistill.hashing import key_of
 from tdistill.progress import Progress
-from tdistill.run.stages import key_of
-from tdistill.teacher.cache import CacheWriter, identity_of
+from tdistill.teacher.cache.writer import CacheWriter, identity_of
 from tdistill.teacher.scoring import collect_scores
 
 if TYPE_CHECKING:

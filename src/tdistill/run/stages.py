@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tdistill.files import write_atomically
+
 Say = Callable[[str], None]
-
-
-def key_of(*parts: Any) -> str:
-    """A short hash of plain values: what a stage depends on."""
-    text = json.dumps(parts, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class Stages:
@@ -72,8 +67,6 @@ class Stages:
         path.unlink(missing_ok=True)  # its outputs are about to change
         started = time.monotonic()
         record = {**work(), "key": key, "seconds": round(time.monotonic() - started, 1)}
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(record), encoding="utf-8")
-        partial.replace(path)
+        write_atomically(path, json.dumps(record))
         self.say(f"[{name}] done in {record['seconds']:.0f} s")
         return record

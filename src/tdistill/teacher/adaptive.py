@@ -8,8 +8,8 @@ from typing import Literal
 
 from tdistill.core import TopPSets, truncate, truncate_by_gain
 from tdistill.errors import InvalidValueError
-from tdistill.teacher.cache import Cache
-from tdistill.teacher.contents import Contents, contents_of
+from tdistill.teacher.cache.all_steps import AllSteps, all_steps
+from tdistill.teacher.cache.reader import Cache
 
 GapRule = Literal["global", "per-state"]
 
@@ -56,7 +56,7 @@ class ChosenSets:
 
 
 def choose_top_p(
-    source: Cache | Contents, gap: float, *, discount: float, rule: GapRule = "global"
+    source: Cache | AllSteps, gap: float, *, discount: float, rule: GapRule = "global"
 ) -> ChosenSets:
     """The smallest sets whose measured loss stays within a tolerated gap.
 
@@ -65,7 +65,7 @@ def choose_top_p(
     log mass, which at the same mean of ``-log m`` needs no more members than any one p.
 
     Args:
-        source: a cache, or its contents. The bound is that of its responses: chosen on nucleus
+        source: a cache, or all its steps. The bound is that of its responses: chosen on nucleus
             samples, it holds for the states that those visit.
         gap: nats of Q that may be lost.
         discount: gamma, in (0, 1].
@@ -83,14 +83,14 @@ def choose_top_p(
             f"tolerated_gap, discount: expected a gap above 0 nats and a discount in (0, 1], found "
             f"{gap} and {discount}; without later steps sets of any size lose nothing"
         )
-    contents = source if isinstance(source, Contents) else contents_of(source)
-    values, cut = _candidates(contents, rule)
+    steps = source if isinstance(source, AllSteps) else all_steps(source)
+    values, cut = _candidates(steps, rule)
 
     def within(k: int) -> bool:
-        return contents.bound(cut(values[k]), discount=discount) <= gap
+        return steps.bound(cut(values[k]), discount=discount) <= gap
 
     if not within(len(values) - 1):
-        _refuse(contents, cut(values[-1]), gap, discount)
+        _refuse(steps, cut(values[-1]), gap, discount)
     value = values[_first(within, len(values))]
     sets = cut(value)
     return ChosenSets(
@@ -99,23 +99,21 @@ def choose_top_p(
         min_gain=value if rule == "per-state" else None,
         tolerated_gap=gap,
         discount=discount,
-        bound=contents.bound(sets, discount=discount),
+        bound=steps.bound(sets, discount=discount),
         mean_size=float(sets.sizes.double().mean()),
-        bytes_per_step=contents.bytes_per_step(sets),
+        bytes_per_step=steps.bytes_per_step(sets),
     )
 
 
-def _candidates(
-    contents: Contents, rule: GapRule
-) -> tuple[list[float], Callable[[float], TopPSets]]:
+def _candidates(steps: AllSteps, rule: GapRule) -> tuple[list[float], Callable[[float], TopPSets]]:
     """Values from the smallest sets to everything captured, and what cuts by one of them."""
     if rule == "global":
-        most = contents.captured_top_p
+        most = steps.captured_top_p
         values = [k / _P_UNITS for k in range(1, _P_UNITS) if k / _P_UNITS < most]
-        return [*values, most], lambda p: truncate(contents.sets, p)
+        return [*values, most], lambda p: truncate(steps.sets, p)
     count = _GAIN_DECADES * _GAIN_UNITS
     gains = [float(f"{_LARGEST_GAIN * 10 ** (-k / _GAIN_UNITS):.4g}") for k in range(count)]
-    return [*gains, 0.0], lambda gain: truncate_by_gain(contents.sets, gain)
+    return [*gains, 0.0], lambda gain: truncate_by_gain(steps.sets, gain)
 
 
 def _first(holds: Callable[[int], bool], count: int) -> int:
@@ -127,9 +125,9 @@ def _first(holds: Callable[[int], bool], count: int) -> int:
     return low
 
 
-def _refuse(contents: Contents, sets: TopPSets, gap: float, discount: float) -> None:
+def _refuse(steps: AllSteps, sets: TopPSets, gap: float, discount: float) -> None:
     raise InvalidValueError(
-        f"tolerated_gap: expected at least {contents.bound(sets, discount=discount):.3g} nats, "
+        f"tolerated_gap: expected at least {steps.bound(sets, discount=discount):.3g} nats, "
         f"which all that was captured (mean size {float(sets.sizes.double().mean()):.1f}) loses at "
         f"discount {discount:g} on these responses, found {gap:g}; tolerate more, lower the "
         "discount, or capture again with a larger captured_top_p and max_set_size"

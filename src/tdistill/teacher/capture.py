@@ -11,8 +11,8 @@ from torch import Tensor
 from tdistill.core import TopPSets, top_p_sets, truncate_by_gain
 from tdistill.evidence.evidence import Evidence, concatenate, take_responses, take_steps
 from tdistill.evidence.tail import Tail
+from tdistill.teacher.cache.rounding import round_log_probs, round_normaliser
 from tdistill.teacher.config import CaptureConfig
-from tdistill.teacher.rounding import round_log_probs, round_normaliser
 from tdistill.teacher.tail_sampling import sample_tail
 
 

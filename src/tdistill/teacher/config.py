@@ -15,10 +15,9 @@ class CaptureConfig:
 
     captured_top_p: float = 0.9  # mass of the stored set; every smaller p is served by truncation
     max_set_size: int | None = 256  # cap K on a stored set; null keeps the whole set
-    # Not in the repr, which names rollouts: caches of before it existed go on being found.
-    tail_samples: int = field(default=0, repr=False)  # draws a step from the mass off the set
+    tail_samples: int = 0  # draws a step from the mass off the set
     # Ends a set where one more member adds less to its log mass, nats: the fewest bytes for a mass.
-    min_gain: float | None = field(default=None, repr=False)
+    min_gain: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""

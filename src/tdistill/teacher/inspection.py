@@ -9,14 +9,11 @@ import numpy as np
 import torch
 
 from tdistill.core import kappa, truncate
-from tdistill.errors import CacheError, InvalidValueError
-from tdistill.evidence.rows import row_key
 from tdistill.teacher.adaptive import ChosenSets, GapRule, choose_top_p
-from tdistill.teacher.cache import Cache
-from tdistill.teacher.contents import Contents, contents_of
-from tdistill.teacher.manifest import CacheIdentity, Shard
+from tdistill.teacher.cache.all_steps import AllSteps, all_steps
+from tdistill.teacher.cache.manifest import VERSION
+from tdistill.teacher.cache.reader import Cache
 
-_PER_STEP = ("response_ids", "log_normaliser", "action_log_prob")
 _MENU = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 
 
@@ -42,7 +39,7 @@ def inspect_cache(
         CacheError: for a cache without rows.
         InvalidValueError: if all that was captured loses more than ``gap``.
     """
-    identity, everything = cache.manifest.identity, contents_of(cache)
+    identity, everything = cache.manifest.identity, all_steps(cache)
     sets = everything.sets
     sizes = sets.sizes.numpy()
     mass = (-everything.losses(sets)).exp().numpy()
@@ -50,7 +47,7 @@ def inspect_cache(
     steps, members = len(sizes), len(sets.ids)
     menu = [p for p in _MENU if p < identity.captured_top_p] + [identity.captured_top_p]
     return {
-        "format_version": cache.manifest.version,
+        "format_version": VERSION,
         "teacher": identity.teacher,
         "captured_top_p": identity.captured_top_p,
         "max_set_size": cap,
@@ -117,104 +114,14 @@ def inspection_text(numbers: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def verify_cache(cache: Cache) -> list[str]:
-    """Problems inside shards that have the right checksum; an empty list means none.
-
-    Opening the cache has already compared sizes and checksums.
-    """
-    problems = []
-    for shard in cache.manifest.shards:
-        try:
-            checks = _checks(cache, shard)
-        except (CacheError, InvalidValueError) as error:  # bytes that are no rows
-            checks = {f"a row that cannot be read: {error}": True}
-        problems += [f"{shard.name}: {text}" for text, found in checks.items() if found]
-    return problems
-
-
-def _checks(cache: Cache, shard: Shard) -> dict[str, bool]:
-    identity = cache.manifest.identity
-    (columns,) = cache.shard_columns(shard=shard.name)
-    checks = _structure(shard, columns)
-    if identity.tail_samples > 0:
-        checks |= _tail_structure(shard, columns)
-    if not any(checks.values()):  # else the columns cannot be laid side by side
-        checks = _contents(columns, identity.vocabulary_size)
-        if identity.tail_samples > 0:
-            checks |= _tail_contents(columns, identity)
-    keys = [row_key(row) for row in cache.rows(shard=shard.name)]
-    wrong = keys != cache.keys(shard=shard.name)
-    return checks | {"a row whose key is not that of its tokens": wrong}
-
-
-def _structure(shard: Shard, columns: dict[str, Any]) -> dict[str, bool]:
-    sizes, members = columns["set_sizes"], columns["set_ids"]
-    per_step = {len(columns[name]) for name in _PER_STEP}
-    return {
-        "row count differs from the manifest": len(columns["lengths"]) != shard.rows,
-        "step count differs from the manifest": len(sizes) != shard.steps,
-        "member count differs from the manifest": len(members) != shard.members,
-        "columns of different lengths": per_step != {len(sizes)}
-        or {len(members), int(sizes.sum())} != {len(columns["set_log_probs"])},
-        "an empty set": bool((sizes < 1).any()),
-    }
-
-
-def _contents(columns: dict[str, Any], vocabulary: int) -> dict[str, bool]:
-    sizes, ids = columns["set_sizes"], columns["set_ids"].astype(np.int64)
-    log_probs, action = columns["set_log_probs"], columns["response_ids"].astype(np.int64)
-    step = np.repeat(np.arange(len(sizes)), sizes)
-    within = step[1:] == step[:-1]
-    taken = ids == action[step]
-    differs = (log_probs != columns["action_log_prob"][step]) & taken
-    outside = max(int(ids.max()), int(action.max())) >= vocabulary
-    return {
-        "a token id outside the vocabulary": outside,
-        "a token twice in one set": len(np.unique(step * (1 << 32) + ids)) < len(ids),
-        "a log-probability above 0 or not a number": not bool((log_probs <= 0).all()),
-        "a set not in descending order": bool((log_probs[1:] > log_probs[:-1])[within].any()),
-        "a response token with two log-probabilities": bool(differs.any()),
-    }
-
-
-def _tail_structure(shard: Shard, columns: dict[str, Any]) -> dict[str, bool]:
-    if "tail_sizes" not in columns:
-        return {"no tail columns, although the cache was captured with tail samples": True}
-    sizes, tokens = columns["tail_sizes"], columns["tail_ids"]
-    lengths = {int(sizes.sum()), len(columns["tail_log_probs"]), len(columns["tail_counts"])}
-    return {
-        "tail token count differs from the manifest": len(tokens) != shard.tail_tokens,
-        "tail columns of different lengths": len(sizes) != shard.steps or lengths != {len(tokens)},
-    }
-
-
-def _tail_contents(columns: dict[str, Any], identity: CacheIdentity) -> dict[str, bool]:
-    sizes, ids = columns["tail_sizes"], columns["tail_ids"].astype(np.int64)
-    step = np.repeat(np.arange(len(sizes)), sizes)
-    drawn = np.bincount(step, weights=columns["tail_counts"], minlength=len(sizes))
-    set_sizes = columns["set_sizes"]
-    members = np.repeat(np.arange(len(set_sizes)), set_sizes) * (1 << 32) + columns["set_ids"]
-    least = columns["set_log_probs"][np.cumsum(set_sizes) - 1]
-    log_probs = columns["tail_log_probs"]
-    return {
-        "a tail token outside the vocabulary": bool((ids >= identity.vocabulary_size).any()),
-        "a tail token twice in one step": len(np.unique(step * (1 << 32) + ids)) < len(ids),
-        "a tail token that is in the set": bool(np.isin(step * (1 << 32) + ids, members).any()),
-        "a tail token likelier than the set": not bool((log_probs <= least[step]).all()),
-        f"a step without {identity.tail_samples} tail draws": not bool(
-            np.isin(drawn, (0, identity.tail_samples)).all()
-        ),
-    }
-
-
-def _chosen(contents: Contents, gap: float, discount: float) -> list[dict[str, Any]]:
+def _chosen(everything: AllSteps, gap: float, discount: float) -> list[dict[str, Any]]:
     rules: tuple[GapRule, ...] = get_args(GapRule)
-    choices = [choose_top_p(contents, gap, discount=discount, rule=rule) for rule in rules]
+    choices = [choose_top_p(everything, gap, discount=discount, rule=rule) for rule in rules]
     return [asdict(choice) for choice in choices]
 
 
-def _out_of_set_rate(contents: Contents) -> float:
-    sets, action = contents.sets, contents.action
+def _out_of_set_rate(everything: AllSteps) -> float:
+    sets, action = everything.sets, everything.action
     hits = torch.zeros(len(action)).index_add(0, sets.step, (sets.ids == action[sets.step]).float())
     return float((hits == 0).float().mean())
 
@@ -244,16 +151,16 @@ def _histogram(sizes: np.ndarray) -> dict[str, list[int]]:
     return {"edges": edges, "counts": counts.tolist()}
 
 
-def _bound(contents: Contents, p: float, discount: float) -> dict[str, float]:
-    smaller = truncate(contents.sets, p)
-    loss = contents.losses(smaller)
+def _bound(everything: AllSteps, p: float, discount: float) -> dict[str, float]:
+    smaller = truncate(everything.sets, p)
+    loss = everything.losses(smaller)
     sizes = smaller.sizes.double()
     return {
         "set_top_p": p,
         "mean_size": float(sizes.mean()),
         "median_size": float(np.median(sizes.numpy())),
-        "bytes_per_step": contents.bytes_per_step(smaller),
-        "bound": contents.bound(smaller, discount=discount),
+        "bytes_per_step": everything.bytes_per_step(smaller),
+        "bound": everything.bound(smaller, discount=discount),
         "bound_stationary": float(discount / (1 - discount) * loss.mean()),
         "kappa": kappa(p, discount),
     }

@@ -8,7 +8,6 @@ place in the whole plan: other batches and shards give the same responses, but f
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -16,9 +15,11 @@ from torch import Tensor
 
 from tdistill.core import top_p_sets, truncate
 from tdistill.evidence.rows import Row
+from tdistill.hashing import key_of
 from tdistill.models.generation import draw_from_sets, generate, row_uniforms, seed_of
 from tdistill.models.language_model import LanguageModel
-from tdistill.teacher.cache import CacheWriter, Record
+from tdistill.teacher.cache.row_encoder import CachedResponse
+from tdistill.teacher.cache.writer import CacheWriter
 from tdistill.teacher.capture import Recorder, capture
 from tdistill.teacher.config import RolloutConfig
 
@@ -56,7 +57,7 @@ def plan_units(prompts: Sequence[Prompt], config: RolloutConfig) -> list[Unit]:
 
 def plan_key(prompts: Sequence[Prompt], config: RolloutConfig) -> str:
     """Names the work: the same prompts and settings give the same key, and so the same files."""
-    return hashlib.sha256(repr((list(prompts), config)).encode()).hexdigest()[:12]
+    return key_of(prompts, config)
 
 
 def collect_rollouts(
@@ -84,7 +85,7 @@ def collect_rollouts(
         yield len(unit.prompts)
 
 
-def sample_unit(teacher: LanguageModel, unit: Unit, config: RolloutConfig) -> list[Record]:
+def sample_unit(teacher: LanguageModel, unit: Unit, config: RolloutConfig) -> list[CachedResponse]:
     """Responses with the teacher's evidence at each of their steps, from one pass."""
     recorder, draws = Recorder(), config.capture.tail_samples
     places = range(unit.first, unit.first + len(unit.prompts))
@@ -94,7 +95,7 @@ def sample_unit(teacher: LanguageModel, unit: Unit, config: RolloutConfig) -> li
     seeds = [seed_of(seed, "tail", draws) for seed in seeds]
     tails = row_uniforms(seeds, device=teacher.device, each=draws)
 
-    def sample(logits: Tensor, active: Tensor) -> Tensor:
+    def choose(logits: Tensor, active: Tensor) -> Tensor:
         kept = capture(logits, config.capture, tails(active) if draws else None)
         whole = config.capture.min_gain is None  # else the set may hold less than the nucleus
         if whole and config.sampling_top_p <= config.capture.captured_top_p:
@@ -109,14 +110,10 @@ def sample_unit(teacher: LanguageModel, unit: Unit, config: RolloutConfig) -> li
     responses = generate(
         teacher,
         unit.prompts,
-        sample,
+        choose,
         max_new_tokens=config.max_new_tokens,
         batch_size=config.batch_size,
     )
-    evidence = recorder.by_row()
-    return [
-        Record(Row(prompt, response.ids, response.ended), evidence[i], f"rollout:{sample_index}")
-        for i, (prompt, response, sample_index) in enumerate(
-            zip(unit.prompts, responses, unit.samples, strict=True)
-        )
-    ]
+    rows = [Row(p, r.ids, r.ended) for p, r in zip(unit.prompts, responses, strict=True)]
+    parts = zip(rows, recorder.by_row(), unit.samples, strict=True)
+    return [CachedResponse(row, part, f"rollout:{sample}") for row, part, sample in parts]

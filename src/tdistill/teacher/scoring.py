@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 
 from tdistill.evidence.evidence import take_responses
-from tdistill.evidence.rows import Row
+from tdistill.evidence.rows import Row, row_key
+from tdistill.hashing import key_of
 from tdistill.models.layout import alike
-from tdistill.teacher.cache import CacheWriter, Record
+from tdistill.teacher.cache.row_encoder import CachedResponse
+from tdistill.teacher.cache.writer import CacheWriter
 from tdistill.teacher.source import LiveTeacher
 
 
@@ -33,19 +34,19 @@ def collect_scores(
         Rows of each shard, in order.
     """
     rows = [rows[i] for i in alike(rows)]
-    settings = repr((rows, batch_size, batches_per_shard))
-    key = hashlib.sha256(settings.encode()).hexdigest()[:12]
+    content = [(row_key(row).hex(), row.ended) for row in rows]
+    key = key_of(content, batch_size, batches_per_shard)
     size = batch_size * batches_per_shard
     for number, first in enumerate(range(0, len(rows), size)):
         name = f"score-{key}-{number:05d}"
         group = rows[first : first + size]
         if not writer.has(name):
             batches = [group[i : i + batch_size] for i in range(0, len(group), batch_size)]
-            writer.write(name, [record for batch in batches for record in _score(teacher, batch)])
+            writer.write(name, [found for batch in batches for found in _score(teacher, batch)])
         yield len(group)
 
 
-def _score(teacher: LiveTeacher, rows: Sequence[Row]) -> list[Record]:
+def _score(teacher: LiveTeacher, rows: Sequence[Row]) -> list[CachedResponse]:
     evidence = teacher.evidence(rows)
     parts = take_responses(evidence, [len(row.response_ids) for row in rows])
-    return [Record(row, part, "score") for row, part in zip(rows, parts, strict=True)]
+    return [CachedResponse(row, part, "score") for row, part in zip(rows, parts, strict=True)]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from tdistill.teacher.adaptive import ChosenSets, choose_top_p
-from tdistill.teacher.cache import Cache
+from tdistill.teacher.cache.reader import Cache
 from tdistill.training.objectives import Objective
 
 

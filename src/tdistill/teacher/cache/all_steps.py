@@ -11,14 +11,13 @@ from torch import Tensor
 
 from tdistill.core import TopPSets, log_set_mass, sampled_gap_bound
 from tdistill.errors import CacheError
-from tdistill.teacher.cache import Cache
-from tdistill.teacher.layout import member_bytes
-from tdistill.teacher.packed import evidence_of
-from tdistill.teacher.plain import is_plain
+from tdistill.evidence.evidence import concatenate
+from tdistill.teacher.cache.reader import Cache
+from tdistill.teacher.cache.row_layout import member_bytes
 
 
 @dataclass(frozen=True, eq=False)
-class Contents:
+class AllSteps:
     """The numbers of every response of a cache, laid end to end.
 
     Attributes:
@@ -63,7 +62,7 @@ class Contents:
         return (self.bytes - saved) / max(len(self.sets), 1)
 
 
-def contents_of(cache: Cache) -> Contents:
+def all_steps(cache: Cache) -> AllSteps:
     """Read a whole cache.
 
     Raises:
@@ -71,22 +70,18 @@ def contents_of(cache: Cache) -> Contents:
     """
     if len(cache) == 0:
         raise CacheError(f"{cache.folder}: expected a cache with responses, found an empty one")
-    columns = list(cache.shard_columns())
-    names = [name for name in columns[0] if all(name in others for others in columns)]
-    joined = {name: np.concatenate([c[name] for c in columns]) for name in names}
-    evidence = evidence_of(joined)
-    identity = cache.manifest.identity
-    tail = evidence.tail
-    plain = sum(c["set_ids"].nbytes + c["set_log_probs"].nbytes for c in columns if is_plain(c))
-    packed = [evidence_of(c).sets for c in columns if not is_plain(c)]
-    return Contents(
+    rows, shards = cache.rows(), [shard.evidence() for shard in cache.shards()]
+    evidence, identity = concatenate(shards), cache.manifest.identity
+    vocabulary, tail = identity.vocabulary_size, evidence.tail
+    actions = np.concatenate([np.asarray(row.response_ids) for row in rows])
+    return AllSteps(
         evidence.sets,
-        action=torch.from_numpy(joined["response_ids"].astype(np.int64)),
-        lengths=torch.from_numpy(joined["lengths"].astype(np.int64)),
-        ended=torch.from_numpy(joined["ended"]),
+        action=torch.from_numpy(actions),
+        lengths=torch.tensor([len(row.response_ids) for row in rows]),
+        ended=torch.tensor([row.ended for row in rows]),
         tail_sizes=torch.zeros_like(evidence.sets.sizes) if tail is None else tail.sizes,
         bytes=sum(shard.bytes for shard in cache.manifest.shards),
         captured_top_p=identity.captured_top_p,
-        vocabulary_size=identity.vocabulary_size,
-        members_bytes=plain + sum(member_bytes(s, identity.vocabulary_size) for s in packed),
+        vocabulary_size=vocabulary,
+        members_bytes=sum(member_bytes(shard.sets, vocabulary) for shard in shards),
     )

@@ -1,7 +1,7 @@
-"""Format 3: one response a row, its evidence packed into bytes.
+"""How a response and its evidence become bytes: the streams of a row, and their widths.
 
 Each row holds these streams, one after the other, V being the size of the vocabulary and ``w/x``
-meaning w bits, or x more where w do not suffice (see :mod:`tdistill.teacher.bits`):
+meaning w bits, or x more where w do not suffice (see :mod:`tdistill.teacher.cache.bit_streams`):
 
 - the tokens of the prompt (absent where it is that of the row before) and of the response;
 - a step: the size of its set less 1 (8/16/32), the log-normaliser in steps of 1/512 nats (16/32),
@@ -15,7 +15,7 @@ meaning w bits, or x more where w do not suffice (see :mod:`tdistill.teacher.bit
 A token takes ``log2 V`` bits up to 16. Where it would take more, the shard has a table of its most
 frequent tokens, and a token is its place there (14), or 14 bits and itself.
 
-Levels are those of :mod:`tdistill.teacher.rounding`.
+Levels are those of :mod:`tdistill.teacher.cache.rounding`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from itertools import pairwise
 import numpy as np
 
 from tdistill.core import TopPSets
-from tdistill.teacher.rounding import levels_of
+from tdistill.teacher.cache.rounding import levels_of
 
 SET_SIZE, NORMALISER, FIRST_LEVEL = (8, 16, 32), (16, 32), (8, 16)
 LEVEL_DELTA, OUTSIDE_LEVEL = (4, 8, 16), (12, 16)

@@ -31,13 +31,13 @@ def planes_of(width: int) -> list[int]:
     return [plane for plane in _PLANES if width & plane]
 
 
-class Packer:
+class StreamWriter:
     """Collects the streams of one row.
 
     Example:
-        >>> packer = Packer()
-        >>> packer.add(np.array([1, 2, 300]), 4, 16)  # 300 = 15 + 285
-        >>> packer.bytes().hex(" ")
+        >>> writer = StreamWriter()
+        >>> writer.add(np.array([1, 2, 300]), 4, 16)  # 300 = 15 + 285
+        >>> writer.bytes().hex(" ")
         '21 0f 1d 01'
     """
 
@@ -76,7 +76,7 @@ class Packer:
         return b"".join(self._parts)
 
 
-class Unpacker:
+class StreamReader:
     """Reads the streams of many rows, one stream of all rows at a time.
 
     Args:
@@ -86,7 +86,7 @@ class Unpacker:
 
     Example:
         >>> rows = np.frombuffer(bytes.fromhex("21 0f 1d 01 05"), dtype=np.uint8)
-        >>> both = Unpacker(rows, np.array([0, 4]), np.array([4, 5]))
+        >>> both = StreamReader(rows, np.array([0, 4]), np.array([4, 5]))
         >>> both.take(np.array([3, 1]), 4, 16).tolist()
         [1, 2, 300, 5]
         >>> both.finish()
@@ -95,17 +95,12 @@ class Unpacker:
     def __init__(self, data: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> None:
         self._data, self._at, self._stops = data, starts.astype(np.int64), stops
 
-    def skip(self, counts: np.ndarray, width: int) -> None:
-        """Pass over a stream without exceptions."""
-        for plane in planes_of(width):
-            self._at = self._at + _byte_counts(counts, plane)
-
     def take(self, counts: np.ndarray, *widths: int) -> np.ndarray:
         """The next stream of every row, rows laid end to end.
 
         Args:
             counts: integers of each row.
-            widths: as in :meth:`Packer.add`.
+            widths: as in :meth:`StreamWriter.add`.
 
         Raises:
             CacheError: if a row ends before that.

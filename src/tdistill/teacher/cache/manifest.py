@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tdistill.errors import CacheError
+from tdistill.files import write_atomically
+from tdistill.hashing import file_sha256
 
 FORMAT = "tdistill-cache"
 VERSION = 3
-READABLE = (1, 2, 3)  # 1 has no sampled tails; 1 and 2 have no packed shards, 3 may have all
 MANIFEST = "manifest.json"
 
 
@@ -26,8 +25,8 @@ class CacheIdentity:
     vocabulary_size: int
     captured_top_p: float
     max_set_size: int | None
-    tail_samples: int = 0
-    min_gain: float | None = None
+    tail_samples: int
+    min_gain: float | None
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Shard:
     members: int
     bytes: int
     sha256: str
-    tail_tokens: int = 0
+    tail_tokens: int
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,6 @@ class Manifest:
 
     identity: CacheIdentity
     shards: tuple[Shard, ...] = ()
-    version: int = VERSION
 
     @property
     def rows(self) -> int:
@@ -69,7 +67,7 @@ class Manifest:
     def write(self, folder: Path) -> None:
         """Replace the manifest file in one step."""
         counts = {"rows": self.rows, "steps": self.steps}
-        content = {"format": FORMAT, "version": self.version, "counts": counts, **asdict(self)}
+        content = {"format": FORMAT, "version": VERSION, "counts": counts, **asdict(self)}
         write_atomically(folder / MANIFEST, json.dumps(content, indent=1).encode())
 
 
@@ -90,17 +88,17 @@ def read_manifest(folder: Path) -> Manifest:
         found = (content["format"], content["version"])
     except (ValueError, KeyError, TypeError) as error:
         raise CacheError(f"{path}: expected the manifest of a teacher cache; {error!r}") from error
-    if found[0] != FORMAT or found[1] not in READABLE:
+    if found != (FORMAT, VERSION):
         raise CacheError(
-            f"{path}: expected format {FORMAT} version {' or '.join(map(str, READABLE))}, found "
-            f"{found[0]} version {found[1]}; read it with the version of tdistill that wrote it"
+            f"{path}: expected format {FORMAT} version {VERSION}, found {found[0]} version "
+            f"{found[1]}; read it with the version of tdistill that wrote it"
         )
     try:
         identity = CacheIdentity(**content["identity"])
         shards = tuple(Shard(**shard) for shard in content["shards"])
     except (KeyError, TypeError) as error:
         raise CacheError(f"{path}: the manifest lacks or repeats an entry: {error}") from error
-    return Manifest(identity, shards, found[1])
+    return Manifest(identity, shards)
 
 
 def check_shard(folder: Path, shard: Shard) -> None:
@@ -123,19 +121,3 @@ _CURE = (
     "restore the file, or delete it and its manifest entry and run the same command again to "
     "regenerate it"
 )
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file that is, after a kill at any moment, either the old or the new one, whole."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)

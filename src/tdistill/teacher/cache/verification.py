@@ -1,0 +1,84 @@
+"""Finds what a checksum cannot: shards written, or altered, wrongly as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tdistill.errors import CacheError, InvalidValueError
+from tdistill.evidence.evidence import Evidence
+from tdistill.evidence.rows import Row, row_key
+from tdistill.evidence.tail import Tail
+from tdistill.teacher.cache.manifest import CacheIdentity, Shard
+from tdistill.teacher.cache.reader import Cache
+from tdistill.teacher.cache.row_decoder import ShardReader
+
+
+def verify_cache(cache: Cache) -> list[str]:
+    """Problems inside shards that have the right checksum; an empty list means none.
+
+    Opening the cache has already compared sizes and checksums; decoding cannot give an empty set,
+    a set out of order, a log-probability above 0, or two of them for one token.
+    """
+    problems = []
+    for listed, shard in zip(cache.manifest.shards, cache.shards(), strict=True):
+        try:
+            checks = _checks(shard, listed, cache.manifest.identity)
+        except (CacheError, InvalidValueError) as error:  # bytes that are no rows
+            checks = {f"a row that cannot be read: {error}": True}
+        problems += [f"{listed.name}: {text}" for text, found in checks.items() if found]
+    return problems
+
+
+def _checks(shard: ShardReader, listed: Shard, identity: CacheIdentity) -> dict[str, bool]:
+    rows, evidence = [row for row, _ in shard.rows()], shard.evidence()
+    keys = [row_key(row) for row in rows]
+    checks = {
+        **_counts(listed, rows, evidence),
+        **_tokens(rows, evidence, identity.vocabulary_size),
+        "a row whose key is not that of its tokens": keys != shard.addresses(),
+    }
+    return checks if evidence.tail is None else checks | _tails(evidence, evidence.tail, identity)
+
+
+def _counts(listed: Shard, rows: Sequence[Row], evidence: Evidence) -> dict[str, bool]:
+    tail_tokens = 0 if evidence.tail is None else len(evidence.tail.ids)
+    return {
+        "row count differs from the manifest": len(rows) != listed.rows,
+        "step count differs from the manifest": len(evidence.sets) != listed.steps,
+        "member count differs from the manifest": len(evidence.sets.ids) != listed.members,
+        "tail token count differs from the manifest": tail_tokens != listed.tail_tokens,
+    }
+
+
+def _tokens(rows: Sequence[Row], evidence: Evidence, vocabulary: int) -> dict[str, bool]:
+    members = evidence.sets.ids
+    largest = max(int(members.max()), *(max(row.response_ids) for row in rows))
+    return {
+        "a token id outside the vocabulary": largest >= vocabulary,
+        "a token twice in one set": _repeats(evidence.sets.step, members),
+    }
+
+
+def _tails(evidence: Evidence, tail: Tail, identity: CacheIdentity) -> dict[str, bool]:
+    sets, draws = evidence.sets, identity.tail_samples
+    drawn = torch.zeros_like(tail.sizes).index_add(0, tail.step, tail.counts)
+    least = sets.log_probs[sets.offsets[1:] - 1]
+    inside = torch.isin(_places(tail.step, tail.ids), _places(sets.step, sets.ids))
+    return {
+        "a tail token outside the vocabulary": bool((tail.ids >= identity.vocabulary_size).any()),
+        "a tail token twice in one step": _repeats(tail.step, tail.ids),
+        "a tail token that is in the set": bool(inside.any()),
+        "a tail token likelier than the set": bool((tail.log_probs > least[tail.step]).any()),
+        f"a step without {draws} tail draws": bool(((drawn != 0) & (drawn != draws)).any()),
+    }
+
+
+def _places(step: Tensor, token: Tensor) -> Tensor:
+    return step * (1 << 32) + token
+
+
+def _repeats(step: Tensor, token: Tensor) -> bool:
+    return len(_places(step, token).unique()) < len(token)

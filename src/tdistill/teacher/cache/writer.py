@@ -1,0 +1,124 @@
+"""Writes a cache: one shard after the other, each whole before the manifest lists it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+
+import pyarrow as pa
+
+from tdistill.errors import CacheError
+from tdistill.files import locked, write_atomically
+from tdistill.hashing import file_sha256
+from tdistill.models.language_model import LanguageModel, model_fingerprint, tokenizer_fingerprint
+from tdistill.teacher.cache.manifest import (
+    MANIFEST,
+    CacheIdentity,
+    Manifest,
+    Shard,
+    check_shard,
+    read_manifest,
+)
+from tdistill.teacher.cache.row_encoder import CachedResponse, encode_rows
+from tdistill.teacher.config import CaptureConfig
+
+
+def identity_of(teacher: LanguageModel, config: CaptureConfig) -> CacheIdentity:
+    """The identity of the cache that this teacher and capture would write."""
+    return CacheIdentity(
+        teacher=Path(teacher.name).name,
+        teacher_fingerprint=model_fingerprint(teacher.model),
+        tokenizer_fingerprint=tokenizer_fingerprint(teacher.tokenizer),
+        vocabulary_size=teacher.vocabulary_size,
+        **asdict(config),
+    )
+
+
+class CacheWriter:
+    """Appends shards to a cache; one writer at a time.
+
+    Args:
+        folder: the cache; created if absent.
+        identity: whose evidence will be written.
+
+    Raises:
+        CacheError: if the folder holds evidence of another identity, or another process writes.
+    """
+
+    def __init__(self, folder: Path, identity: CacheIdentity) -> None:
+        self.folder = folder
+        with ExitStack() as holding:
+            if not holding.enter_context(locked(folder / ".lock")):
+                raise CacheError(
+                    f"{folder}: another process is writing to this cache; wait for it, or stop it"
+                )
+            self.manifest = _manifest_of(folder, identity)
+            self._holding = holding.pop_all()
+
+    def has(self, name: str) -> bool:
+        """Whether a shard is there, whole and unaltered."""
+        listed = [s for s in self.manifest.shards if s.name == f"{name}.arrow"]
+        for shard in listed:
+            check_shard(self.folder, shard)
+        return bool(listed)
+
+    def write(self, name: str, responses: Sequence[CachedResponse]) -> None:
+        """Write a shard whole, then list it in the manifest."""
+        path = self.folder / f"{name}.arrow"
+        batch = encode_rows(responses, self.manifest.identity)
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_file(sink, batch.schema) as out:
+            out.write_batch(batch)
+        write_atomically(path, sink.getvalue().to_pybytes())
+        self.manifest = self.manifest.with_shard(_listed(path, responses))
+        self.manifest.write(self.folder)
+
+    def __enter__(self) -> CacheWriter:
+        """The writer itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Release the folder."""
+        self._holding.close()
+
+
+def _listed(path: Path, responses: Sequence[CachedResponse]) -> Shard:
+    tails = [response.evidence.tail for response in responses]
+    return Shard(
+        path.name,
+        rows=len(responses),
+        steps=sum(len(response.row.response_ids) for response in responses),
+        members=sum(len(response.evidence.sets.ids) for response in responses),
+        bytes=path.stat().st_size,
+        sha256=file_sha256(path),
+        tail_tokens=sum(len(tail.ids) for tail in tails if tail is not None),
+    )
+
+
+def _manifest_of(folder: Path, identity: CacheIdentity) -> Manifest:
+    if (folder / MANIFEST).exists():
+        manifest = read_manifest(folder)
+        _check_identity(folder, manifest.identity, identity)
+        return manifest
+    manifest = Manifest(identity)
+    manifest.write(folder)
+    return manifest
+
+
+def _check_identity(folder: Path, found: CacheIdentity, expected: CacheIdentity) -> None:
+    wanted, held = asdict(expected), asdict(found)
+    different = [k for k in held if held[k] != wanted[k] and k != "teacher"]
+    if different:
+        details = "; ".join(f"{k}: expected {wanted[k]}, found {held[k]}" for k in different)
+        raise CacheError(
+            f"{folder}: this cache holds other evidence ({details}); write to another folder, or "
+            "use the settings and the teacher it was made with"
+        )
