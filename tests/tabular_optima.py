@@ -15,7 +15,13 @@ import torch
 from torch import Tensor
 
 from tabular_batch import Problem, responses, visits
-from tdistill.tabular import soft_optimal_q, soft_policy, soft_value, successor_values, with_teacher
+from tdistill.tabular import (
+    soft_optimal_q,
+    soft_policy,
+    soft_state_value,
+    successor_values,
+    with_teacher,
+)
 
 Phi = Callable[[Tensor], Tensor]
 DEPTH = 3  # of the deepest tree; more passes change nothing
@@ -34,7 +40,7 @@ def soft_optimal(problem: Problem, reward: Tensor) -> Tensor:
 
 def set_reward(problem: Problem) -> Tensor:
     """The teacher's reward with V_T over the sets."""
-    next_value = successor_values(problem.mdp, soft_value(problem.scores, problem.allowed))
+    next_value = successor_values(problem.mdp, soft_state_value(problem.scores, problem.allowed))
     return problem.scores - problem.mdp.step_discount * next_value
 
 
@@ -176,10 +182,10 @@ def residual_iq(phi: Phi, weights: Weights = as_visited) -> Callable[[Problem], 
 def tree_q(problem: Problem, reward: Tensor) -> tuple[Tensor, Tensor]:
     """Q and V of a reward on the sets, by one pass from the leaves, with gradients."""
     mdp = problem.mdp
-    q, value = reward, soft_value(reward, problem.allowed)
+    q, value = reward, soft_state_value(reward, problem.allowed)
     for _ in range(DEPTH):
         q = reward + mdp.step_discount * successor_values(mdp, value)
-        value = soft_value(q, problem.allowed)
+        value = soft_state_value(q, problem.allowed)
     return q, value
 
 
