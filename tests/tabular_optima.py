@@ -18,7 +18,7 @@ from tabular_batch import Problem, responses, visits
 from tdistill.tabular import (
     soft_optimal_q,
     soft_policy,
-    soft_state_value,
+    soft_values,
     successor_values,
     with_teacher,
 )
@@ -40,7 +40,7 @@ def soft_optimal(problem: Problem, reward: Tensor) -> Tensor:
 
 def set_reward(problem: Problem) -> Tensor:
     """The teacher's reward with V_T over the sets."""
-    next_value = successor_values(problem.mdp, soft_state_value(problem.scores, problem.allowed))
+    next_value = successor_values(problem.mdp, soft_values(problem.scores, problem.allowed))
     return problem.scores - problem.mdp.step_discount * next_value
 
 
@@ -182,10 +182,10 @@ def residual_iq(phi: Phi, weights: Weights = as_visited) -> Callable[[Problem], 
 def tree_q(problem: Problem, reward: Tensor) -> tuple[Tensor, Tensor]:
     """Q and V of a reward on the sets, by one pass from the leaves, with gradients."""
     mdp = problem.mdp
-    q, value = reward, soft_state_value(reward, problem.allowed)
+    q, value = reward, soft_values(reward, problem.allowed)
     for _ in range(DEPTH):
         q = reward + mdp.step_discount * successor_values(mdp, value)
-        value = soft_state_value(q, problem.allowed)
+        value = soft_values(q, problem.allowed)
     return q, value
 
 

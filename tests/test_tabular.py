@@ -31,7 +31,7 @@ from tdistill.tabular import (
     soft_operator,
     soft_optimal_q,
     soft_policy,
-    soft_state_value,
+    soft_values,
     successor_values,
     top_p_mask,
     with_teacher,
@@ -224,9 +224,7 @@ class TestFixedPoints:
         torch.testing.assert_close(again, drawn.projected_q, **close)
 
         scores = soft_optimal_q(mdp, allowed)
-        again = mdp.reward + mdp.step_discount * successor_values(
-            mdp, soft_state_value(scores, allowed)
-        )
+        again = mdp.reward + mdp.step_discount * successor_values(mdp, soft_values(scores, allowed))
         torch.testing.assert_close(again, scores, **close)
 
     @on_every_draw
@@ -315,7 +313,7 @@ class TestAgainstRaggedCore:
         policy = project_policy(drawn.teacher, allowed)
         close = {"rtol": 0, "atol": drawn.tolerance}
         ragged_value = core.soft_value(members, offsets)
-        torch.testing.assert_close(soft_state_value(drawn.optimal, allowed), ragged_value, **close)
+        torch.testing.assert_close(soft_values(drawn.optimal, allowed), ragged_value, **close)
         torch.testing.assert_close(policy[allowed], log_policy.exp(), rtol=1e-12, atol=1e-15)
         torch.testing.assert_close(soft_operator(mdp, drawn.optimal, policy), backed_up, **close)
 

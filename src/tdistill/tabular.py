@@ -196,7 +196,7 @@ def with_teacher(mdp: TokenMDP, teacher_scores: Table) -> TokenMDP:
         >>> torch.allclose(soft_optimal_q(taught, tree.full_vocabulary), scores)
         True
     """
-    next_value = successor_values(mdp, soft_state_value(teacher_scores, mdp.full_vocabulary))
+    next_value = successor_values(mdp, soft_values(teacher_scores, mdp.full_vocabulary))
     reward = implied_reward(teacher_scores, next_value, mdp.step_discount)
     return replace(mdp, reward=reward)
 
@@ -212,7 +212,7 @@ def successor_values(mdp: TokenMDP, values: Values) -> Table:
     return values[mdp.next_state.clamp(min=0)].where(mdp.next_state != TERMINAL, 0.0)
 
 
-def soft_state_value(scores: Table, allowed: Sets) -> Values:
+def soft_values(scores: Table, allowed: Sets) -> Values:
     """V_p(s) = log sum_{a in A_p(s)} exp Q(s,a), (3.2), on a dense mask.
 
     Args:
@@ -224,7 +224,7 @@ def soft_state_value(scores: Table, allowed: Sets) -> Values:
 
     Example:
         >>> scores = torch.zeros(1, 3, dtype=torch.float64)
-        >>> soft_state_value(scores, torch.tensor([[True, False, True]])).exp()
+        >>> soft_values(scores, torch.tensor([[True, False, True]])).exp()
         tensor([2.], dtype=torch.float64)
     """
     return scores.masked_fill(~allowed, float("-inf")).logsumexp(1)
