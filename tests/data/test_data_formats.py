@@ -5,11 +5,11 @@ import pytest
 from tdistill.data.config import Template
 from tdistill.data.formats import (
     Instruction,
-    choose_layout,
+    choose_columns,
     detect_format,
     parse_record,
 )
-from tdistill.data.sources import Row, column_names
+from tdistill.data.sources import SourceRow, column_names
 from tdistill.errors import DataError
 
 USER = {"role": "user", "content": "Who?"}
@@ -18,9 +18,9 @@ SYSTEM = {"role": "system", "content": "Be brief."}
 
 
 def parse(values, template: Template = "chat"):
-    row = Row("f:1", values)
+    row = SourceRow("f:1", values)
     found = detect_format(column_names([row]), "auto", "f")
-    return parse_record(row, choose_layout(column_names([row]), found, template, "f"))
+    return parse_record(row, choose_columns(column_names([row]), found, template, "f"))
 
 
 @pytest.mark.parametrize(
@@ -68,10 +68,10 @@ def test_a_blank_response_is_no_reference_and_is_marked():
 def test_a_ready_made_prompt_next_to_instruction():
     columns = ("instruction", "prompt", "input", "output", "topic")
     assert detect_format(columns, "auto", "f") == "instruction"
-    layout = choose_layout(columns, "instruction", "chat", "f")
+    layout = choose_columns(columns, "instruction", "chat", "f")
     assert layout.ignored == ("prompt", "topic")
     assert "`prompt` is ignored" in layout.notes[0]
-    plain = choose_layout(columns, "instruction", "plain", "f")
+    plain = choose_columns(columns, "instruction", "plain", "f")
     assert plain.ignored == ("instruction", "input", "topic")
     values = {"instruction": "i", "prompt": "Rendered i", "input": "x", "output": "o"}
     record = parse(values, template="plain")
@@ -101,7 +101,7 @@ def test_columns_that_need_a_guess_are_refused(columns, expected):
 def test_the_named_format_settles_it():
     columns = ("messages", "prompt", "completion")
     assert detect_format(columns, "messages", "f") == "messages"
-    assert choose_layout(columns, "messages", "chat", "f").ignored == ("prompt", "completion")
+    assert choose_columns(columns, "messages", "chat", "f").ignored == ("prompt", "completion")
     with pytest.raises(DataError, match="expected a column instruction"):
         detect_format(columns, "instruction", "f")
     with pytest.raises(DataError, match=r"data\.lm_text"):
@@ -111,13 +111,13 @@ def test_the_named_format_settles_it():
 def test_text_next_to_another_format_is_ignored():
     columns = ("instruction", "input", "output", "text")
     assert detect_format(columns, "auto", "f") == "instruction"
-    assert choose_layout(columns, "instruction", "chat", "f").ignored == ("text",)
+    assert choose_columns(columns, "instruction", "chat", "f").ignored == ("text",)
 
 
 @pytest.mark.parametrize("pair", [("input", "context"), ("output", "response")])
 def test_two_columns_of_one_role_are_refused(pair):
     with pytest.raises(DataError, match=" and ".join(pair)):
-        choose_layout(("instruction", *pair), "instruction", "chat", "f")
+        choose_columns(("instruction", *pair), "instruction", "chat", "f")
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from data_tokenizers import CHATML, TRIMMED, WORDY, byte_level
 
-from tdistill.data.formats import Instruction, Record
+from tdistill.data.formats import Instruction, PromptRecord
 from tdistill.data.rendering import (
     is_blank,
     render_conversation,
@@ -20,7 +20,7 @@ ASSISTANT = {"role": "assistant", "content": "He."}
 
 
 def render(prompt, template, *, tokenizer=CHAT, system=None):
-    return render_prompt(tokenizer, template, Record("f:1", prompt, (), False), system)
+    return render_prompt(tokenizer, template, PromptRecord("f:1", prompt, (), False), system)
 
 
 def test_auto_follows_the_tokenizer_and_the_format():
@@ -113,7 +113,7 @@ def test_a_template_that_leaves_the_response_out_is_refused():
 
 
 def test_the_whole_conversation_holds_the_first_reference():
-    record = Record("f:1", "Who?", ("He.", "She."), False)
+    record = PromptRecord("f:1", "Who?", ("He.", "She."), False)
     whole = render_conversation(CHAT, record)
     assert whole.startswith(render_prompt(CHAT, "chat", record))
     assert whole.endswith("assistant\nHe.<|im_end|>\n")

@@ -42,7 +42,10 @@ def test_every_kind_of_source_gives_the_same_rows(tmp_path, kind):
 
 
 def test_columns_without_any_value_do_not_count():
-    rows = [sources.Row("1", {"a": 1, "b": None}), sources.Row("2", {"c": "", "a": None})]
+    rows = [
+        sources.SourceRow("1", {"a": 1, "b": None}),
+        sources.SourceRow("2", {"c": "", "a": None}),
+    ]
     assert column_names(rows) == ("a", "c")
 
 

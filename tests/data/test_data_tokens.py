@@ -4,7 +4,7 @@ import pytest
 from data_tokenizers import CHATML, TRIMMED, WORDY, byte_level, word_level
 
 from tdistill.data import DataConfig, response_end_id
-from tdistill.data.formats import Record
+from tdistill.data.formats import PromptRecord
 from tdistill.data.rendering import render_conversation
 from tdistill.data.tokens import (
     encode_prompts,
@@ -19,7 +19,7 @@ ANSWER = "William Shakespeare wrote the play."
 
 
 def one(tokenizer, template, references=(ANSWER,), **config):
-    record = Record("f:1", "Who wrote the play?", references, False)
+    record = PromptRecord("f:1", "Who wrote the play?", references, False)
     return make_examples(tokenizer, template, [record], DataConfig(**config))[0]
 
 
@@ -50,7 +50,7 @@ def test_a_tokenizer_without_end_token_is_refused():
 def test_prompt_and_response_are_the_tokens_of_the_whole_conversation(template):
     tokenizer = byte_level(template)
     example = one(tokenizer, "chat")
-    record = Record("f:1", "Who wrote the play?", (ANSWER,), False)
+    record = PromptRecord("f:1", "Who wrote the play?", (ANSWER,), False)
     whole = encode_rendered(tokenizer, render_conversation(tokenizer, record))
     line_feed = encode_rendered(tokenizer, "\n")
     assert [*example.prompt_ids, *example.reference_ids, *line_feed] == whole

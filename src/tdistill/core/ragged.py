@@ -13,8 +13,8 @@ from torch import Tensor
 
 from tdistill.core.segments import kept_offsets, offsets_of, row_index
 
-Group = TypeVar("Group", bound="TensorGroup")
-Rows = TypeVar("Rows", bound="Ragged")
+_Group = TypeVar("_Group", bound="TensorGroup")
+_Rows = TypeVar("_Rows", bound="Ragged")
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +24,7 @@ class TensorGroup:
     Subclasses are frozen dataclasses whose fields are tensors, other groups, or None.
     """
 
-    def map(self: Group, function: Callable[[Tensor], Tensor]) -> Group:
+    def map(self: _Group, function: Callable[[Tensor], Tensor]) -> _Group:
         """The same with a function applied to every tensor."""
 
         def mapped(value: Any) -> Any:
@@ -33,11 +33,11 @@ class TensorGroup:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return type(self)(**{n: v if v is None else mapped(v) for n, v in values.items()})
 
-    def to(self: Group, device: torch.device | str) -> Group:
+    def to(self: _Group, device: torch.device | str) -> _Group:
         """The same on another device."""
         return self.map(lambda tensor: tensor.to(device))
 
-    def pin_memory(self: Group) -> Group:
+    def pin_memory(self: _Group) -> _Group:
         """The same in memory that copies fast to a CUDA device; data loaders call it."""
         return self.map(lambda tensor: tensor.pin_memory())
 
@@ -76,12 +76,12 @@ class Ragged(TensorGroup):
         """The step of every member."""
         return row_index(self.offsets)
 
-    def keep(self: Rows, marked: Bool[Tensor, " M"]) -> Rows:
+    def keep(self: _Rows, marked: Bool[Tensor, " M"]) -> _Rows:
         """The same rows with the marked members only."""
         offsets = kept_offsets(marked, self.offsets)
         return self._with(offsets, lambda flat: flat[marked])
 
-    def take(self: Rows, rows: Int[Tensor, " S"]) -> Rows:
+    def take(self: _Rows, rows: Int[Tensor, " S"]) -> _Rows:
         """Chosen rows, in the order chosen."""
         sizes = self.sizes[rows]
         offsets = offsets_of(sizes)
@@ -90,8 +90,8 @@ class Ragged(TensorGroup):
         return self._with(offsets, lambda flat: flat[member])
 
     @classmethod
-    def concatenate(cls: type[Rows], parts: Sequence[Rows]) -> Rows:
-        """Rows laid end to end in the given order."""
+    def concatenate(cls: type[_Rows], parts: Sequence[_Rows]) -> _Rows:
+        """_Rows laid end to end in the given order."""
         flat = {
             f.name: torch.cat([getattr(part, f.name) for part in parts])
             for f in fields(cls)
@@ -100,7 +100,7 @@ class Ragged(TensorGroup):
         sizes = torch.cat([part.sizes for part in parts])
         return cls(**{**flat, "offsets": offsets_of(sizes)})
 
-    def _with(self: Rows, offsets: Tensor, members: Callable[[Tensor], Tensor]) -> Rows:
+    def _with(self: _Rows, offsets: Tensor, members: Callable[[Tensor], Tensor]) -> _Rows:
         flat = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "offsets"}
         chosen = {name: members(tensor) for name, tensor in flat.items()}
         return type(self)(**{**chosen, "offsets": offsets})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tdistill.data.config import DataConfig
-from tdistill.data.doctor import DoctorReport, Sample
+from tdistill.data.doctor import DoctorReport, ShownRow
 from tdistill.data.examples import load_examples
 from tdistill.data.text import load_text_chunks
 from tdistill.data.tokens import Example, response_end_id
@@ -12,7 +12,7 @@ __all__ = [
     "DataConfig",
     "DoctorReport",
     "Example",
-    "Sample",
+    "ShownRow",
     "load_examples",
     "load_text_chunks",
     "response_end_id",

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tdistill.data.config import DataConfig, Template
-from tdistill.data.doctor import DoctorReport, Sample
-from tdistill.data.formats import Instruction, Layout, Prompt, Record
+from tdistill.data.doctor import DoctorReport, ShownRow
+from tdistill.data.formats import Instruction, Prompt, PromptRecord, SourceColumns
 from tdistill.data.rendering import render_conversation
 from tdistill.data.tokens import (
     Example,
@@ -25,11 +25,11 @@ _BOUNDARY_ROWS = 32
 
 def diagnose(
     source: str,
-    kept: Sequence[tuple[Record, Example]],
+    kept: Sequence[tuple[PromptRecord, Example]],
     *,
     tokenizer: PreTrainedTokenizerBase,
     config: DataConfig,
-    layout: Layout,
+    columns: SourceColumns,
     template: Template,
     rows_read: int,
     empty_rows: int,
@@ -42,7 +42,7 @@ def diagnose(
         kept: at least one record with its example.
         tokenizer: the tokenizer of teacher and student.
         config: as given by the user.
-        layout: the roles of the columns.
+        columns: the roles of the columns.
         template: the resolved template, not ``auto``.
         rows_read: rows read; ``empty_rows`` and ``long_prompts`` of them were left out.
         empty_rows: rows with nothing to answer.
@@ -58,7 +58,7 @@ def diagnose(
     if template == "chat":
         checked, equal = _boundary(tokenizer, kept, config.system)
     notes = (
-        *layout.notes,
+        *columns.notes,
         *_template_notes(template, config, checked - equal),
         *_special_notes(tokenizer, template, *special),
     )
@@ -67,10 +67,10 @@ def diagnose(
     response_lengths = [len(example.reference_ids) for example in answered]
     return DoctorReport(
         source=source,
-        format=layout.format,
+        format=columns.format,
         template=template,
-        roles=layout.roles,
-        ignored=layout.ignored,
+        roles=columns.roles,
+        ignored=columns.ignored,
         notes=notes,
         end_token=_decode(tokenizer, [end]),
         end_id=end,
@@ -94,7 +94,7 @@ def diagnose(
 
 
 def _count_specials(
-    tokenizer: PreTrainedTokenizerBase, kept: Sequence[tuple[Record, Example]]
+    tokenizer: PreTrainedTokenizerBase, kept: Sequence[tuple[PromptRecord, Example]]
 ) -> tuple[int, int]:
     """Rows that spell a special token in their own prompt text, and in their response."""
     in_prompts = sum(spells_special(tokenizer, _own_text(record.prompt)) for record, _ in kept)
@@ -106,7 +106,7 @@ def _count_specials(
 
 def _boundary(
     tokenizer: PreTrainedTokenizerBase,
-    kept: Sequence[tuple[Record, Example]],
+    kept: Sequence[tuple[PromptRecord, Example]],
     system: str | None,
 ) -> tuple[int, int]:
     """Rows compared with the chat template's own tokens of the whole conversation, and equal ones.
@@ -152,10 +152,12 @@ def _special_notes(
     return notes
 
 
-def _sample(tokenizer: PreTrainedTokenizerBase, kept: Sequence[tuple[Record, Example]]) -> Sample:
+def _sample(
+    tokenizer: PreTrainedTokenizerBase, kept: Sequence[tuple[PromptRecord, Example]]
+) -> ShownRow:
     """The first row with a response, or the first row."""
     record, example = next((pair for pair in kept if pair[1].references), kept[0])
-    return Sample(
+    return ShownRow(
         where=record.where,
         prompt=_decode(tokenizer, example.prompt_ids),
         prompt_tokens=len(example.prompt_ids),

@@ -11,7 +11,7 @@ _RESPONSE_TOKENS = 60
 
 
 @dataclass(frozen=True)
-class Sample:
+class ShownRow:
     """One kept row, decoded from its token ids.
 
     Attributes:
@@ -82,7 +82,7 @@ class DoctorReport:
     prompt_tokens_max: int
     response_tokens_mean: float
     response_tokens_max: int
-    sample: Sample
+    sample: ShownRow
 
     def as_dict(self) -> dict[str, Any]:
         """The report as plain values for JSON."""

@@ -9,9 +9,15 @@ from typing import TYPE_CHECKING
 from tdistill.data.config import DataConfig, Template
 from tdistill.data.diagnose import diagnose
 from tdistill.data.doctor import DoctorReport
-from tdistill.data.formats import Layout, Record, choose_layout, detect_format, parse_record
+from tdistill.data.formats import (
+    PromptRecord,
+    SourceColumns,
+    choose_columns,
+    detect_format,
+    parse_record,
+)
 from tdistill.data.rendering import is_blank, resolve_template
-from tdistill.data.sources import Row, column_names, read_rows
+from tdistill.data.sources import SourceRow, column_names, read_rows
 from tdistill.data.tokens import Example, make_examples
 from tdistill.errors import DataError
 
@@ -46,8 +52,8 @@ def load_examples(
         ModelError: the tokenizer has no end token.
     """
     rows = read_rows(source, limit=limit)
-    layout, template = _layout(rows, source, tokenizer, config)
-    records = [parse_record(row, layout) for row in rows]
+    columns, template = _resolved(rows, source, tokenizer, config)
+    records = [parse_record(row, columns) for row in rows]
     if require_references:
         _refuse_missing(records, source)
     if every_response:
@@ -79,7 +85,7 @@ def load_examples(
         kept,
         tokenizer=tokenizer,
         config=config,
-        layout=layout,
+        columns=columns,
         template=template,
         rows_read=len(rows),
         empty_rows=empty,
@@ -88,18 +94,18 @@ def load_examples(
     return [example for _, example in kept], report
 
 
-def _layout(
-    rows: Sequence[Row], source: str, tokenizer: PreTrainedTokenizerBase, config: DataConfig
-) -> tuple[Layout, Template]:
+def _resolved(
+    rows: Sequence[SourceRow], source: str, tokenizer: PreTrainedTokenizerBase, config: DataConfig
+) -> tuple[SourceColumns, Template]:
     if not rows:
         raise DataError(f"{source}: expected at least one row; found none. Name another source.")
     columns = column_names(rows)
     format = detect_format(columns, config.format, source)
     template = resolve_template(tokenizer, config.template, format)
-    return choose_layout(columns, format, template, source), template
+    return choose_columns(columns, format, template, source), template
 
 
-def _refuse_missing(records: Sequence[Record], source: str) -> None:
+def _refuse_missing(records: Sequence[PromptRecord], source: str) -> None:
     missing = [r for r in records if not r.references and not r.blank_reference]
     if missing:
         raise DataError(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tdistill.data.config import Format, Template
-from tdistill.data.sources import Row, type_name
+from tdistill.data.sources import SourceRow, type_name
 from tdistill.errors import DataError
 
 Message = dict[str, Any]
@@ -47,7 +47,7 @@ Prompt = str | Instruction | tuple[Message, ...]
 
 
 @dataclass(frozen=True)
-class Record:
+class PromptRecord:
     """One row in one form, whatever its columns: the prompt before rendering and its responses.
 
     ``references`` is empty where the row has none; ``blank_reference`` says that it had one of
@@ -71,7 +71,7 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Layout:
+class SourceColumns:
     """The columns of a source: ``roles`` maps a role to its column; ``ignored`` lists the rest."""
 
     format: Format
@@ -121,9 +121,9 @@ def detect_format(columns: tuple[str, ...], wanted: Format, source: str) -> Form
     return fits[0]
 
 
-def choose_layout(
+def choose_columns(
     columns: tuple[str, ...], format: Format, template: Template, source: str
-) -> Layout:
+) -> SourceColumns:
     """Give each column its role.
 
     A ready-made ``prompt`` next to ``instruction`` (as in MiniLLM's files) is used only under the
@@ -136,7 +136,7 @@ def choose_layout(
         source: named in messages.
 
     Returns:
-        The layout.
+        The columns.
 
     Raises:
         DataError: two columns have the same role.
@@ -163,15 +163,15 @@ def choose_layout(
         if present:
             roles[role] = present[0]
     ignored = tuple(name for name in columns if name not in roles.values())
-    return Layout(format, roles, ignored, tuple(notes))
+    return SourceColumns(format, roles, ignored, tuple(notes))
 
 
-def parse_record(row: Row, layout: Layout) -> Record:
+def parse_record(row: SourceRow, columns: SourceColumns) -> PromptRecord:
     """Read one row.
 
     Args:
         row: the row.
-        layout: the roles of its columns.
+        columns: the roles of its columns.
 
     Returns:
         The record; its prompt is empty text where the row has none.
@@ -179,24 +179,24 @@ def parse_record(row: Row, layout: Layout) -> Record:
     Raises:
         DataError: a value has the wrong type, with the place, the column and the type found.
     """
-    values = {role: row.values.get(column) for role, column in layout.roles.items()}
+    values = {role: row.values.get(column) for role, column in columns.roles.items()}
     prompt: Prompt
     responses: list[str] = []
-    if "messages" in layout.roles:
-        prompt, answer = _split_messages(_messages(values["messages"], row, layout, "messages"))
+    if "messages" in columns.roles:
+        prompt, answer = _split_messages(_messages(values["messages"], row, columns, "messages"))
         responses = [answer] if answer is not None else []
-    elif "instruction" in layout.roles:
+    elif "instruction" in columns.roles:
         prompt = Instruction(
-            _text(values["instruction"], row, layout, "instruction"),
-            _text(values.get("input"), row, layout, "input"),
+            _text(values["instruction"], row, columns, "instruction"),
+            _text(values.get("input"), row, columns, "input"),
         )
     else:
-        prompt = _prompt(values["prompt"], row, layout)
+        prompt = _prompt(values["prompt"], row, columns)
     for role in ("completion", "output", "references"):
-        if role in layout.roles:
-            responses += _responses(values[role], row, layout, role)
+        if role in columns.roles:
+            responses += _responses(values[role], row, columns, role)
     kept = tuple(dict.fromkeys(text for text in responses if text.strip()))
-    return Record(row.where, prompt, kept, blank_reference=bool(responses) and not kept)
+    return PromptRecord(row.where, prompt, kept, blank_reference=bool(responses) and not kept)
 
 
 def _fitting(columns: tuple[str, ...]) -> list[Format]:
@@ -219,64 +219,66 @@ def _split_messages(messages: tuple[Message, ...]) -> tuple[tuple[Message, ...],
     return messages, None
 
 
-def _prompt(value: Any, row: Row, layout: Layout) -> Prompt:
+def _prompt(value: Any, row: SourceRow, columns: SourceColumns) -> Prompt:
     if not isinstance(value, list):
-        return _text(value, row, layout, "prompt")
-    turns = _messages(value, row, layout, "prompt")
+        return _text(value, row, columns, "prompt")
+    turns = _messages(value, row, columns, "prompt")
     if turns and turns[-1]["role"] == "assistant":
-        raise _wrong(row, layout, "prompt", "turns that end on a user turn", "an assistant turn")
+        raise _wrong(row, columns, "prompt", "turns that end on a user turn", "an assistant turn")
     return turns
 
 
-def _responses(value: Any, row: Row, layout: Layout, role: str) -> list[str]:
+def _responses(value: Any, row: SourceRow, columns: SourceColumns, role: str) -> list[str]:
     if value is None:
         return []
     if isinstance(value, str):
         return [value]
     expected = "text or a list of texts"
     if not isinstance(value, list):
-        raise _wrong(row, layout, role, expected, type_name(value))
+        raise _wrong(row, columns, role, expected, type_name(value))
     if role == "completion" and value and isinstance(value[0], dict):
-        turns = _messages(value, row, layout, role)
+        turns = _messages(value, row, columns, role)
         if len(turns) != 1 or turns[0]["role"] != "assistant":
             found = f"turns of {', '.join(turn['role'] for turn in turns)}"
-            raise _wrong(row, layout, role, "one assistant turn", found)
+            raise _wrong(row, columns, role, "one assistant turn", found)
         return [turns[0]["content"]]
     for item in value:
         if not isinstance(item, str):
-            raise _wrong(row, layout, role, expected, f"a list with {type_name(item)}")
+            raise _wrong(row, columns, role, expected, f"a list with {type_name(item)}")
     return value
 
 
-def _text(value: Any, row: Row, layout: Layout, role: str) -> str:
+def _text(value: Any, row: SourceRow, columns: SourceColumns, role: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise _wrong(row, layout, role, "text", type_name(value))
+        raise _wrong(row, columns, role, "text", type_name(value))
     return value
 
 
-def _messages(value: Any, row: Row, layout: Layout, role: str) -> tuple[Message, ...]:
+def _messages(value: Any, row: SourceRow, columns: SourceColumns, role: str) -> tuple[Message, ...]:
     if value is None:
         return ()
     expected = "a list of objects with the texts role and content"
     if not isinstance(value, list):
-        raise _wrong(row, layout, role, expected, type_name(value))
+        raise _wrong(row, columns, role, expected, type_name(value))
     turns: list[Message] = []
     for index, turn in enumerate(value):
         if not isinstance(turn, dict):
-            raise _wrong(row, layout, role, expected, f"{type_name(turn)} as turn {index}")
+            raise _wrong(row, columns, role, expected, f"{type_name(turn)} as turn {index}")
         for key in ("role", "content"):
             if not isinstance(turn.get(key), str):
                 found = f"{type_name(turn.get(key))} as {key} of turn {index}"
-                raise _wrong(row, layout, role, expected, found)
+                raise _wrong(row, columns, role, expected, found)
         # Parquet fills the fields of absent keys with null; templates test for presence.
         turns.append({key: item for key, item in turn.items() if item is not None})
     return tuple(turns)
 
 
-def _wrong(row: Row, layout: Layout, role: str, expected: str, found: str) -> DataError:
+def _wrong(
+    row: SourceRow, columns: SourceColumns, role: str, expected: str, found: str
+) -> DataError:
     return DataError(
-        f"{row.where}, column {layout.roles[role]}: expected {expected}; found {found}. "
+        f"{row.where}, column {columns.roles[role]}: expected {expected}; found {found}. "
         "Correct the row, or rename the column if it is not meant for this."
     )

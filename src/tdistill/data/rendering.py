@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tdistill.data.config import Format, Template
-from tdistill.data.formats import Instruction, Message, Prompt, Record
+from tdistill.data.formats import Instruction, Message, Prompt, PromptRecord
 from tdistill.errors import DataError
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def resolve_template(
 def render_prompt(
     tokenizer: PreTrainedTokenizerBase,
     template: Template,
-    record: Record,
+    record: PromptRecord,
     system: str | None = None,
 ) -> str:
     """The text of a prompt, up to where the response begins.
@@ -101,7 +101,7 @@ def is_blank(prompt: Prompt) -> bool:
 
 
 def render_conversation(
-    tokenizer: PreTrainedTokenizerBase, record: Record, system: str | None = None
+    tokenizer: PreTrainedTokenizerBase, record: PromptRecord, system: str | None = None
 ) -> str:
     """The chat template's own text of a row with its first reference as the assistant's turn."""
     answer: Message = {"role": "assistant", "content": record.references[0]}
@@ -131,7 +131,7 @@ def _as_turns(prompt: Prompt, system: str | None) -> list[Message]:
     return turns
 
 
-def _only(record: Record, allowed: tuple[list[str], ...]) -> tuple[str | None, str]:
+def _only(record: PromptRecord, allowed: tuple[list[str], ...]) -> tuple[str | None, str]:
     """System message and text of a prompt that has one user turn and no turn but those allowed."""
     prompt = record.prompt
     if isinstance(prompt, str):

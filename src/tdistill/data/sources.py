@@ -21,14 +21,14 @@ UNDERSTOOD = (
 
 
 @dataclass(frozen=True)
-class Row:
+class SourceRow:
     """One row as read: ``values`` by column, ``where`` (``file:line`` or row index) for errors."""
 
     where: str
     values: dict[str, Any]
 
 
-def read_rows(source: str, *, limit: int | None = None) -> list[Row]:
+def read_rows(source: str, *, limit: int | None = None) -> list[SourceRow]:
     """Read the first rows of a source, in order.
 
     Args:
@@ -50,7 +50,7 @@ def read_rows(source: str, *, limit: int | None = None) -> list[Row]:
     return list(itertools.islice(rows, limit))
 
 
-def column_names(rows: Sequence[Row]) -> tuple[str, ...]:
+def column_names(rows: Sequence[SourceRow]) -> tuple[str, ...]:
     """All columns of the rows that hold a value somewhere, in order of appearance."""
     return tuple(
         dict.fromkeys(
@@ -83,7 +83,7 @@ def demo_path() -> Path:
     return Path(str(resources.files("tdistill") / "demo" / "prompts.jsonl"))
 
 
-def _demo_rows(split: str) -> Iterator[Row]:
+def _demo_rows(split: str) -> Iterator[SourceRow]:
     rows = list(_jsonl_rows(demo_path()))
     chosen = [row for row in rows if row.values.get("split") == split]
     if not chosen:
@@ -95,7 +95,7 @@ def _demo_rows(split: str) -> Iterator[Row]:
     return iter(chosen)
 
 
-def _path_rows(path: Path) -> Iterator[Row]:
+def _path_rows(path: Path) -> Iterator[SourceRow]:
     if path.is_dir():
         return _folder_rows(path)
     suffix = path.suffix.lower()
@@ -130,7 +130,7 @@ def _not_utf8(path: Path, error: UnicodeDecodeError) -> DataError:
     )
 
 
-def _jsonl_rows(path: Path) -> Iterator[Row]:
+def _jsonl_rows(path: Path) -> Iterator[SourceRow]:
     # Lines end at line feeds only: a lone carriage return is white space within a JSON object.
     with path.open(encoding="utf-8-sig", newline="\n") as file:
         try:
@@ -141,7 +141,7 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
             raise _not_utf8(path, error) from error
 
 
-def _jsonl_row(line: str, where: str) -> Row:
+def _jsonl_row(line: str, where: str) -> SourceRow:
     try:
         value = json.loads(line)
     except json.JSONDecodeError as error:
@@ -149,10 +149,10 @@ def _jsonl_row(line: str, where: str) -> Row:
             f"{where}: expected one JSON object on the line; found {_excerpt(line)} "
             f"({error.msg} at column {error.colno}). Correct the line or remove it."
         ) from error
-    return Row(where, _as_object(value, where))
+    return SourceRow(where, _as_object(value, where))
 
 
-def _json_rows(path: Path) -> Iterator[Row]:
+def _json_rows(path: Path) -> Iterator[SourceRow]:
     try:
         content = json.loads(read_text(path))
     except json.JSONDecodeError as error:
@@ -172,10 +172,10 @@ def _json_rows(path: Path) -> Iterator[Row]:
         )
     for index, value in enumerate(content):
         where = _row_place(path, index)
-        yield Row(where, _as_object(value, where))
+        yield SourceRow(where, _as_object(value, where))
 
 
-def _parquet_rows(path: Path) -> Iterator[Row]:
+def _parquet_rows(path: Path) -> Iterator[SourceRow]:
     import pyarrow
     import pyarrow.parquet
 
@@ -184,7 +184,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
         with pyarrow.parquet.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=1024):
                 for value in batch.to_pylist():
-                    yield Row(_row_place(path, index), value)
+                    yield SourceRow(_row_place(path, index), value)
                     index += 1
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise DataError(
@@ -193,7 +193,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
         ) from error
 
 
-def _folder_rows(path: Path) -> Iterator[Row]:
+def _folder_rows(path: Path) -> Iterator[SourceRow]:
     if (path / "dataset_dict.json").exists():
         splits = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
         raise DataError(
@@ -216,7 +216,7 @@ def _folder_rows(path: Path) -> Iterator[Row]:
         ) from error
     assert isinstance(dataset, Dataset)
     for index, value in enumerate(dataset.with_format(None)):
-        yield Row(_row_place(path, index), dict(value))
+        yield SourceRow(_row_place(path, index), dict(value))
 
 
 def _row_place(path: Path, index: int) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tdistill.data.config import DataConfig, Template
-from tdistill.data.formats import Prompt, Record
+from tdistill.data.formats import Prompt, PromptRecord
 from tdistill.data.rendering import around_response, render_prompt, strips_response
 from tdistill.errors import ModelError
 
@@ -42,7 +42,7 @@ class Example:
 def make_examples(
     tokenizer: PreTrainedTokenizerBase,
     template: Template,
-    records: Sequence[Record],
+    records: Sequence[PromptRecord],
     config: DataConfig,
 ) -> list[Example]:
     """Render and tokenise records.

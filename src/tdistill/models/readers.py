@@ -26,7 +26,7 @@ from transformers.cache_utils import (
 
 from tdistill.models.language_model import LanguageModel
 
-Prompt = Sequence[int]
+PromptTokens = Sequence[int]
 
 _SPARE = 64  # columns between two moves of a buffer: a move costs less than 2% of a step's reading
 _TOKENS = 4096  # prompt tokens of one forward pass, padding included: bounds its memory
@@ -42,7 +42,7 @@ class Reader(Protocol):
         """Whether rows can begin beside others that have already read on."""
         ...
 
-    def begin(self, prompts: Sequence[Prompt]) -> Float[Tensor, "N V"]:
+    def begin(self, prompts: Sequence[PromptTokens]) -> Float[Tensor, "N V"]:
         """Add a row for each prompt behind the present ones; equal neighbours are read once."""
         ...
 
@@ -168,7 +168,7 @@ class InPlaceLayer(CacheLayerMixin):
 class _Read:
     """Prompts that have been read: keys and values of each layer, and logits of the last token."""
 
-    prompts: Sequence[Prompt]
+    prompts: Sequence[PromptTokens]
     layers: Sequence[tuple[Tensor, Tensor]]
     logits: Float[Tensor, "P V"]
 
@@ -190,7 +190,7 @@ class InPlaceReader:
         self.capacity = 0
         self.held: _Read | None = None  # the last prompt: its further samples may come later
 
-    def begin(self, prompts: Sequence[Prompt]) -> Float[Tensor, "N V"]:
+    def begin(self, prompts: Sequence[PromptTokens]) -> Float[Tensor, "N V"]:
         """Add a row for each prompt; the one that was read last is not read again."""
         runs = [(prompt, len(list(same))) for prompt, same in groupby(prompts)]
         logits = []
@@ -225,7 +225,7 @@ class InPlaceReader:
         columns.lengths = [length + 1 for length in columns.lengths]
         return logits
 
-    def _prefill(self, prompts: Sequence[Prompt]) -> _Read:
+    def _prefill(self, prompts: Sequence[PromptTokens]) -> _Read:
         ids, mask = _left_padded(prompts, self.lm.pad_id, self.lm.device)
         cache: Any = DynamicCache()  # not told of sliding windows: their layers keep all tokens
         logits = _forward(self.lm, ids, mask, (mask.cumsum(1) - 1).clamp(min=0), cache)
@@ -275,7 +275,7 @@ class LibraryReader:
         self.cache: Any = None
         self.mask = torch.empty(0, 0, dtype=torch.long, device=lm.device)
 
-    def begin(self, prompts: Sequence[Prompt]) -> Float[Tensor, "N V"]:
+    def begin(self, prompts: Sequence[PromptTokens]) -> Float[Tensor, "N V"]:
         """The rows of a new batch."""
         runs = [(prompt, len(list(same))) for prompt, same in groupby(prompts)]
         copies = torch.repeat_interleave(torch.tensor([count for _, count in runs]))
@@ -312,9 +312,9 @@ def _forward(
     return out.logits[:, -1, : lm.vocabulary_size].float()
 
 
-def _chunks(runs: Sequence[tuple[Prompt, int]]) -> Iterator[list[tuple[Prompt, int]]]:
+def _chunks(runs: Sequence[tuple[PromptTokens, int]]) -> Iterator[list[tuple[PromptTokens, int]]]:
     """Runs whose prompts are read in one forward pass."""
-    chunk: list[tuple[Prompt, int]] = []
+    chunk: list[tuple[PromptTokens, int]] = []
     width = 0
     for prompt, count in runs:
         width = max(width, len(prompt))
@@ -327,7 +327,7 @@ def _chunks(runs: Sequence[tuple[Prompt, int]]) -> Iterator[list[tuple[Prompt, i
 
 
 def _left_padded(
-    prompts: Sequence[Prompt], pad_id: int, device: torch.device
+    prompts: Sequence[PromptTokens], pad_id: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     width = max(len(p) for p in prompts)
     ids = [[pad_id] * (width - len(p)) + list(p) for p in prompts]

@@ -23,7 +23,7 @@ from tdistill.teacher.cache.writer import CacheWriter
 from tdistill.teacher.capture import Recorder, capture
 from tdistill.teacher.config import RolloutConfig
 
-Prompt = tuple[int, ...]
+PromptIds = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,13 @@ class Unit:
         seed: of the whole plan.
     """
 
-    prompts: tuple[Prompt, ...]
+    prompts: tuple[PromptIds, ...]
     samples: tuple[int, ...]
     first: int
     seed: int
 
 
-def plan_units(prompts: Sequence[Prompt], config: RolloutConfig) -> list[Unit]:
+def plan_units(prompts: Sequence[PromptIds], config: RolloutConfig) -> list[Unit]:
     """The fixed units of work: every prompt n times, prompts of similar length together."""
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
     pairs = [(prompts[i], sample) for i in order for sample in range(config.n)]
@@ -55,14 +55,14 @@ def plan_units(prompts: Sequence[Prompt], config: RolloutConfig) -> list[Unit]:
     ]
 
 
-def plan_key(prompts: Sequence[Prompt], config: RolloutConfig) -> str:
+def plan_key(prompts: Sequence[PromptIds], config: RolloutConfig) -> str:
     """Names the work: the same prompts and settings give the same key, and so the same files."""
     return key_of(prompts, config)
 
 
 def collect_rollouts(
     teacher: LanguageModel,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[PromptIds],
     config: RolloutConfig,
     writer: CacheWriter,
 ) -> Iterator[int]:
