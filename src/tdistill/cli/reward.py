@@ -1,4 +1,4 @@
-"""Reading the implied reward of given responses, and ranking and filtering them by it."""
+"""The command that reads the implied reward of given responses, and ranks and filters by it."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import tyro
+
 from tdistill.checks import check, check_at_least
 from tdistill.data.config import DataConfig, Format, Template
 from tdistill.errors import InvalidValueError
-from tdistill.recipe import Recipe, read_recipe
-from tdistill.run.folders import RESOLVED_RECIPE, model_folder
-from tdistill.teacher.config import CaptureConfig
-from tdistill.training.objectives import TemporalDifference
+from tdistill.progress import Progress, quiet_libraries
 
 if TYPE_CHECKING:
     from tdistill.data import Example
-    from tdistill.evaluation.reward import Reading
-    from tdistill.evidence.rows import Row
-    from tdistill.models.language_model import LanguageModel
+    from tdistill.recipe import Recipe
+    from tdistill.teacher.config import CaptureConfig
+    from tdistill.training.objectives import TemporalDifference
 
-_SHORT = 60
+_OF_OBJECTIVE = ("shift", "discount", "set_top_p")
+_OF_DATA = ("format", "template", "system", "max_prompt_tokens", "max_response_tokens")
 
 
 @dataclass(frozen=True)
@@ -86,11 +86,16 @@ class _Settings:
     data: DataConfig
 
 
+def reward(words: list[str]) -> int:
+    """Read and rank responses, and say what was found."""
+    command = tyro.cli(RewardCommand, args=words, prog="tdistill reward")
+    quiet_libraries()
+    print("\n".join(read_and_rank(command)))
+    return 0
+
+
 def read_and_rank(command: RewardCommand) -> list[str]:
     """Do the command: read, rank, write the files.
-
-    Args:
-        command: what to read, and how.
 
     Returns:
         A summary, a line each.
@@ -103,25 +108,20 @@ def read_and_rank(command: RewardCommand) -> list[str]:
     _check(command)
     settings = _settings(command)
     examples, records = _read(command, settings)
-    command.out.mkdir(parents=True, exist_ok=True)
-    _write_rows(command.out / "rewards.jsonl", records)
-    files = ["rewards.jsonl", "rewards.html"]
-    if command.best is not None:
-        best = zip(examples, records, strict=True)
-        best = [_as_data(example) for example, r in best if r["rank"] <= command.best]
-        _write_rows(command.out / "best.jsonl", best)
-        files.append("best.jsonl")
-    o = settings.objective
-    title = f"Implied reward under {settings.model}"
-    how = f"shift {o.shift}, discount {o.discount}, ranked by {command.rank_by} reward; " + (
-        f"sets of mass {o.set_top_p or settings.capture.captured_top_p} of "
-        f"{settings.teacher or 'the model itself'}"
-    )
-    lines = _summary(records, command.rank_by)
+    from tdistill.evaluation.candidates import summary
     from tdistill.report.rewards import write_rewards_page
 
-    write_rewards_page(records, command.out / files[1], title=title, lines=[how, *lines])
-    return [title, how, *lines, *(f"{command.out / name}" for name in files)]
+    title, how = f"Implied reward under {settings.model}", _how(settings, command.rank_by)
+    lines = [how, *summary(records, command.rank_by)]
+    files = [command.out / "rewards.jsonl", command.out / "rewards.html"]
+    command.out.mkdir(parents=True, exist_ok=True)
+    _write_rows(files[0], records)
+    write_rewards_page(records, files[1], title=title, lines=lines)
+    if command.best is not None:
+        files.append(command.out / "best.jsonl")
+        pairs = zip(examples, records, strict=True)
+        _write_rows(files[2], [_as_data(e) for e, r in pairs if r["rank"] <= command.best])
+    return [title, *lines, *map(str, files)]
 
 
 def _check(command: RewardCommand) -> None:
@@ -138,17 +138,17 @@ def _check(command: RewardCommand) -> None:
 
 
 def _settings(command: RewardCommand) -> _Settings:
-    given = _given(command, ("shift", "discount", "set_top_p"))
-    data: dict[str, Any] = {"train": command.data}
-    data |= _given(
-        command, ("format", "template", "system", "max_prompt_tokens", "max_response_tokens")
-    )
+    from tdistill.teacher.config import CaptureConfig
+    from tdistill.training.objectives import TemporalDifference
+
+    objective, data = _given(command, _OF_OBJECTIVE), _given(command, _OF_DATA)
+    data["train"] = command.data
     if command.run is not None:
-        return _settings_of_run(command.run, command.label, given, data)
+        return _settings_of_run(command.run, command.label, objective, data)
     assert command.model is not None, "checked before"
-    objective = TemporalDifference(**given)
-    capture = CaptureConfig(objective.set_top_p or 1.0, None)
-    return _Settings(command.model, command.teacher, objective, capture, DataConfig(**data))
+    read_as = TemporalDifference(**objective)
+    capture = CaptureConfig(read_as.set_top_p or 1.0, None)
+    return _Settings(command.model, command.teacher, read_as, capture, DataConfig(**data))
 
 
 def _given(command: RewardCommand, names: Sequence[str]) -> dict[str, Any]:
@@ -160,11 +160,14 @@ def _settings_of_run(
     run: Path, label: str | None, given: dict[str, Any], data: dict[str, Any]
 ) -> _Settings:
     """How the model of a run was trained, less what was ``given`` otherwise."""
+    from tdistill.run.folders import model_folder
+    from tdistill.training.objectives import TemporalDifference
+
     recipe = _finished_recipe(run)
     label = label or recipe.distilled
     check("label", label in ("teacher", "start", *recipe.objectives), "a model of the run", label)
     trained = recipe.objectives.get(label, recipe.objectives[recipe.distilled])
-    names = ("shift", "q_min", "discount", "set_top_p")
+    names = (*_OF_OBJECTIVE, "q_min")
     own = {name: getattr(trained, name) for name in names if hasattr(trained, name)}
     objective = TemporalDifference(**(own | given))
     capture = recipe.rollouts.capture
@@ -179,6 +182,9 @@ def _settings_of_run(
 
 
 def _finished_recipe(run: Path) -> Recipe:
+    from tdistill.recipe import read_recipe
+    from tdistill.run.folders import RESOLVED_RECIPE
+
     path = run / RESOLVED_RECIPE
     if not path.exists():
         raise InvalidValueError(
@@ -193,17 +199,12 @@ def _read(
 ) -> tuple[list[Example], list[dict[str, Any]]]:
     """Every response, and its line of ``rewards.jsonl``."""
     from tdistill.data import load_examples
-    from tdistill.evaluation.reward import read_rewards
-    from tdistill.evidence.rows import Row
-    from tdistill.models.language_model import load, shared_vocabulary
-    from tdistill.progress import Progress
-    from tdistill.teacher.source import LiveTeacher
+    from tdistill.evaluation.candidates import ranked_rewards
+    from tdistill.models.language_model import load
 
-    model = load(settings.model, gguf_file=command.gguf_file)
-    teacher, size = model, model.vocabulary_size
+    model, teacher = load(settings.model, gguf_file=command.gguf_file), None
     if settings.teacher is not None:
         teacher = load(settings.teacher, gguf_file=command.teacher_gguf_file)
-        size = shared_vocabulary(teacher, model)
     examples, _ = load_examples(
         command.data,
         model.tokenizer,
@@ -212,70 +213,28 @@ def _read(
         require_references=True,
         every_response=True,
     )
-    rows = [Row(e.prompt_ids, e.reference_ids, e.reference_ended, "reference") for e in examples]
-    bar = Progress("reward", len(rows))
-    readings = read_rewards(
+    bar = Progress("reward", len(examples))
+    records = ranked_rewards(
+        examples,
         model,
+        teacher,
         settings.objective,
-        rows,
-        LiveTeacher(teacher, settings.capture, vocabulary_size=size),
-        vocabulary_size=size,
+        settings.capture,
+        rank_by=command.rank_by,
         batch_size=command.batch_size,
         on_batch=lambda done: bar.update(bar.done + done, "responses"),
     )
     bar.close()
-    records = [
-        _record(example, row, reading, model, with_teacher=settings.teacher is not None)
-        for example, row, reading in zip(examples, rows, readings, strict=True)
-    ]
-    return examples, _ranked(records, rows, command.rank_by)
+    return examples, records
 
 
-def _record(
-    example: Example, row: Row, reading: Reading, model: LanguageModel, *, with_teacher: bool
-) -> dict[str, Any]:
-    """Sums first, then the numbers of every token."""
-    from tdistill.evaluation.reward import token_texts
-
-    sums = {
-        "prompt": example.question or example.prompt,
-        "response": example.references[0],
-        "mean_reward": reading.mean,
-        "total_reward": reading.total,
-        "discounted_reward": reading.discounted,
-        "log_prob_per_token": _mean(reading.log_prob),
-        "off_set_tokens": sum(reading.off_set),
-        "ended": row.ended,
-    }
-    tokens = {
-        "tokens": token_texts(model, row),
-        "implied_reward": list(reading.implied_reward),
-        "value": list(reading.value),
-        "log_prob": list(reading.log_prob),
-    }
-    if with_teacher:
-        sums["teacher_log_prob_per_token"] = _mean(reading.teacher_log_prob)
-        tokens["teacher_log_prob"] = list(reading.teacher_log_prob)
-    return sums | tokens
-
-
-def _ranked(
-    records: Sequence[dict[str, Any]], rows: Sequence[Row], rank_by: str
-) -> list[dict[str, Any]]:
-    """The records with the number of their prompt and their rank among its responses."""
-    from tdistill.evaluation.ranking import ranks_within
-
-    numbers: dict[tuple[int, ...], int] = {}
-    prompts = [numbers.setdefault(row.prompt_ids, len(numbers)) for row in rows]
-    ranks = ranks_within(prompts, [record[f"{rank_by}_reward"] for record in records])
-    return [
-        {"prompt_number": prompt, "rank": rank, **record}
-        for prompt, rank, record in zip(prompts, ranks, records, strict=True)
-    ]
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+def _how(settings: _Settings, rank_by: str) -> str:
+    objective = settings.objective
+    mass = objective.set_top_p or settings.capture.captured_top_p
+    return (
+        f"shift {objective.shift}, discount {objective.discount}, ranked by {rank_by} reward; "
+        f"sets of mass {mass} of {settings.teacher or 'the model itself'}"
+    )
 
 
 def _as_data(example: Example) -> dict[str, Any]:
@@ -287,34 +246,6 @@ def _as_data(example: Example) -> dict[str, Any]:
         return {"instruction": prompt.instruction, "input": prompt.input, "output": response}
     turns = prompt if isinstance(prompt, str) else list(prompt)
     return {"prompt": turns, "completion": response}
-
-
-def _summary(records: Sequence[dict[str, Any]], rank_by: str) -> list[str]:
-    from tdistill.evaluation.ranking import spearman, spearman_within
-
-    by = f"{rank_by}_reward"
-    known = [r for r in records if r[by] is not None]
-    prompts = len({r["prompt_number"] for r in records})
-    lines = [f"{len(records)} responses to {prompts} prompts"]
-    if not known:
-        return [*lines, "no reward is known: every response was cut after its first token"]
-    rewards, likely = [r[by] for r in known], [r["log_prob_per_token"] for r in known]
-    lines.append(
-        f"mean reward {_mean([r['mean_reward'] for r in known]):.2f} nats a token, "
-        f"log-probability {_mean(likely):.2f} nats a token (means over responses)"
-    )
-    within = spearman_within([r["prompt_number"] for r in known], rewards, likely)
-    overall = spearman(rewards, likely)
-    parts = [f"{_mean(within):.2f} within a prompt ({len(within)} prompts)"] if within else []
-    parts += [f"{overall:.2f} over all responses"] if overall is not None else []
-    if parts:
-        lines.append(f"rank correlation with log-probability a token: {', '.join(parts)}")
-    order = sorted(known, key=lambda r: -r[by])
-    for name, record in (("best", order[0]), ("worst", order[-1])):
-        text = " ".join(record["response"].split())
-        short = text if len(text) <= _SHORT else text[: _SHORT - 1] + "\N{HORIZONTAL ELLIPSIS}"
-        lines.append(f"{name} {record[by]:8.2f}  {short}")
-    return lines
 
 
 def _write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
