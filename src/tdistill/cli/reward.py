@@ -6,14 +6,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import tyro
 
 from tdistill.checks import check, check_at_least
 from tdistill.data.config import DataConfig, Format, Template
 from tdistill.errors import InvalidValueError
-from tdistill.progress import Progress, quiet_libraries
+from tdistill.progress import quiet_libraries
 
 if TYPE_CHECKING:
     from tdistill.data import Example
@@ -75,8 +75,7 @@ class RewardCommand:
     """A longer response is cut."""
 
 
-@dataclass(frozen=True)
-class _Settings:
+class _Settings(NamedTuple):
     """What is read and how, from the command or from a run."""
 
     model: str
@@ -141,35 +140,27 @@ def _settings(command: RewardCommand) -> _Settings:
     from tdistill.teacher.config import CaptureConfig
     from tdistill.training.objectives import TemporalDifference
 
-    objective, data = _given(command, _OF_OBJECTIVE), _given(command, _OF_DATA)
-    data["train"] = command.data
+    data: dict[str, Any] = {"train": command.data} | _given(command, _OF_DATA)
     if command.run is not None:
-        return _settings_of_run(command.run, command.label, objective, data)
+        return _settings_of_run(command, command.run, data)
     assert command.model is not None, "checked before"
-    read_as = TemporalDifference(**objective)
-    capture = CaptureConfig(read_as.set_top_p or 1.0, None)
-    return _Settings(command.model, command.teacher, read_as, capture, DataConfig(**data))
+    objective = TemporalDifference(**_given(command, _OF_OBJECTIVE))
+    capture = CaptureConfig(objective.set_top_p or 1.0, None)
+    return _Settings(command.model, command.teacher, objective, capture, DataConfig(**data))
 
 
-def _given(command: RewardCommand, names: Sequence[str]) -> dict[str, Any]:
-    values = {name: getattr(command, name) for name in names}
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def _settings_of_run(
-    run: Path, label: str | None, given: dict[str, Any], data: dict[str, Any]
-) -> _Settings:
-    """How the model of a run was trained, less what was ``given`` otherwise."""
+def _settings_of_run(command: RewardCommand, run: Path, data: dict[str, Any]) -> _Settings:
+    """How the model of a run was trained, less what the command gives otherwise."""
     from tdistill.run.folders import model_folder
     from tdistill.training.objectives import TemporalDifference
 
     recipe = _finished_recipe(run)
-    label = label or recipe.distilled
+    label = command.label or recipe.distilled
     check("label", label in ("teacher", "start", *recipe.objectives), "a model of the run", label)
     trained = recipe.objectives.get(label, recipe.objectives[recipe.distilled])
     names = (*_OF_OBJECTIVE, "q_min")
     own = {name: getattr(trained, name) for name in names if hasattr(trained, name)}
-    objective = TemporalDifference(**(own | given))
+    objective = TemporalDifference(**(own | _given(command, _OF_OBJECTIVE)))
     capture = recipe.rollouts.capture
     most = max(capture.captured_top_p, objective.set_top_p or 0.0)
     return _Settings(
@@ -179,6 +170,11 @@ def _settings_of_run(
         replace(capture, captured_top_p=most),
         replace(recipe.data, **data),
     )
+
+
+def _given(command: RewardCommand, names: Sequence[str]) -> dict[str, Any]:
+    values = {name: getattr(command, name) for name in names}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _finished_recipe(run: Path) -> Recipe:
@@ -194,38 +190,27 @@ def _finished_recipe(run: Path) -> Recipe:
     return read_recipe(path)
 
 
-def _read(
-    command: RewardCommand, settings: _Settings
-) -> tuple[list[Example], list[dict[str, Any]]]:
+def _read(command: RewardCommand, wanted: _Settings) -> tuple[list[Example], list[dict[str, Any]]]:
     """Every response, and its line of ``rewards.jsonl``."""
     from tdistill.data import load_examples
     from tdistill.evaluation.candidates import ranked_rewards
     from tdistill.models.language_model import load
 
-    model, teacher = load(settings.model, gguf_file=command.gguf_file), None
-    if settings.teacher is not None:
-        teacher = load(settings.teacher, gguf_file=command.teacher_gguf_file)
+    model, teacher = load(wanted.model, gguf_file=command.gguf_file), None
+    if wanted.teacher is not None:
+        teacher = load(wanted.teacher, gguf_file=command.teacher_gguf_file)
     examples, _ = load_examples(
         command.data,
         model.tokenizer,
-        settings.data,
+        wanted.data,
         limit=command.limit,
         require_references=True,
         every_response=True,
     )
-    bar = Progress("reward", len(examples))
-    records = ranked_rewards(
-        examples,
-        model,
-        teacher,
-        settings.objective,
-        settings.capture,
-        rank_by=command.rank_by,
-        batch_size=command.batch_size,
-        on_batch=lambda done: bar.update(bar.done + done, "responses"),
+    how = {"rank_by": command.rank_by, "batch_size": command.batch_size}
+    return examples, ranked_rewards(
+        examples, model, teacher, wanted.objective, wanted.capture, **how
     )
-    bar.close()
-    return examples, records
 
 
 def _how(settings: _Settings, rank_by: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
@@ -11,11 +11,13 @@ from tdistill.evaluation.ranking import ranks_within, spearman, spearman_within
 from tdistill.evaluation.reward import Reading, read_rewards, token_texts
 from tdistill.evidence.rows import Row
 from tdistill.models.language_model import LanguageModel, shared_vocabulary
+from tdistill.progress import Progress
 from tdistill.teacher.config import CaptureConfig
 from tdistill.teacher.source import LiveTeacher
 from tdistill.training.objectives import TemporalDifference
 
 _SHORT = 60
+_OF_TEACHER = ("teacher_log_prob_per_token", "teacher_log_prob")
 
 
 def ranked_rewards(
@@ -27,7 +29,6 @@ def ranked_rewards(
     *,
     rank_by: str = "mean",
     batch_size: int = 8,
-    on_batch: Callable[[int], None] = lambda done: None,
 ) -> list[dict[str, Any]]:
     """The implied reward of responses, and their ranks among those to the same prompt.
 
@@ -39,7 +40,6 @@ def ranked_rewards(
         capture: which sets are taken from the teacher.
         rank_by: ``mean``, ``total`` or ``discounted`` reward; a missing one ranks last.
         batch_size: rows of one forward pass.
-        on_batch: told the number of rows done by each.
 
     Returns:
         A record per response for ``rewards.jsonl``, sums in nats first, then every token's numbers.
@@ -49,6 +49,7 @@ def ranked_rewards(
     """
     size = model.vocabulary_size if teacher is None else shared_vocabulary(teacher, model)
     rows = [Row(e.prompt_ids, e.reference_ids, e.reference_ended, "reference") for e in examples]
+    bar = Progress("reward", len(rows))
     readings = read_rewards(
         model,
         objective,
@@ -56,21 +57,27 @@ def ranked_rewards(
         LiveTeacher(teacher or model, capture, vocabulary_size=size),
         vocabulary_size=size,
         batch_size=batch_size,
-        on_batch=on_batch,
+        on_batch=lambda done: bar.update(bar.done + done, "responses"),
     )
+    bar.close()
     numbers: dict[tuple[int, ...], int] = {}
     prompts = [numbers.setdefault(row.prompt_ids, len(numbers)) for row in rows]
     ranks = ranks_within(prompts, [getattr(reading, rank_by) for reading in readings])
+    texts = [token_texts(model, row) for row in rows]
+    unknown = _OF_TEACHER if teacher is None else ()
+    parts = zip(prompts, ranks, examples, readings, texts, strict=True)
     return [
-        {"prompt_number": prompts[i], "rank": ranks[i]}
-        | _sums(examples[i], reading, with_teacher=teacher is not None)
-        | _tokens(reading, token_texts(model, rows[i]), with_teacher=teacher is not None)
-        for i, reading in enumerate(readings)
+        {key: value for key, value in _record(*part).items() if key not in unknown}
+        for part in parts
     ]
 
 
-def _sums(example: Example, reading: Reading, *, with_teacher: bool) -> dict[str, Any]:
-    sums = {
+def _record(
+    prompt: int, rank: int, example: Example, reading: Reading, texts: list[str]
+) -> dict[str, Any]:
+    return {
+        "prompt_number": prompt,
+        "rank": rank,
         "prompt": example.question or example.prompt,
         "response": example.references[0],
         "mean_reward": reading.mean,
@@ -79,15 +86,13 @@ def _sums(example: Example, reading: Reading, *, with_teacher: bool) -> dict[str
         "log_prob_per_token": fmean(reading.log_prob),
         "off_set_tokens": sum(reading.off_set),
         "ended": example.reference_ended,
+        "teacher_log_prob_per_token": fmean(reading.teacher_log_prob),
+        "tokens": texts,
+        "implied_reward": list(reading.implied_reward),
+        "value": list(reading.value),
+        "log_prob": list(reading.log_prob),
+        "teacher_log_prob": list(reading.teacher_log_prob),
     }
-    likely = {"teacher_log_prob_per_token": fmean(reading.teacher_log_prob)}
-    return sums | likely if with_teacher else sums
-
-
-def _tokens(reading: Reading, texts: list[str], *, with_teacher: bool) -> dict[str, Any]:
-    names = ("implied_reward", "value", "log_prob", "teacher_log_prob")
-    shown = names if with_teacher else names[:-1]
-    return {"tokens": texts} | {name: list(getattr(reading, name)) for name in shown}
 
 
 def summary(records: Sequence[dict[str, Any]], rank_by: str = "mean") -> list[str]:
@@ -118,6 +123,5 @@ def _correlation(known: Sequence[dict[str, Any]], by: str) -> list[str]:
     overall = spearman(rewards, likely)
     parts = [f"{fmean(within):.2f} within a prompt ({len(within)} prompts)"] if within else []
     parts += [f"{overall:.2f} over all responses"] if overall is not None else []
-    if not parts:
-        return []
-    return [f"rank correlation with log-probability a token: {', '.join(parts)}"]
+    what = "rank correlation with log-probability a token"
+    return [f"{what}: {', '.join(parts)}"] if parts else []

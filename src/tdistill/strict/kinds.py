@@ -96,9 +96,8 @@ def type_text(kind: Any) -> str:
     options, classes = options_of(kind), classes_of(kind)
     words = [_words(option) for option in options if option not in classes]
     if classes:
-        known = by_name(classes) if len(classes) > 1 else keys_of(classes[0])
-        separator = " | " if len(classes) > 1 else ", "
-        words.insert(0, f"a section ({separator.join(known)})")
+        inside = " | ".join(by_name(classes)) if classes[1:] else ", ".join(keys_of(classes[0]))
+        words.insert(0, f"a section ({inside})")
     return " or ".join(words)
 
 
