@@ -244,6 +244,8 @@ def test_the_document_must_be_a_section(document: Any) -> None:
 def test_classes_that_cannot_be_loaded_are_refused() -> None:
     with pytest.raises(InvalidValueError, match="is not a type of a recipe"):
         load(WithSet, {"values": []})
+    with pytest.raises(InvalidValueError, match="is not a type of a recipe"):
+        load(WithPair, {"pair": [1.0, 2.0]})
     with pytest.raises(InvalidValueError, match="different `name: ClassVar"):
         load(WithUntaggedUnion, {"value": {}})
     with pytest.raises(InvalidValueError, match="cannot be resolved"):
@@ -253,6 +255,11 @@ def test_classes_that_cannot_be_loaded_are_refused() -> None:
 @dataclass
 class WithSet:
     values: set[int]
+
+
+@dataclass
+class WithPair:
+    pair: tuple[float, float]
 
 
 @dataclass

@@ -141,7 +141,10 @@ def test_null_a_whole_section_and_a_whole_entry_can_be_given() -> None:
         (["--teacher.x=2"], "--teacher.x: expected a section at teacher, found the string 't'"),
         (["--seeds.0=2"], "--seeds.0: expected a section at seeds, found a list of 2"),
         (["--limit.x=2"], "limit: expected an integer or all, found a section with the keys x"),
-        (["--objectives.kd.objective=sft"], "expected bellman_distill | kd, found the string"),
+        (
+            ["--objectives.kd.objective=sft"],
+            "--objectives.kd.objective: expected bellman_distill | ",
+        ),
         (["--objectives.x.objective=kd", "--objectives.x.alhpa=2"], "--objectives.x.alhpa: unkno"),
         (
             ["--objectives.kdd.cached=no"],

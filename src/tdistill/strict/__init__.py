@@ -18,14 +18,13 @@ field; a present one takes the defaults of its class for the keys it does not ha
 
 from __future__ import annotations
 
-from tdistill.strict.fields import FieldHelp, describe
+from tdistill.strict.help import describe
 from tdistill.strict.imported import source_file_of
 from tdistill.strict.kinds import nearest
 from tdistill.strict.loader import dump, load
 from tdistill.strict.text import Option, load_yaml, override, split_words
 
 __all__ = [
-    "FieldHelp",
     "Option",
     "describe",
     "dump",

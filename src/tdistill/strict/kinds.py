@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from tdistill.errors import InvalidValueError
 
+_CONSTANTS = ((None, "null"), (True, "true"), (False, "false"))
 TAG = "objective"  # the key that names the class of a section
 _WORDS = {
     int: "an integer",
@@ -61,6 +62,12 @@ def classes_of(kind: Any) -> tuple[type, ...]:
     return tuple(o for o in options_of(kind) if isinstance(o, type) and is_dataclass(o))
 
 
+def is_list(kind: Any) -> bool:
+    """Whether a type is ``list[T]`` or ``tuple[T, ...]``."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    return origin is list or (origin is tuple and arguments[1:] == (...,))
+
+
 def name_of(cls: type) -> str | None:
     """The ``name: ClassVar[str]`` of a class, or None."""
     return None if "name" in keys_of(cls) else getattr(cls, "name", None)
@@ -107,7 +114,7 @@ def _words(kind: Any) -> str:
         return " | ".join(map(str, arguments))
     if origin is dict:
         return f"named entries (each {type_text(arguments[1])})"
-    if origin is list or (origin is tuple and arguments[1:] == (...,)):
+    if is_list(kind):
         return f"a list (each {type_text(arguments[0])})"
     if kind in _WORDS:
         return _WORDS[kind]
@@ -119,8 +126,8 @@ def _words(kind: Any) -> str:
 
 def found_text(value: Any) -> str:
     """What a value is, in the words of YAML."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
+    if word := yaml_word(value):
+        return word
     if isinstance(value, Mapping):
         return f"a section with the keys {', '.join(map(str, value)) or '(none)'}"
     if isinstance(value, (list, tuple)):
@@ -128,3 +135,8 @@ def found_text(value: Any) -> str:
     text = repr(value) if len(repr(value)) <= 60 else repr(value)[:57] + "..."
     words = {str: "the string", int: "the integer", float: "the number"}
     return f"{words.get(type(value), f'the {type(value).__name__}')} {text}"
+
+
+def yaml_word(value: Any) -> str | None:
+    """``null``, ``true`` or ``false``; None for other values."""
+    return next((word for constant, word in _CONSTANTS if value is constant), None)

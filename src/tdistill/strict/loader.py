@@ -18,6 +18,7 @@ from tdistill.strict.kinds import (
     classes_of,
     common_base,
     found_text,
+    is_list,
     keys_of,
     name_of,
     nearest,
@@ -149,9 +150,11 @@ class _Reader:
     def _single(self, kind: Any, value: Any, path: str) -> Any:
         """The value as a type that is no union; problems are only of what is inside the value."""
         origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-        if origin in (list, tuple) and isinstance(value, (list, tuple)):
+        if is_list(kind) and isinstance(value, (list, tuple)):
             items = enumerate(value)
-            return origin([self.read(arguments[0], item, f"{path}[{i}]") for i, item in items])
+            return (origin or list)(
+                [self.read(arguments[0], item, f"{path}[{i}]") for i, item in items]
+            )
         if origin is dict and isinstance(value, Mapping):
             return self._entries(arguments[1], value, path)
         if origin is Literal:
@@ -195,16 +198,15 @@ class _Reader:
         known = [*keys_of(cls), *([TAG] if name_of(cls) else [])]
         for key, value in mapping.items():
             if key not in known:
-                mark = "--" if isinstance(value, (Typed, Patch)) else ""
                 cure = f"{nearest(key, known)} (keys here: {', '.join(known)})"
-                self._fail(mark + _join(path, key), f"unknown key{cure}")
+                self._fail(_join(path, key, value), f"unknown key{cure}")
 
     def _class(
         self, classes: Sequence[type], mapping: Mapping[Any, Any], path: str, label: str | None
     ) -> Any:
         """The class that a section is of, by its tag or the name of its entry."""
         known, base = by_name(classes), common_base(classes)
-        name = mapping.get(TAG, label)
+        name, where = mapping.get(TAG, label), _join(path, TAG, mapping.get(TAG))
         name = name.value if isinstance(name, Typed) else name
         if len(classes) == 1 and (TAG not in mapping or not known):
             return classes[0]
@@ -214,7 +216,7 @@ class _Reader:
             try:
                 return import_class(name, base)
             except InvalidValueError as error:
-                return self._fail(_join(path, TAG), str(error))
+                return self._fail(where, str(error))
         names = " | ".join([*known, *([] if base is None else ["FILE.py:CLASS"])])
         if TAG in mapping:
             text = f"expected {names}, found {found_text(name)}{nearest(name, known)}"
@@ -222,7 +224,7 @@ class _Reader:
             text = f"missing; expected {names}"
             if label is not None:
                 text += f" here or as the name of the entry{nearest(label, known)}"
-        return self._fail(_join(path, TAG), text)
+        return self._fail(where, text)
 
     def _mismatch(self, kind: Any, value: Any, path: str) -> Any:
         literals = [o for o in options_of(kind) if typing.get_origin(o) is Literal]
@@ -279,5 +281,7 @@ def _plain(value: Any) -> Any:
     raise InvalidValueError(f"dump: expected a value of a recipe, found {found_text(value)}")
 
 
-def _join(path: str, key: object) -> str:
-    return f"{path}.{key}" if path else str(key)
+def _join(path: str, key: object, value: Any = None) -> str:
+    """The dotted path of a key, with dashes before it where its value was typed."""
+    dashes = "--" if isinstance(value, (Typed, Patch)) else ""
+    return f"{dashes}{path}.{key}" if path else f"{dashes}{key}"

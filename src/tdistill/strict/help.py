@@ -8,7 +8,7 @@ import inspect
 import itertools
 import textwrap
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import MISSING, is_dataclass
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from tdistill.strict.kinds import (
     name_of,
     options_of,
     type_text,
+    yaml_word,
 )
 
 
@@ -79,24 +80,21 @@ def _default_text(value: Any) -> str:
         return "[" + ", ".join(map(_default_text, value)) + "]"
     if is_dataclass(value):
         return name_of(type(value)) or type(value).__name__
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return str(value)
+    return yaml_word(value) or str(value)
 
 
-def _helps(cls: type) -> Mapping[str, str]:
+def _helps(cls: type) -> dict[str, str]:
     """The help of each field; a default that a class changes without a word keeps its base's."""
     helps: dict[str, str] = {}
     for base in reversed(cls.__mro__):
-        helps.update({name: text for name, text in _own_helps(base).items() if text})
+        if is_dataclass(base):
+            helps |= _own_helps(base)
     return helps
 
 
 @functools.cache
-def _own_helps(cls: type) -> Mapping[str, str]:
+def _own_helps(cls: type) -> dict[str, str]:
     """The help of the fields that a class itself defines; empty where it has no source."""
-    if not is_dataclass(cls):
-        return {}
     try:
         source = textwrap.dedent(inspect.getsource(cls))
     except (OSError, TypeError):  # as in a REPL
@@ -104,14 +102,15 @@ def _own_helps(cls: type) -> Mapping[str, str]:
     lines = source.splitlines()
     body = typing.cast(ast.ClassDef, ast.parse(source).body[0]).body
     helps = {}
-    for node, after in itertools.zip_longest(body, body[1:]):
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+    for node, after in itertools.pairwise([*body, ast.Pass()]):
+        if isinstance(node, ast.AnnAssign):
             comment = lines[(node.end_lineno or node.lineno) - 1].partition("  # ")[2]
-            helps[node.target.id] = _docstring(after) or comment
+            if text := _docstring(after) or comment:
+                helps[ast.unparse(node.target)] = text
     return helps
 
 
-def _docstring(node: ast.stmt | None) -> str:
+def _docstring(node: ast.stmt) -> str:
     constant = node.value if isinstance(node, ast.Expr) else None
     text = constant.value if isinstance(constant, ast.Constant) else None
     return " ".join(text.split()) if isinstance(text, str) else ""
