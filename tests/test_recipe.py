@@ -12,7 +12,8 @@ import yaml
 import tdistill
 from tdistill import strict
 from tdistill.errors import RecipeError
-from tdistill.recipe import Recipe, read_recipe, recipe_dict
+from tdistill.recipe import Recipe, read_recipe, read_recipes, recipe_dict
+from tdistill.training.config import LoraConfig
 from tdistill.training.objectives import KD, SFT, BellmanDistill, SeqKD
 
 SMALLEST = "teacher: {path: t}\nstudent: {layers: 2}\n"
@@ -144,8 +145,9 @@ def test_the_demo_recipe_is_valid():
 
 
 def test_every_field_is_documented():
-    undocumented = [entry.path for entry in strict.describe(Recipe) if not entry.type_text]
-    assert undocumented == []
+    lines = list(strict.describe(Recipe))
+    assert len(lines) > 150
+    assert [entry.path for entry in lines if not entry.type_text] == []
 
 
 def test_reading_a_recipe_imports_no_torch(tmp_path: Path):
@@ -159,3 +161,71 @@ def test_reading_a_recipe_imports_no_torch(tmp_path: Path):
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def write_two(folder: Path, second: str = "") -> list[Path]:
+    """Recipes of one objective each; ``second`` is more text of the second."""
+    paths = [folder / "kd.yaml", folder / "sft.yaml"]
+    for path, more in zip(paths, ("", second), strict=True):
+        objectives = f"distilled: {path.stem}\nobjectives: {{{path.stem}: {{}}}}\n"
+        path.write_text(SMALLEST + objectives + more)
+    return paths
+
+
+def options(*words: str) -> list[strict.Option]:
+    return strict.split_words(words)[1]
+
+
+def test_recipes_that_differ_in_their_objectives_are_one(tmp_path: Path):
+    words = ["--training.steps=3", "--objectives.sft.discount=1", "--distilled=sft"]
+    recipe = read_recipes(write_two(tmp_path), options(*words))
+    assert recipe.objectives == {"kd": KD(), "sft": SFT(discount=1.0)}
+    assert (recipe.training.steps, recipe.distilled, recipe.baseline) == (3, "sft", None)
+    assert read_recipes(write_two(tmp_path)[:1]).distilled == "kd"
+
+
+def test_recipes_that_differ_elsewhere_are_refused_with_every_field(tmp_path: Path):
+    first, second = write_two(tmp_path, "training: {seed: 4}\nstart: null\n")
+    with pytest.raises(RecipeError, match="differ in their objectives alone") as caught:
+        read_recipes([first, second])
+    text = str(caught.value)
+    assert f"training.seed: 0 in {first}, 4 in {second}" in text
+    assert f"start.training.steps: 1000 in {first}, nothing in {second}" in text
+    assert "rollouts" not in text
+    assert "setting the field on the command line" in text
+    made_equal = read_recipes([first, second], options("--training.seed=1", "--start=null"))
+    assert made_equal.training.seed == 1
+
+
+def test_one_label_for_two_settings_is_refused(tmp_path: Path):
+    first, second = write_two(tmp_path)
+    second.write_text(second.read_text().replace("sft: {}", "sft: {}, kd: {discount: 1}"))
+    expected = r"objectives\.kd: other settings in .*sft\.yaml than in .*kd\.yaml"
+    with pytest.raises(RecipeError, match=expected):
+        read_recipes([first, second])
+
+
+def test_a_value_of_the_command_line_may_be_wrong_in_united_recipes_too(tmp_path: Path):
+    paths = write_two(tmp_path)
+    with pytest.raises(RecipeError, match=r"command line: objectives\.nope\.objective: missing"):
+        read_recipes(paths, options("--objectives.nope.discount=1"))
+    with pytest.raises(RecipeError, match="baseline: expected one of the objectives"):
+        read_recipes(paths, options("--baseline=nope"))
+
+
+def test_lora_can_be_set_where_it_is_null(tmp_path: Path):
+    for text in (SMALLEST, SMALLEST + "training: {lora: null, steps: 5}\n"):
+        lora = read_recipe(write(tmp_path, text), ["--training.lora.rank", "8"]).training.lora
+        assert lora == LoraConfig(rank=8)
+
+
+def test_an_objective_can_be_added_and_flags_written_either_way(tmp_path: Path):
+    words = ["--objectives.mine.alpha", "3", "--objectives.mine.objective", "bellman_distill"]
+    recipe = read_recipe(write(tmp_path), [*words, "--training.bf16", "true"])
+    assert recipe.objectives["mine"] == BellmanDistill(alpha=3.0)
+    assert list(recipe.objectives) == ["sft", "seqkd", "kd", "bellman_distill", "mine"]
+    for words, wanted in ((["--training.bf16"], True), (["--training.no-bf16"], False)):
+        path = write(tmp_path, SMALLEST + f"training: {{bf16: {str(not wanted).lower()}}}\n")
+        assert read_recipe(path, words).training.bf16 is wanted
+        given = read_recipe(path, ["--training.bf16", str(wanted).lower()])
+        assert given.training.bf16 is wanted

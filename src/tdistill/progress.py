@@ -59,3 +59,11 @@ def _terminal_bar(label: str, total: int, done: int) -> tuple[Any, Any]:
     bar = Bar(*columns)
     bar.start()
     return bar, bar.add_task(label, total=total, completed=done, note="")
+
+
+def quiet_libraries() -> None:
+    """Turn off the bars and notes of transformers: our own progress is enough."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()

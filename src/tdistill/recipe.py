@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from tdistill import strict
 from tdistill.checks import check, check_at_least
 from tdistill.data.config import DataConfig
-from tdistill.errors import InvalidValueError
+from tdistill.errors import InvalidValueError, RecipeError
 from tdistill.evaluation.config import EvaluationConfig
 from tdistill.teacher.config import RolloutConfig
 from tdistill.training.config import TrainConfig
 from tdistill.training.objectives import KD, SFT, AnyObjective, BellmanDistill, SeqKD
+
+_OF_OBJECTIVES = ("objectives", "distilled", "baseline")
 
 
 @dataclass(frozen=True)
@@ -106,8 +108,76 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: for unknown keys, wrong types and impossible combinations, all at once.
     """
-    mapping = strict.apply_overrides(strict.load_yaml(path), list(overrides), Recipe)
-    return strict.load(Recipe, mapping, where=str(path))
+    alone, options = strict.split_words(overrides)
+    if alone:
+        expected = "expected --section.field and one value"
+        raise RecipeError(f"command line: {expected}, found {alone[0]!r}")
+    return read_recipes([path], options)
+
+
+def read_recipes(paths: Sequence[Path], options: Sequence[strict.Option] = ()) -> Recipe:
+    """One recipe from YAML files that differ in their objectives alone, with options set in it.
+
+    Raises:
+        RecipeError: as `read_recipe` and `unite` do.
+    """
+    if len(paths) == 1:
+        return _read(paths[0], options)
+    late = [o for o in options if o.name.split(".")[0] in _OF_OBJECTIVES]
+    early = [o for o in options if o not in late]
+    united = unite({str(path): _read(path, early) for path in paths})
+    return strict.load(Recipe, strict.override(recipe_dict(united), late), where="command line")
+
+
+def _read(path: Path, options: Sequence[strict.Option]) -> Recipe:
+    document = strict.override(strict.load_yaml(path), options)
+    return strict.load(Recipe, document, where=str(path))
+
+
+def unite(recipes: Mapping[str, Recipe]) -> Recipe:
+    """One recipe with the objectives of all; what else hangs on them is as in the first.
+
+    Args:
+        recipes: by the name of their file; they must agree in everything but their objectives.
+
+    Raises:
+        RecipeError: naming every field in which they differ, with both values and both files.
+    """
+    (first, base), *others = recipes.items()
+    objectives = dict(base.objectives)
+    problems: list[str] = []
+    for name, recipe in others:
+        for path, a, b in _differences(_common(base), _common(recipe)):
+            problems.append(f"{path}: {a} in {first}, {b} in {name}")
+        for label, objective in recipe.objectives.items():
+            if objectives.setdefault(label, objective) != objective:
+                origin = next(n for n, r in recipes.items() if label in r.objectives)
+                problems.append(
+                    f"objectives.{label}: other settings in {name} than in {origin}; "
+                    "give one of them another label"
+                )
+    if problems:
+        lines = "".join(f"\n  {problem}" for problem in problems)
+        raise RecipeError(
+            f"expected recipes that differ in their objectives alone, found{lines}\n"
+            "make them equal, for instance by setting the field on the command line"
+        )
+    return replace(base, objectives=objectives)
+
+
+def _common(recipe: Recipe) -> dict[str, Any]:
+    return {k: v for k, v in recipe_dict(recipe).items() if k not in _OF_OBJECTIVES}
+
+
+def _differences(a: Any, b: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Dotted path and both values where two recipes as plain values differ."""
+    if isinstance(a, dict) or isinstance(b, dict):
+        a, b = (value if isinstance(value, dict) else {} for value in (a, b))
+        for key in a | b:
+            inside = f"{path}.{key}" if path else key
+            yield from _differences(a.get(key, "nothing"), b.get(key, "nothing"), inside)
+    elif a != b:
+        yield path, a, b
 
 
 def recipe_dict(recipe: Recipe) -> dict[str, Any]:

@@ -8,22 +8,25 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import tdistill
 from pipeline import Finished, read_json, write_rows
 from tdistill import __version__, cli
 from tdistill.models.language_model import load
+from tdistill.recipe import Recipe, read_recipe
 from tdistill.teacher.cache.reader import Cache
 from tdistill.teacher.cache.verification import verify_cache
 from tdistill.teacher.inspection import inspect_cache
+from tdistill.training.objectives import JSD, KD, SFT
 
 COMMANDS = (
     "demo",
     "run",
-    "compare",
     "rollouts",
     "train",
     "evaluate",
@@ -31,6 +34,7 @@ COMMANDS = (
     "score",
     "inspect",
     "verify",
+    "objectives",
     "reward",
 )
 HEAVY = ("torch", "transformers", "datasets", "matplotlib", "pyarrow", "numpy", "pandas")
@@ -173,11 +177,11 @@ def test_a_bad_recipe_in_a_process_of_its_own(finished: Finished, tmp_path: Path
     ("words", "text"),
     [
         (["rum"], "rum: expected a command (demo, run, "),
-        (["rum"], "did you mean run?"),
-        (["run"], "tdistill run: expected RECIPE.yaml --out DIR"),
-        (["run", "{recipe}"], "expected RECIPE.yaml --out DIR"),
-        (["run", "--out", "x"], "expected RECIPE.yaml --out DIR"),
-        (["run", "{recipe}", "--out"], "expected RECIPE.yaml --out DIR"),
+        (["rum"], "did you mean 'run'?"),
+        (["run"], "tdistill run: expected RECIPE.yaml [RECIPE.yaml ...] --out DIR"),
+        (["run", "{recipe}"], "expected RECIPE.yaml [RECIPE.yaml ...] --out DIR"),
+        (["run", "--out", "x"], "expected RECIPE.yaml [RECIPE.yaml ...] --out DIR"),
+        (["run", "{recipe}", "--out"], "expected RECIPE.yaml [RECIPE.yaml ...] --out DIR"),
         (["train", "nosuch.yaml", "--out", "x"], "nosuch.yaml: expected a YAML file, found none"),
         (["inspect", "nosuch"], "nosuch: expected a teacher cache"),
         (["verify", "nosuch"], "nosuch: expected a teacher cache"),
@@ -220,20 +224,36 @@ def test_out_may_be_written_either_way(finished: Finished, capsys: pytest.Captur
 
 
 def test_demo_is_a_run_of_the_packaged_recipe(monkeypatch: pytest.MonkeyPatch):
-    seen: list[list[str]] = []
+    seen: list[tuple[Recipe, Path]] = []
 
-    def run(name: str, words: list[str]) -> int:
-        seen.append([name, *words])
+    def run(recipe: Recipe, out: Path) -> int:
+        seen.append((recipe, out))
         return 0
 
-    monkeypatch.setattr(cli, "_with_recipe", run)
+    monkeypatch.setattr("tdistill.cli.run._run", run)
     assert cli.main(["demo"]) == 0
     assert cli.main(["demo", "--out", "x", "--training.steps", "3"]) == 0
-    assert [Path(words[1]).parts[-2:] for words in seen] == [("demo", "recipe.yaml")] * 2
-    assert [words[2:] for words in seen] == [
-        ["--out", "demo-run"],
-        ["--out", "x", "--training.steps", "3"],
-    ]
+    packaged = read_recipe(Path(tdistill.__file__).parent / "demo" / "recipe.yaml")
+    shorter = replace(packaged, training=replace(packaged.training, steps=3))
+    assert seen == [(packaged, Path("demo-run")), (shorter, Path("x"))]
+
+
+def test_recipes_are_united_and_set_on_the_command_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    seen: list[Recipe] = []
+    monkeypatch.setattr("tdistill.cli.run._run", lambda recipe, out: seen.append(recipe) or 0)
+    head = "teacher: {path: t}\nstudent: {layers: 2}\ndistilled: %s\nobjectives: {%s: {}}\n"
+    paths = [tmp_path / "kd.yaml", tmp_path / "sft.yaml"]
+    for path in paths:
+        path.write_text(head % (path.stem, path.stem))
+    words = ["--out", "x", "--seeds", "3", "--baseline", "sft", "--keep-models", "false"]
+    more = ["--objectives.sft.discount", "1", "--objectives.new.objective", "jsd"]
+    assert cli.main(["run", *map(str, paths), *words, *more]) == 0
+    (recipe,) = seen
+    assert (recipe.seeds, recipe.baseline, recipe.keep_models) == (3, "sft", False)
+    assert recipe.objectives == {"kd": KD(), "sft": SFT(discount=1.0), "new": JSD()}
+    assert recipe.distilled == "kd"
 
 
 def test_inspect_prints_json_and_text(finished: Finished, capsys: pytest.CaptureFixture[str]):
@@ -351,6 +371,6 @@ def test_an_interrupt_is_not_a_traceback(
     def interrupt(words: list[str]) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_inspect", interrupt)
+    monkeypatch.setattr("tdistill.cli.cache.inspect", interrupt)
     assert cli.main(["inspect", "x"]) == 130
     assert "the same command continues from here" in capsys.readouterr().err

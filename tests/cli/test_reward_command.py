@@ -12,11 +12,11 @@ import yaml
 
 from pipeline import Finished, read_json
 from tdistill import cli
+from tdistill.cli.reward import RewardCommand, read_and_rank
 from tdistill.data import DataConfig, load_examples
 from tdistill.evidence.rows import Row
 from tdistill.models.language_model import LanguageModel, load, save
 from tdistill.report.rewards import MOST_SHOWN, write_rewards_page
-from tdistill.run.reward_command import RewardCommand, read_and_rank
 from tdistill.teacher.config import CaptureConfig
 from tdistill.teacher.source import LiveTeacher
 from tiny import tiny_model, tokenizer

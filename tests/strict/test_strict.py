@@ -38,7 +38,6 @@ class Kd:
 
 @dataclass(frozen=True)
 class Constant:
-    tag: ClassVar[str] = "kind"
     name: ClassVar[str] = "constant"
 
     rate: float
@@ -46,7 +45,6 @@ class Constant:
 
 @dataclass(frozen=True)
 class Cosine:
-    tag: ClassVar[str] = "kind"
     name: ClassVar[str] = "cosine"
 
     rate: float = 1.0
@@ -59,7 +57,7 @@ class Training:
     # not the help of the next field
     steps: int = 10
     use_cache: bool = False
-    betas: tuple[float, float] = field(
+    betas: tuple[float, ...] = field(
         default=(0.9, 0.95),
     )  # of AdamW
     schedule: Constant | Cosine = field(default_factory=Cosine)
@@ -113,7 +111,7 @@ def test_defaults_and_every_type() -> None:
         "tags": ["x"],
         "decodings": [{"name": "greedy", "temperature": 0}],
         "limit": 20,
-        "extra": {"schedule": {"kind": "constant", "rate": 2}},
+        "extra": {"schedule": {"objective": "constant", "rate": 2}},
     }
     assert load(Recipe, document) == Recipe(
         teacher="t",
@@ -154,12 +152,7 @@ def test_other_values_are_not_floats(value: Any) -> None:
         ("steps", "2", "training.steps: expected an integer, found the string '2'"),
         ("use_cache", 1, "training.use_cache: expected true or false, found the integer 1"),
         ("use_cache", "yes", "training.use_cache: expected true or false, found the string 'yes'"),
-        (
-            "betas",
-            [0.5],
-            "training.betas: expected a list of 2 (a number, a number), found a list of 1",
-        ),
-        ("betas", 0.5, "expected a list of 2 (a number, a number), found the number 0.5"),
+        ("betas", 0.5, "training.betas: expected a list (each a number), found the number 0.5"),
         ("betas", [0.5, "x"], "training.betas[1]: expected a number, found the string 'x'"),
         ("schedule", 3, "training.schedule: expected a section (constant | cosine), found"),
     ],
@@ -197,7 +190,7 @@ def test_literals_give_the_nearest_choice_and_do_not_confuse_one_with_true() -> 
 def test_all_problems_come_in_one_error() -> None:
     lines = problems(
         {
-            "training": {"stpes": 3, "learning_rate": [], "schedule": {"kind": "constant"}},
+            "training": {"stpes": 3, "learning_rate": [], "schedule": {"objective": "constant"}},
             "objectives": {"bd": {}, "b": {"objective": "kdd"}, "kd": {"cached": 1}, 3: {}},
             "seeds": [0, "1"],
             "decodings": {"name": "x"},
@@ -222,7 +215,7 @@ def test_all_problems_come_in_one_error() -> None:
 
 def test_a_union_needs_its_tag_outside_a_dictionary() -> None:
     (line,) = problems({"teacher": "t", "training": {"schedule": {"rate": 1}}})
-    assert line == "training.schedule.kind: missing; expected constant | cosine"
+    assert line == "training.schedule.objective: missing; expected constant | cosine"
 
 
 def test_a_tag_wins_over_the_name_of_the_entry() -> None:
@@ -231,9 +224,9 @@ def test_a_tag_wins_over_the_name_of_the_entry() -> None:
 
 
 def test_a_single_class_accepts_its_own_tag_only() -> None:
-    assert load(Cosine, {"kind": "cosine", "rate": 2}) == Cosine(2.0)
-    (line,) = problems({"kind": "constant"}, Cosine)
-    assert line.startswith("kind: expected cosine, found the string 'constant'")
+    assert load(Cosine, {"objective": "cosine", "rate": 2}) == Cosine(2.0)
+    (line,) = problems({"objective": "constant"}, Cosine)
+    assert line.startswith("objective: expected cosine, found the string 'constant'")
 
 
 def test_checks_of_a_class_get_its_path() -> None:
@@ -251,6 +244,8 @@ def test_the_document_must_be_a_section(document: Any) -> None:
 def test_classes_that_cannot_be_loaded_are_refused() -> None:
     with pytest.raises(InvalidValueError, match="is not a type of a recipe"):
         load(WithSet, {"values": []})
+    with pytest.raises(InvalidValueError, match="is not a type of a recipe"):
+        load(WithPair, {"pair": [1.0, 2.0]})
     with pytest.raises(InvalidValueError, match="different `name: ClassVar"):
         load(WithUntaggedUnion, {"value": {}})
     with pytest.raises(InvalidValueError, match="cannot be resolved"):
@@ -260,6 +255,11 @@ def test_classes_that_cannot_be_loaded_are_refused() -> None:
 @dataclass
 class WithSet:
     values: set[int]
+
+
+@dataclass
+class WithPair:
+    pair: tuple[float, float]
 
 
 @dataclass
@@ -283,7 +283,7 @@ def test_dump_is_plain_and_loads_to_the_same() -> None:
     assert plain["out"] == "runs/x"
     assert plain["seeds"] == [0, 1]
     assert plain["objectives"]["b"]["objective"] == "bellman_distill"
-    assert plain["extra"]["schedule"] == {"kind": "constant", "rate": 1e-6}
+    assert plain["extra"]["schedule"] == {"objective": "constant", "rate": 1e-6}
     assert plain["decodings"] == [{"name": "x", "temperature": 1.0}]
     assert not any(is_dataclass(value) for value in plain.values())
     assert load(Recipe, plain) == recipe
@@ -340,8 +340,7 @@ def test_describe_lists_every_key_with_help() -> None:
     assert lines["objectives.bellman_distill.alpha"] == ("a number", "0.1", weight)
     assert lines["objectives.kd.cached"][2] == "Read the teacher from the cache."
     assert lines["training.schedule"][:2] == ("a section (constant | cosine)", "cosine")
-    assert lines["training.schedule.warmup_steps"][2] == "[kind: cosine] "
-    assert lines["decodings[].name"][2] == "a field, so this class has no tag"
+    assert lines["training.schedule.warmup_steps"][2] == ""
     assert lines["limit"][:2] == ("an integer or all", "all")
     assert lines["extra"][1] == "null"
     assert lines["extra.steps"][1] == "10"
@@ -349,7 +348,7 @@ def test_describe_lists_every_key_with_help() -> None:
 
 def test_describe_works_without_source() -> None:
     made = make_dataclass("Made", [("steps", int, 3)])
-    assert describe(made) == [("steps", "an integer", "3", "")]
+    assert list(describe(made)) == [("steps", "an integer", "3", "")]
 
 
 def test_describe_lists_what_named_classes_share_once() -> None:

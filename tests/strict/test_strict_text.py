@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 import pytest
 
 from tdistill.errors import RecipeError
-from tdistill.strict import apply_overrides, load, load_yaml
+from tdistill.strict import load, load_yaml, override, split_words
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,6 @@ class Kd:
 
 @dataclass(frozen=True)
 class Constant:
-    tag: ClassVar[str] = "kind"
     name: ClassVar[str] = "constant"
 
     rate: float
@@ -35,7 +34,6 @@ class Constant:
 
 @dataclass(frozen=True)
 class Cosine:
-    tag: ClassVar[str] = "kind"
     name: ClassVar[str] = "cosine"
 
     warmup_steps: int = 100
@@ -63,13 +61,13 @@ class Recipe:
     answer: Literal["yes", "no"] = "yes"
 
 
-def override(*arguments: str, document: dict[str, Any] | None = None) -> Recipe:
+def given(*words: str, document: dict[str, Any] | None = None) -> Recipe:
     base = {"teacher": "t"} if document is None else document
-    return load(Recipe, apply_overrides(base, arguments, Recipe))
+    return load(Recipe, override(base, split_words(words)[1]))
 
 
 def test_overrides_set_values_and_flags() -> None:
-    recipe = override(
+    recipe = given(
         *["--training.steps", "20", "--training.learning-rate=1e-5", "--training.use-cache"],
         *["--objectives.kd.no-cached", "--seeds", "[3, 4]", "--limit=-5", "--out", "2024"],
         *["--objectives.bd.objective", "bellman_distill", "--objectives.bd.alpha", "10"],
@@ -87,20 +85,23 @@ def test_overrides_set_values_and_flags() -> None:
 
 
 def test_an_absent_section_starts_from_the_default_of_its_field() -> None:
-    assert override("--training.learning-rate", "1").training == Training(1.0, steps=7)
-    given = {"teacher": "t", "training": None, "objectives": {"my-bd": {"objective": "kd"}}}
-    recipe = override("--training.learning-rate=1", "--objectives.my_bd.cached=no", document=given)
+    assert given("--training.learning-rate", "1").training == Training(1.0, steps=7)
+    document = {"teacher": "t", "training": None, "objectives": {"my-bd": {"objective": "kd"}}}
+    recipe = given("--training.learning-rate=1", "--objectives.my_bd.cached=no", document=document)
     assert recipe.training == Training(1.0)
     assert recipe.objectives == {"my-bd": Kd(False)}
-    assert override("--extra.steps", "1").extra == Training(steps=1)
+    assert given("--extra.steps", "1").extra == Training(steps=1)
 
 
 def test_overrides_leave_the_document_alone_and_the_last_one_counts() -> None:
     document = {"teacher": "t", "training": {"steps": 1}}
-    result = apply_overrides(document, ["--training.steps=2", "--training.steps=3"], Recipe)
-    assert result == {"teacher": "t", "training": {"steps": 3}}
+    recipe = given("--training.steps=2", "--training.steps=3", document=document)
+    assert recipe == Recipe("t", training=Training(steps=3))
     assert document == {"teacher": "t", "training": {"steps": 1}}
-    assert apply_overrides(None, ["--teacher", "x"], Recipe) == {"teacher": "x"}
+    assert given("--teacher", "x", document={}) == Recipe("x")
+    assert given("--training", "{steps: 4}", "--training.use-cache").training == Training(
+        steps=4, use_cache=True
+    )
 
 
 @pytest.mark.parametrize(
@@ -108,57 +109,90 @@ def test_overrides_leave_the_document_alone_and_the_last_one_counts() -> None:
     [("7", "7"), ("say # hi", "say # hi"), ("# hi", "# hi"), ("a: b: c", "a: b: c"), ("", "")],
 )
 def test_text_fields_take_text_as_it_stands(raw: str, text: str) -> None:
-    assert override("--teacher", raw).teacher == text
-    assert override("--teacher", '"7"').teacher == "7"
+    assert given("--teacher", raw).teacher == text
+    assert given("--teacher", '"7"').teacher == "7"
 
 
 def test_a_comment_is_text_and_not_null() -> None:
-    given = {"teacher": "t", "note": "old"}
-    assert override("--note", "# hi", document=given).note == "# hi"
-    assert override("--note", "null", document=given).note is None
+    document = {"teacher": "t", "note": "old"}
+    assert given("--note", "# hi", document=document).note == "# hi"
+    assert given("--note", "null", document=document).note is None
 
 
 def test_null_a_whole_section_and_a_whole_entry_can_be_given() -> None:
-    given = {"teacher": "t", "extra": {"steps": 3}}
-    assert override("--extra", "null", document=given).extra is None
-    assert override("--training", "{steps: 4}").training == Training(steps=4)
-    assert override("--objectives.bellman-distill", "{alpha: 3}").objectives["kd"] == Kd()
-    recipe = override("--objectives.bellman_distill", "{alpha: 3}")
+    document = {"teacher": "t", "extra": {"steps": 3}}
+    assert given("--extra", "null", document=document).extra is None
+    assert given("--training", "{steps: 4}").training == Training(steps=4)
+    assert given("--objectives.bellman-distill", "{alpha: 3}").objectives["kd"] == Kd()
+    recipe = given("--objectives.bellman_distill", "{alpha: 3}")
     assert recipe.objectives["bellman_distill"] == Distil(3.0)
 
 
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["--training.stpes", "2"], "--training.stpes: unknown key 'stpes'; did you mean 'steps'?"),
+        (["--training.stpes", "2"], "--training.stpes: unknown key; did you mean 'steps'?"),
         (["--training.steps", "x"], "--training.steps: expected an integer, found the string 'x'"),
         (["--training.steps"], "--training.steps: expected an integer after it, found nothing"),
-        (["--training.no-steps"], "--training.no-steps: unknown key 'no-steps'"),
-        (["--training.no-use-cache", "1"], "expected no value after a flag, found '1'"),
+        (["--training.no-steps"], "--training.steps: expected an integer after it, found nothing"),
+        (["--training.no-use-cache", "1"], "--training.no_use_cache: unknown key; did you mean"),
         (["--training.use-cache", "1"], "expected true or false, found the integer 1"),
-        (["steps=2"], "expected --section.field and one value, found 'steps=2'"),
-        (["--teacher.x=2"], "--teacher.x: "),
+        (["--training"], "--training: expected a section (learning_rate, steps,"),
+        (["--teacher.x=2"], "--teacher.x: expected a section at teacher, found the string 't'"),
         (["--seeds.0=2"], "--seeds.0: expected a section at seeds, found a list of 2"),
-        (["--objectives.kd.objective=sft"], "expected bellman_distill | kd, found the string"),
-        (["--objectives.x.alhpa=2"], "unknown key 'alhpa'; did you mean 'alpha'?"),
+        (["--limit.x=2"], "limit: expected an integer or all, found a section with the keys x"),
+        (
+            ["--objectives.kd.objective=sft"],
+            "--objectives.kd.objective: expected bellman_distill | ",
+        ),
+        (["--objectives.x.objective=kd", "--objectives.x.alhpa=2"], "--objectives.x.alhpa: unkno"),
+        (
+            ["--objectives.kdd.cached=no"],
+            "objectives.kdd.objective: missing; expected bellman_dist",
+        ),
         (["--tags", "[a, {b: 1, b: 2}]"], "--tags: expected a list (each a string), found the"),
     ],
 )
 def test_wrong_overrides(arguments: list[str], text: str) -> None:
     with pytest.raises(RecipeError) as caught:
-        apply_overrides({"teacher": "t", "seeds": [1, 2]}, arguments, Recipe)
-    assert str(caught.value).startswith("command line: ")
+        given(*arguments, document={"teacher": "t", "seeds": [1, 2]})
     assert text in str(caught.value)
 
 
-def test_all_wrong_overrides_come_in_one_error() -> None:
-    with pytest.raises(RecipeError, match="command line has 2 problems:"):
-        apply_overrides({}, ["--a=1", "--b=2", "--teacher=t"], Recipe)
+def test_wrong_overrides_and_a_wrong_document_come_in_one_error() -> None:
+    with pytest.raises(RecipeError, match=r"recipe\.yaml has 4 problems:") as caught:
+        given("--a=1", "--b=2", "--training.steps=x", document={"teacher": "t", "tags": 3})
+    found = str(caught.value)
+    assert all(f"- {where}: " in found for where in ("--a", "--b", "--training.steps", "tags"))
 
 
-def test_a_given_value_where_a_section_belongs_is_an_error() -> None:
-    with pytest.raises(RecipeError, match="expected a section at training, found the integer 3"):
-        apply_overrides({"training": 3}, ["--training.steps=1"], Recipe)
+def test_all_values_inside_what_is_no_section_come_in_one_error() -> None:
+    with pytest.raises(RecipeError, match="command line has 2 problems:") as caught:
+        given("--training.steps=1", "--extra.steps=1", document={"training": 3, "extra": "x"})
+    assert "expected a section at training, found the integer 3" in str(caught.value)
+
+
+def test_words_are_split_into_those_alone_and_options() -> None:
+    words = [
+        "a.yaml",
+        "--out",
+        "x",
+        "b.yaml",
+        "--x.y=-1",
+        "--x.flag",
+        "--x.list=[a=1]",
+        "--z",
+        "-5",
+    ]
+    alone, options = split_words(words)
+    assert alone == ["a.yaml", "b.yaml"]
+    assert options == [
+        ("out", "x"),
+        ("x.y", "-1"),
+        ("x.flag", None),
+        ("x.list", "[a=1]"),
+        ("z", "-5"),
+    ]
 
 
 def test_load_yaml_reads_a_mapping(tmp_path: Path) -> None:

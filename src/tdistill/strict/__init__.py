@@ -1,9 +1,9 @@
-"""Strict loading of nested mappings (YAML, command line) into typed dataclasses, and back.
+"""Nested mappings (YAML, command line) to typed dataclasses and back, every problem in one error.
 
 Accepted types: int, float, bool, str, Path, None, Literal, ``list[T]``, ``tuple[T, ...]``,
-``dict[str, T]``, dataclasses, and unions of these. The class of a union of dataclasses is chosen
-by a key of the mapping: each class has ``name: ClassVar[str]``, and the key is ``objective`` or
-the class's ``tag: ClassVar[str]``. In a dictionary a missing key is taken from the entry's name::
+``dict[str, T]``, dataclasses, and unions of these. The class of a union of dataclasses is the one
+whose ``name: ClassVar[str]`` stands under the key ``objective``; in a dictionary a missing key is
+taken from the entry's name::
 
     objectives:
       bellman_distill: {}
@@ -18,17 +18,20 @@ field; a present one takes the defaults of its class for the keys it does not ha
 
 from __future__ import annotations
 
+from tdistill.strict.help import describe
 from tdistill.strict.imported import source_file_of
+from tdistill.strict.kinds import nearest
 from tdistill.strict.loader import dump, load
-from tdistill.strict.schema import FieldHelp, describe
-from tdistill.strict.text import apply_overrides, load_yaml
+from tdistill.strict.text import Option, load_yaml, override, split_words
 
 __all__ = [
-    "FieldHelp",
-    "apply_overrides",
+    "Option",
     "describe",
     "dump",
     "load",
     "load_yaml",
+    "nearest",
+    "override",
     "source_file_of",
+    "split_words",
 ]

@@ -1,0 +1,128 @@
+"""The commands on a teacher cache: fill it from given responses, look into it, check, export."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tyro
+
+from tdistill.progress import Progress, quiet_libraries
+from tdistill.teacher.config import CaptureConfig
+
+
+@dataclass(frozen=True)
+class ScoreCommand:
+    """Capture the teacher's evidence for given responses, by one forward pass each."""
+
+    teacher: str
+    """The teacher: a folder, a hub name, or package:NAME."""
+    data: str
+    """Prompts with responses: JSONL, Parquet or a datasets folder (see DataConfig)."""
+    cache: Path
+    """Cache to create or append to."""
+    gguf_file: str | None = None
+    """Name of a GGUF file in the teacher's folder."""
+    batch_size: int = 32
+    """Rows of one forward pass."""
+    capture: CaptureConfig = field(default_factory=CaptureConfig)
+
+
+@dataclass(frozen=True)
+class InspectCommand:
+    """What a cache holds: rows, sizes, coverage, bounds."""
+
+    cache: tyro.conf.Positional[Path]
+    """Folder of the cache."""
+    json: bool = False
+    """Print plain JSON."""
+    discount: float = 0.99
+    """Gamma of the bounds."""
+    gap: float | None = None
+    """Nats of Q that may be lost: prints the p, and the gain for each state, that this asks for."""
+
+
+@dataclass(frozen=True)
+class VerifyCommand:
+    """Check every shard of a cache: checksum, counts, order, ranges."""
+
+    cache: tyro.conf.Positional[Path]
+    """Folder of the cache."""
+
+
+@dataclass(frozen=True)
+class ExportCacheCommand:
+    """Write a cache as one Parquet file, which pandas, DuckDB and `datasets` open."""
+
+    cache: tyro.conf.Positional[Path]
+    """Folder of the cache."""
+    out: tyro.conf.Positional[Path]
+    """File to write."""
+
+
+def score(words: list[str]) -> int:
+    """Add the evidence of given responses to a cache."""
+    command = tyro.cli(ScoreCommand, args=words, prog="tdistill score")
+    quiet_libraries()
+    from tdistill.data import DataConfig, load_examples
+    from tdistill.evidence.rows import Row
+    from tdistill.models.language_model import load
+    from tdistill.teacher.cache.writer import CacheWriter, identity_of
+    from tdistill.teacher.scoring import collect_scores
+    from tdistill.teacher.source import LiveTeacher
+
+    teacher = load(command.teacher, gguf_file=command.gguf_file)
+    config = DataConfig(train=command.data)
+    examples, report = load_examples(
+        command.data, teacher.tokenizer, config, require_references=True
+    )
+    print(report.text())
+    rows = [Row(e.prompt_ids, e.reference_ids, e.reference_ended) for e in examples]
+    live = LiveTeacher(teacher, command.capture)
+    bar, done = Progress("score", len(rows)), 0
+    with CacheWriter(command.cache, identity_of(teacher, command.capture)) as writer:
+        for count in collect_scores(live, rows, writer, batch_size=command.batch_size):
+            done += count
+            bar.update(done, "responses")
+    bar.close()
+    return inspect([str(command.cache)])
+
+
+def inspect(words: list[str]) -> int:
+    """Say what a cache holds."""
+    command = tyro.cli(InspectCommand, args=words, prog="tdistill inspect")
+    from tdistill.teacher.cache.reader import Cache
+    from tdistill.teacher.inspection import inspect_cache, inspection_text
+
+    numbers = inspect_cache(Cache(command.cache), discount=command.discount, gap=command.gap)
+    print(json.dumps(numbers, indent=1) if command.json else inspection_text(numbers))
+    return 0
+
+
+def verify(words: list[str]) -> int:
+    """Say what is damaged in a cache; the status is 1 where something is."""
+    command = tyro.cli(VerifyCommand, args=words, prog="tdistill verify")
+    from tdistill.teacher.cache.reader import Cache
+    from tdistill.teacher.cache.verification import verify_cache
+
+    cache = Cache(command.cache)
+    problems = verify_cache(cache)
+    for problem in problems:
+        print(f"damaged: {problem}", file=sys.stderr)
+    if not problems:
+        rows, shards = cache.manifest.rows, len(cache.manifest.shards)
+        print(f"{command.cache}: sound; {rows} rows in {shards} shards")
+    return 1 if problems else 0
+
+
+def export_cache(words: list[str]) -> int:
+    """Write a cache as Parquet."""
+    command = tyro.cli(ExportCacheCommand, args=words, prog="tdistill export-cache")
+    from tdistill.teacher.cache import export
+    from tdistill.teacher.cache.reader import Cache
+
+    rows = export.export_cache(Cache(command.cache), command.out)
+    print(f"{command.out}: {rows} responses, {command.out.stat().st_size:,} bytes")
+    return 0
