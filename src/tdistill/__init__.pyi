@@ -4,7 +4,7 @@ from .data.config import DataConfig
 from .errors import TdistillError
 from .evaluation.config import EvaluationConfig
 from .recipe import Recipe, StartConfig, StudentConfig, TeacherConfig, read_recipe
-from .run import Comparison, run_recipe
+from .run import run_recipe
 from .teacher.config import CaptureConfig, RolloutConfig
 from .training.config import ReplayConfig, TrainConfig
 from .training.objectives import (
@@ -46,7 +46,6 @@ __all__ = [
     "BellmanDistill",
     "BoundedIQ",
     "CaptureConfig",
-    "Comparison",
     "DataConfig",
     "EvaluationConfig",
     "IQLearn",

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -17,6 +17,7 @@ from tdistill.errors import InvalidValueError, TdistillError
 from tdistill.teacher.config import CaptureConfig
 
 if TYPE_CHECKING:
+    from tdistill.report import Result
     from tdistill.run import Run
 
 USAGE = f"""tdistill {__version__}: temporal-difference distillation on the teacher's top-p sets
@@ -25,7 +26,6 @@ usage: tdistill COMMAND ...        tdistill COMMAND --help
 
   demo                             the whole thing on the recipe that ships with the package
   run RECIPE --out DIR             teacher to student, table and report; resumes what is there
-  compare RECIPE ... --out DIR     objectives of recipes on the same evidence, from several seeds
 
 the stages of a run, with what they need before them:
   rollouts RECIPE --out DIR        sample the teacher and capture its top-p sets into DIR/cache
@@ -133,7 +133,6 @@ def _command(name: str) -> Callable[[list[str]], int]:
     commands: dict[str, Callable[[list[str]], int]] = {
         "demo": _demo,
         "run": lambda words: _with_recipe("run", words),
-        "compare": _compare,
         "rollouts": lambda words: _with_recipe("rollouts", words),
         "train": lambda words: _with_recipe("train", words),
         "evaluate": lambda words: _with_recipe("evaluate", words),
@@ -161,18 +160,6 @@ def _demo(words: list[str]) -> int:
     return _with_recipe("run", [str(recipe), *out, *words])
 
 
-def _compare(words: list[str]) -> int:
-    from tdistill.run.compare_words import USAGE as COMPARE_USAGE
-    from tdistill.run.compare_words import compare, read_words
-
-    if "-h" in words or "--help" in words:
-        print("\n".join([COMPARE_USAGE, *_recipe_fields()]))
-        return 0
-    parsed = read_words(words)
-    _quiet_libraries()
-    return compare(parsed)
-
-
 def _with_recipe(command: str, words: list[str]) -> int:
     if "-h" in words or "--help" in words:
         print(_recipe_help(command))
@@ -185,17 +172,13 @@ def _with_recipe(command: str, words: list[str]) -> int:
     from tdistill.run import Run, run_recipe
 
     if command == "run":
-        _show(run_recipe(recipe, out), out)
-        return 0
+        result = run_recipe(recipe, out)
+        _show(result, out)
+        return 1 if result.failed else 0
     run = Run(recipe, out)
-    run.check_student()
-    print(f"  {len(run.rollouts)} teacher responses to train on")
-    if command != "rollouts":
-        run.train()
-    if command == "evaluate":
-        run.evaluate()
+    {"rollouts": run.sample_rollouts, "train": run.train, "evaluate": run.evaluate}[command]()
     print(_next_step(command, run))
-    return 0
+    return 1 if run.failed else 0
 
 
 def _split_words(command: str, words: list[str]) -> tuple[Path, Path, list[str]]:
@@ -333,14 +316,17 @@ def _reward(words: list[str]) -> int:
     return 0
 
 
-def _show(metrics: dict[str, Any], out: Path) -> None:
+def _show(result: Result, out: Path) -> None:
     from rich.console import Console
 
-    from tdistill.report import sample_panel, score_table
+    from tdistill.report import sample_panel, score_table, summary
 
     console = Console()
-    console.print(score_table(metrics))
-    console.print(sample_panel(metrics))
+    console.print(score_table(result))
+    console.print(sample_panel(result))
+    print("\n".join(summary(result)))
+    for who, why in result.failed.items():
+        print(f"failed:  {who} ({why})")
     print(
         f"report:  {out / 'report.html'}\nstudent: {out / 'student'}\n"
         f"numbers: {out / 'metrics.json'}"

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from tdistill import __version__
-from tdistill.report.html import templates
 from tdistill.report.measures import number
-from tdistill.report.records import Trace
+from tdistill.report.page import templates
+from tdistill.report.result import Trace
 from tdistill.report.tokens import TokenView, reward_scale, trace_view
 
 MOST_SHOWN = 200
