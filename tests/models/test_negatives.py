@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from world import PAPER, make_batch, model_view, random_view, student
 
 from tdistill.errors import InvalidValueError
 from tdistill.models.negatives import draw_negatives
+from world import PAPER, make_batch, model_view, random_view, student
 
 IDS = torch.tensor([3] * 50 + [7] * 20 + [9, 11, 400])
 SAMPLED = replace(PAPER, shift="raw", q_min=None, normaliser="sampled", negatives=24)

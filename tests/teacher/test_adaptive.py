@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from teaching import roll
 
 from tdistill.core import truncate, truncate_by_gain
 from tdistill.errors import CacheError, InvalidValueError
@@ -16,6 +15,7 @@ from tdistill.teacher.adaptive import GapRule, choose_top_p
 from tdistill.teacher.cache import Cache, CacheWriter
 from tdistill.teacher.config import CaptureConfig
 from tdistill.teacher.contents import Contents, contents_of
+from teaching import roll
 
 GAMMA = 0.9
 

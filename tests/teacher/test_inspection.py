@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from older import make_older, read_batch, write_batch
-from teaching import IDENTITY, roll, teacher
 
 from tdistill.core import kappa
 from tdistill.errors import CacheError
@@ -22,6 +21,7 @@ from tdistill.teacher.cache import Cache, CacheWriter, identity_of
 from tdistill.teacher.config import CaptureConfig
 from tdistill.teacher.inspection import inspect_cache, inspection_text, verify_cache
 from tdistill.teacher.manifest import file_sha256
+from teaching import IDENTITY, roll, teacher
 
 GAMMA = 0.9
 CAPPED = CaptureConfig(captured_top_p=0.9, max_set_size=12)

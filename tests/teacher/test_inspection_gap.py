@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 from older import make_older
-from teaching import roll
 from test_inspection import drop_last, rewrite, set_first
 
 from tdistill import cli
@@ -19,6 +18,7 @@ from tdistill.teacher.adaptive import choose_top_p
 from tdistill.teacher.cache import Cache
 from tdistill.teacher.config import CaptureConfig
 from tdistill.teacher.inspection import inspect_cache, inspection_text, verify_cache
+from teaching import roll
 
 TAILS = CaptureConfig(captured_top_p=0.7, max_set_size=None, tail_samples=4)
 

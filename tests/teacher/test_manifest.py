@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from teaching import IDENTITY
 
 from tdistill.errors import CacheError
 from tdistill.teacher.manifest import (
@@ -21,6 +20,7 @@ from tdistill.teacher.manifest import (
     read_manifest,
     write_atomically,
 )
+from teaching import IDENTITY
 
 FIRST = Shard("a-00000.arrow", 3, 20, 60, 500, "ab" * 32)
 SECOND = Shard("a-00001.arrow", 2, 5, 9, 300, "cd" * 32)

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from world import PAPER, Dense, inside_rows, learn, make_batch, own_rows, random_view
 
 from tdistill.errors import InvalidValueError
 from tdistill.training.objectives import CSIL, BoundedIQ
+from world import PAPER, Dense, inside_rows, learn, make_batch, own_rows, random_view
 
 COHERENT = CSIL(normaliser="set", discount=0.9, cloning_weight=0.5, reward_scale=1.5)
 

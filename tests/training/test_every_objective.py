@@ -10,7 +10,6 @@ from statistics import mean
 from typing import Any, get_args
 
 import pytest
-from world import CAPTURE, inside_rows, live, student, teacher
 
 from tdistill import strict
 from tdistill.models.language_model import LanguageModel
@@ -20,6 +19,7 @@ from tdistill.training.config import ReplayConfig, TrainConfig
 from tdistill.training.objectives import AnyObjective, BellmanDistill, Objective
 from tdistill.training.train import train_student
 from tiny import VOCABULARY, tokenizer
+from world import CAPTURE, inside_rows, live, student, teacher
 
 CLASSES: tuple[Any, ...] = get_args(AnyObjective)
 REPLAY = ReplayConfig(refresh_every=4, rows_per_refresh=12, max_age=8, max_new_tokens=6)

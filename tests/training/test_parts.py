@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import TrainerCallback
-from world import END, PAPER, inside_rows, live, make_trainer, student
 
 from tdistill.errors import InvalidValueError
 from tdistill.evidence.rows import Row
@@ -18,6 +17,7 @@ from tdistill.training.config import TrainConfig
 from tdistill.training.objectives import KD
 from tdistill.training.trainer import _check_free_passes
 from tiny import VOCABULARY, tiny_model
+from world import END, PAPER, inside_rows, live, make_trainer, student
 
 PLAIN = replace(PAPER, shift="raw", alpha=10.0, lm_weight=0.5)
 EXACT = replace(PLAIN, normaliser="vocabulary")

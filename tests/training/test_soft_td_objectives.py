@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from world import Dense, inside_rows, learn, make_batch, model_view, random_view, teacher
 
 from tdistill.errors import InvalidValueError
 from tdistill.training.objectives import PathConsistency, SoftTD
+from world import Dense, inside_rows, learn, make_batch, model_view, random_view, teacher
 
 SET = SoftTD(normaliser="set", discount=0.9)
 

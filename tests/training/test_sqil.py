@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from world import Dense, inside_rows, learn, make_batch, own_rows, random_view
 
 from tdistill.errors import InvalidValueError
 from tdistill.training.objectives import LSIQ, SQIL
+from world import Dense, inside_rows, learn, make_batch, own_rows, random_view
 
 SET = SQIL(normaliser="set", discount=0.9, expert_reward=2.0, student_weight=0.5)
 LEAST = LSIQ(normaliser="set", discount=0.9, penalty=0.5)

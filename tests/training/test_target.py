@@ -4,10 +4,10 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from world import student
 
 from tdistill.training.target import TargetNetwork
 from tiny import tiny_model
+from world import student
 
 
 def weights(model: nn.Module) -> list[torch.Tensor]:

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from world import inside_rows, live
 
 from tdistill.errors import InvalidValueError
 from tdistill.models.language_model import LanguageModel, load, save
@@ -20,6 +19,7 @@ from tdistill.training.objectives import KD, SFT, BellmanDistill, Objective, Seq
 from tdistill.training.train import newest_checkpoint, train_student
 from tdistill.training.trainer import DistillTrainer, training_arguments
 from tiny import VOCABULARY, tiny_lm
+from world import inside_rows, live
 
 CONFIG = TrainConfig(
     steps=6, batch_size=8, learning_rate=1e-2, warmup_steps=1, save_steps=2, chunk_size=4

@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import Tensor, multiprocessing
 from transformers import TrainerCallback
-from world import PAPER, inside_rows, make_trainer, mixed_rows, student
 
 from tdistill.training.objectives import BellmanDistill
 from tiny import VOCABULARY, tiny_model
+from world import PAPER, inside_rows, make_trainer, mixed_rows, student
 
 PLAIN = replace(PAPER, shift="raw", alpha=10.0, lm_weight=0.5)
 TARGET = replace(PAPER, shift="raw", alpha=10.0, successor="target", target_decay=0.6)

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tdistill.report.measures import duration, model_name
-from tdistill.report.result import Result
+from tdistill.report.measures import duration
+from tdistill.report.result import START, TEACHER, Result
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ def facts(part: Mapping[str, Any], *, grouped: bool = False) -> list[Fact]:
 
 def setup(result: Result) -> list[tuple[str, list[Fact]]]:
     """Small tables: counts, parameters, timings, seeds, versions, and the recipe by section."""
-    parameters = {model_name(label): size for label, size in result.parameters.items()}
+    labels = {"teacher": TEACHER, "start": START, "distilled student": result.distilled}
+    parameters = {name: result.parameters[label] for name, label in labels.items()}
     tables = [
         ("Counts", facts(result.counts, grouped=True)),
         ("Parameters", facts(parameters, grouped=True)),
@@ -60,12 +61,10 @@ def _times(result: Result) -> list[Fact]:
     """Of the shared work, and of training and judging all models; mean over training seeds."""
     seconds = asdict(result.seconds)
     lines = [Fact(name, duration(value)) for name, value in seconds["groundwork"].items()]
-    lines += [Fact(f"{name}, all models", duration(sum(seconds[name].values()))) for name in _WORKS]
+    for name in ("train", "evaluate"):
+        lines.append(Fact(f"{name}, all models", duration(sum(seconds[name].values()))))
     total = sum(sum(part.values()) for part in seconds.values())
     return [*lines, Fact("total for one training seed", duration(total))]
-
-
-_WORKS = ("train", "evaluate")
 
 
 def _leaves(part: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

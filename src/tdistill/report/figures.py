@@ -106,11 +106,9 @@ def _limits(estimates: Sequence[Estimate]) -> tuple[float, float]:
         [[x if x is not None else e.mean for x in (e.low, e.high)] for e in estimates]
     )
     means = np.array([e.mean for e in estimates])
-    inside = np.full(len(means), True)
-    if len(means) >= 8:  # fewer: the distance itself is what is shown
-        first, third = np.quantile(means, [0.25, 0.75])
-        reach = 3 * (third - first) + 1e-9
-        inside = (means >= first - reach) & (means <= third + reach)
+    first, third = np.quantile(means, [0.25, 0.75])
+    reach = 3 * (third - first) + 1e-9
+    inside = (means >= first - reach) & (means <= third + reach)
     low, high = float(bounds[inside].min()), float(bounds[inside].max())
     margin = 0.06 * (high - low) or 0.5
     return low - margin, high + margin

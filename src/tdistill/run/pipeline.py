@@ -73,10 +73,12 @@ class Run:
         """Train what is not trained, and judge every model."""
         if self.recipe.keep_models:
             self.train()  # all of it first: the teacher is out of memory meanwhile
+            left = self._tasks("judge")
         else:
             self._alone(self._make_groundwork)
+            left = self._tasks("train", "judge")
         self._alone(self.groundwork.judge_teacher)
-        self._work_off(self._tasks("train", "judge"))
+        self._work_off(left)
 
     def _sample_rollouts(self) -> None:
         self.groundwork.check_student()
