@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -92,15 +93,11 @@ def digest(folder: Path) -> dict[str, str]:
 
 def untimed(metrics: dict[str, Any]) -> dict[str, Any]:
     """All numbers that must not depend on how often a run was interrupted."""
-    kept = {k: v for k, v in metrics.items() if k not in ("created", "seconds")}
-    kept["curves"] = {
-        label: [{k: v for k, v in step.items() if k not in _TIMED} for step in curve]
-        for label, curve in metrics["curves"].items()
-    }
+    kept = copy.deepcopy({k: v for k, v in metrics.items() if k not in ("created", "seconds")})
+    for curve in kept["curves"].values():
+        for columns in (curve["mean"], *curve["seeds"]):
+            del columns["tokens_per_second"]
     return kept
-
-
-_TIMED = ("tokens_per_second",)
 
 
 def kill_at(moment: str, *arguments: str) -> str:

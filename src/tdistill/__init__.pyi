@@ -4,7 +4,7 @@ from .data.config import DataConfig
 from .errors import TdistillError
 from .evaluation.config import EvaluationConfig
 from .recipe import Recipe, StartConfig, StudentConfig, TeacherConfig, read_recipe
-from .run import Comparison, run_recipe
+from .run import run_recipe
 from .teacher.config import CaptureConfig, RolloutConfig
 from .training import objectives
 from .training.config import ReplayConfig, TrainConfig
@@ -13,7 +13,6 @@ __version__: str
 
 __all__ = [
     "CaptureConfig",
-    "Comparison",
     "DataConfig",
     "EvaluationConfig",
     "Recipe",

@@ -9,13 +9,7 @@ import numpy as np
 import pytest
 
 from tdistill.errors import InvalidValueError
-from tdistill.evaluation.intervals import (
-    Interval,
-    Sample,
-    bootstrap_interval,
-    crossed_interval,
-    paired_interval,
-)
+from tdistill.evaluation.intervals import Interval, Sample, crossed_interval
 
 
 def simulated(
@@ -61,7 +55,7 @@ def test_an_interval_over_prompts_alone_misses_the_seeds() -> None:
     generator, hits = np.random.default_rng(11), 0
     for _ in range(200):
         runs = simulated(generator, 10, prompt=0.1, seed=0.3, noise=0.1)
-        flat = bootstrap_interval(np.stack([run.values for run in runs], 1), resamples=400)
+        flat = crossed_interval([Sample(np.stack([run.values for run in runs], 1))], resamples=400)
         assert flat.low is not None and flat.high is not None
         hits += flat.low <= 2.0 <= flat.high
     assert hits / 200 < 0.5
@@ -82,17 +76,34 @@ def test_coverage_of_a_difference_whose_seeds_are_shared() -> None:
     assert np.mean(widths) < 0.5
 
 
-def test_one_training_seed_is_the_interval_over_prompts() -> None:
+def over_prompts_alone(*methods: Sample, seed: int = 0) -> tuple[float, float, float]:
+    """Mean, low and high of the plain bootstrap over prompts, written out; less the second's."""
+    prompts, draws = len(methods[0].values), 2000
+    rows = np.random.default_rng(seed).integers(prompts, size=(draws, prompts))
+
+    def ratio(method: Sample, drawn: np.ndarray) -> float:
+        weights = np.ones_like(method.values) if method.weights is None else method.weights
+        return float(method.values[drawn].sum() / weights[drawn].sum())
+
+    def statistic(drawn: np.ndarray) -> float:
+        first, *second = (ratio(method, drawn) for method in methods)
+        return first - sum(second)
+
+    low, high = np.quantile([statistic(drawn) for drawn in rows], [0.025, 0.975])
+    return statistic(np.arange(prompts)), low, high
+
+
+def test_one_training_seed_is_the_bootstrap_over_prompts() -> None:
     generator = np.random.default_rng(13)
-    values, weights = generator.normal(size=(20, 3)), generator.integers(1, 9, size=(20, 3))
-    base = generator.normal(size=(20, 2))
-    weights = weights.astype(float)
-    alone = crossed_interval([Sample(values, weights)])
-    expected = bootstrap_interval(values, weights=weights)
-    assert dataclasses.astuple(alone) == pytest.approx(dataclasses.astuple(expected))
-    paired = crossed_interval([Sample(values, weights)], [Sample(base)], seed=4)
-    expected = paired_interval(values, base, a_weights=weights, seed=4)
-    assert dataclasses.astuple(paired) == pytest.approx(dataclasses.astuple(expected))
+    weights = generator.integers(1, 9, size=(20, 3)).astype(float)
+    ours = Sample(generator.normal(size=(20, 3)), weights)
+    base = Sample(generator.normal(size=(20, 2)))
+    exactly = {"rel": 1e-13, "abs": 1e-15}
+    alone = dataclasses.astuple(crossed_interval([ours]))
+    assert alone == pytest.approx(over_prompts_alone(ours), **exactly)
+    assert ours.interval() == crossed_interval([ours])
+    paired = dataclasses.astuple(crossed_interval([ours], [base], seed=4))
+    assert paired == pytest.approx(over_prompts_alone(ours, base, seed=4), **exactly)
 
 
 def test_a_method_does_not_differ_from_itself() -> None:
@@ -130,7 +141,7 @@ def test_a_sample_survives_json() -> None:
         sample = Sample(np.array([[0.5, 3.0]]), weights)
         again = Sample.from_dict(sample.to_dict())
         assert again.to_dict() == sample.to_dict()
-        assert again.mean == sample.mean == bootstrap_interval([[0.5, 3.0]], weights=weights).mean
+        assert again.mean == sample.mean == (3.5 / 2 if weights is None else 3.5 / 3)
 
 
 def test_what_cannot_be_compared_is_refused() -> None:

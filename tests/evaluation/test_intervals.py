@@ -10,7 +10,25 @@ import numpy as np
 import pytest
 
 from tdistill.errors import InvalidValueError
-from tdistill.evaluation.intervals import Interval, bootstrap_interval, paired_interval
+from tdistill.evaluation.intervals import Interval, Sample, crossed_interval
+
+
+def sample(values: Any, weights: Any = None) -> Sample:
+    return Sample(
+        np.asarray(values, np.float64), None if weights is None else np.asarray(weights, np.float64)
+    )
+
+
+def bootstrap_interval(values: Any, *, weights: Any = None, **options: Any) -> Interval:
+    """That of one training seed."""
+    return crossed_interval([sample(values, weights)], **options)
+
+
+def paired_interval(
+    a: Any, b: Any, *, a_weights: Any = None, b_weights: Any = None, **options: Any
+) -> Interval:
+    """That of one training seed, less another method's."""
+    return crossed_interval([sample(a, a_weights)], [sample(b, b_weights)], **options)
 
 
 def test_two_prompts_by_hand() -> None:
@@ -150,9 +168,9 @@ def test_pairing_equals_the_interval_of_the_differences() -> None:
 def test_numbers_that_are_not_finite_are_refused(bad: float) -> None:
     with pytest.raises(InvalidValueError, match=r"at prompt 1, seed 0 \(1 in all\)"):
         bootstrap_interval([1.0, bad])
-    with pytest.raises(InvalidValueError, match="weights of values: expected finite"):
+    with pytest.raises(InvalidValueError, match=r"weights of runs\[0\]: expected finite"):
         bootstrap_interval([1.0, 2.0], weights=[1.0, bad])
-    with pytest.raises(InvalidValueError, match="b: expected finite numbers"):
+    with pytest.raises(InvalidValueError, match=r"baseline\[0\]: expected finite numbers"):
         paired_interval([1.0, 2.0], [bad, 1.0])
 
 
@@ -162,7 +180,7 @@ def test_numbers_that_are_not_finite_are_refused(bad: float) -> None:
         ([], {}, r"found the shape \(0,\)"),
         (3.0, {}, r"found the shape \(\)"),
         ([[[1.0]]], {}, r"found the shape \(1, 1, 1\)"),
-        ([1.0, 2.0], {"weights": [1.0]}, r"weights of values: expected the shape"),
+        ([1.0, 2.0], {"weights": [1.0]}, r"weights of runs\[0\]: expected the shape"),
         ([1.0, 2.0], {"weights": [1.0, -1.0]}, "smallest weight of -1"),
         ([1.0, 2.0], {"weights": [1.0, 0.0]}, "0 only where the value is 0"),
         ([0.0, 0.0], {"weights": [0.0, 0.0]}, "at least one above 0"),
@@ -176,5 +194,5 @@ def test_wrong_arguments_are_refused(values: Any, options: dict[str, Any], text:
 
 
 def test_different_prompts_cannot_be_paired() -> None:
-    with pytest.raises(InvalidValueError, match="found 2 and 3 prompts"):
+    with pytest.raises(InvalidValueError, match="found 1 seeds of 2 prompts and 1 seeds of 3"):
         paired_interval([1.0, 2.0], [1.0, 2.0, 3.0])

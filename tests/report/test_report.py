@@ -15,34 +15,24 @@ from rich.console import Console
 
 from tdistill.errors import DataError
 from tdistill.report import sample_panel, score_table, write_report
-from tdistill.report.figures import smoothed, thinned
-from tdistill.report.findings import headline, summary, verdict
-from tdistill.report.html import render
-from tdistill.report.measures import DASH, MINUS, number
-from tdistill.report.records import Estimate, Trace, read_record
+from tdistill.report.curves import smoothed, thinned
+from tdistill.report.findings import headline, summary
+from tdistill.report.measures import DASH, MEASURES, MINUS, number, verdict
+from tdistill.report.page import render
+from tdistill.report.result import Estimate, Trace, read_result, result_of, write_result
 from tdistill.report.svg import VARIABLES
-from tdistill.report.tables import score_grid
+from tdistill.report.tables import score_cell, table_columns, table_rows
 from tdistill.report.tokens import reward_scale, trace_view, visible
 
 HOSTILE = "<script>alert('x')</script> <img src=https://example.org/x.png> & </div>"
 EXAMPLE = Path(__file__).parent / "metrics_example.json"
 
 
-def estimate(mean: float | None, half: float) -> dict[str, float] | None:
-    return None if mean is None else {"mean": mean, "low": mean - half, "high": mean + half}
-
-
-def score(model: str, rouge: float, decoding: str, temperature: float) -> dict[str, Any]:
-    metrics = {"rouge_l": estimate(rouge, 0.5), "teacher_nll": estimate(2.0, 0.1)}
-    metrics |= {"reverse_kl": None, "response_tokens": estimate(40.0, 2.0)}
-    return {
-        "model": model,
-        "decoding": decoding,
-        "temperature": temperature,
-        "seeds": 3,
-        "prompts": 60,
-        "metrics": metrics,
-    }
+def set_difference(metrics: dict[str, Any], label: str, metric: str, **bounds: float) -> None:
+    """Another difference of a model to the distilled one, wherever the metric is measured."""
+    for row in metrics["differences"]:
+        if (row["model"], row["less"]) == (label, "bellman_distill") and metric in row["metrics"]:
+            row["metrics"][metric] = {"seeds": [], **bounds}
 
 
 @pytest.fixture
@@ -94,35 +84,35 @@ def printed(renderable: Any, width: int = 80) -> str:
 
 
 def test_page_is_self_contained_and_well_formed(metrics: dict[str, Any], tmp_path: Path) -> None:
-    path = write_report(metrics, tmp_path / "new" / "report.html")
+    path = write_report(result_of(metrics), tmp_path / "new" / "report.html")
     text = path.read_text(encoding="utf-8")
     page = Page(text)
     assert not page.open
     assert not page.tags & {"script", "img", "link", "iframe", "object"}
     assert len(page.ids) == len(set(page.ids))
     assert page.references <= set(page.ids)
-    assert {"scores", "curves", "sets", "samples", "rewards", "setup"} <= set(page.ids)
+    wanted = {"scores", "differences", "curves", "sets", "samples", "rewards", "setup"}
+    assert wanted <= set(page.ids)
     assert "//" not in re.sub(r"https://example\.org", "", text), "an address other than the test's"
 
 
 def test_texts_are_escaped(metrics: dict[str, Any]) -> None:
-    metrics["distilled"] = metrics["imitation"][-1]["model"] = HOSTILE
-    metrics["curves"][HOSTILE] = metrics["curves"].pop("bellman_distill")
-    text = render(read_record(metrics))
+    named = json.dumps(metrics).replace('"bellman_distill"', json.dumps(HOSTILE))
+    text = render(result_of(json.loads(named)))
     assert "<script" not in text and "<img" not in text
     assert text.count("&lt;script&gt;") > 10
 
 
 def test_same_metrics_give_the_same_page(metrics: dict[str, Any]) -> None:
-    assert render(read_record(metrics)) == render(read_record(copy.deepcopy(metrics)))
+    assert render(result_of(metrics)) == render(result_of(copy.deepcopy(metrics)))
 
 
 def test_figures_take_the_colours_of_the_page(metrics: dict[str, Any]) -> None:
-    text = render(read_record(metrics))
+    text = render(result_of(metrics))
     assert not [colour for colour in VARIABLES if colour in text]
     svgs = re.findall(r"<svg.*?</svg>", text, flags=re.S)
-    # Intervals: forward KL, three of Rouge-L, teacher NLL. Losses 2, shared 2, sets 2.
-    assert len(svgs) == 5 + 2 + 2 + 2
+    # Intervals: forward KL, three of Rouge-L and of teacher NLL, tokens; then losses, shared, sets.
+    assert len(svgs) == 8 + 2 + 2 + 2
     assert all("var(--" in s and "<title " in s and "<desc " in s for s in svgs)
 
 
@@ -142,171 +132,215 @@ def test_drawing_leaves_matplotlib_alone_and_imports_are_late() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs", "better", "expected"),
+    ("difference", "metric", "expected"),
     [
-        (Estimate(1, 0.9, 1.1), Estimate(2, 1.9, 2.1), -1, "better"),
-        (Estimate(1, 0.9, 1.1), Estimate(2, 1.9, 2.1), 1, "worse"),
-        (Estimate(2, 1.9, 2.1), Estimate(1, 0.9, 1.1), 1, "better"),
-        (Estimate(1, 0.9, 1.1), Estimate(1.15, 1.1, 1.2), -1, "overlap"),
-        (Estimate(1), Estimate(2, 1.9, 2.1), -1, "unknown"),
-        (Estimate(float("nan"), 0.9, 1.1), Estimate(2, 1.9, 2.1), -1, "unknown"),
-        (None, Estimate(2, 1.9, 2.1), -1, "unknown"),
+        (Estimate(-1, -1.2, -0.8), "forward_kl", "better"),
+        (Estimate(1, 0.8, 1.2), "forward_kl", "worse"),
+        (Estimate(1, 0.8, 1.2), "rouge_l", "better"),
+        (Estimate(0.1, -0.1, 0.3), "forward_kl", "even"),
+        (Estimate(0.1, 0.0, 0.2), "leak", "even"),
+        (Estimate(1, 0.8, 1.2), "response_tokens", "other"),
+        (Estimate(1), "rouge_l", ""),
+        (None, "rouge_l", ""),
     ],
 )
-def test_verdict(ours: Estimate, theirs: Estimate, better: int, expected: str) -> None:
-    assert verdict(ours, theirs, better) == expected
+def test_verdict(difference: Estimate | None, metric: str, expected: str) -> None:
+    assert verdict(difference, MEASURES[metric]) == expected
+    turned = {"better": "worse", "worse": "better"}.get(expected, expected)
+    assert verdict(None if difference is None else -difference, MEASURES[metric]) == turned
 
 
-def test_words_follow_the_intervals(metrics: dict[str, Any]) -> None:
-    record = read_record(metrics)
-    assert headline(record) == (
+def test_words_follow_the_paired_intervals(metrics: dict[str, Any]) -> None:
+    result = result_of(metrics)
+    assert headline(result) == (
         "Bellman Distill lowers the forward KL of a 63.7M student to its 134.5M teacher "
         "from 2.31 to 1.12 nats a step"
     )
-    text = " ".join(summary(record))
+    text = " ".join(summary(result))
     assert "student 63.7M (47% as many)" in text
     assert (
-        "Forward KL of Bellman Distill is lower than that of SFT; "
-        "not separated from that of KD (intervals overlap)." in text
+        "Forward KL of Bellman Distill is lower than that of SFT; not told apart from that of KD."
+        in text
     )
     assert (
         "Rouge-L of Bellman Distill in all three decodings is higher than that of Start and SFT; "
-        "not separated from that of KD (intervals overlap)." in text
+        "not told apart from that of KD." in text
     )
     assert "KD with its temperature tuned (T = 0.4) reaches Rouge-L 34.0 [33.5, 34.5]" in text
-    assert "26.4 [25.9, 26.9]: lower, intervals disjoint." in text
+    assert f"26.4 [25.9, 26.9]: lower, difference {MINUS}7.6 [{MINUS}8.3, {MINUS}6.9]." in text
 
 
-@pytest.mark.parametrize(("mean", "words"), [(2.29, "intervals overlap"), (3.0, "raises")])
-def test_headline_claims_no_gain_without_one(
-    metrics: dict[str, Any], mean: float, words: str
+def test_a_baseline_wins_where_the_paired_interval_says_so_although_the_marginal_ones_overlap(
+    metrics: dict[str, Any],
 ) -> None:
-    metrics["imitation"][-1]["metrics"]["forward_kl"] = estimate(mean, 0.05)
-    text = headline(read_record(metrics))
+    set_difference(metrics, "kd", "forward_kl", mean=-0.02, low=-0.03, high=-0.01)
+    set_difference(metrics, "kd", "rouge_l", mean=0.4, low=0.1, high=0.7)
+    ours, theirs = (result_of(metrics).estimate(x, "forward_kl", None) for x in _TWO)
+    assert ours and theirs and ours.low and theirs.high and ours.low < theirs.high
+    text = " ".join(summary(result_of(metrics)))
+    assert (
+        "Forward KL of Bellman Distill is lower than that of SFT; higher than that of KD." in text
+    )
+    assert (
+        "Rouge-L of Bellman Distill in all three decodings is higher than that of Start and SFT; "
+        "lower than that of KD." in text
+    )
+
+
+_TWO = ("bellman_distill", "kd")
+
+
+@pytest.mark.parametrize(
+    ("bounds", "words"),
+    [
+        ({"mean": 0.02, "low": -0.1, "high": 0.2}, "not told apart"),
+        ({"mean": -0.7, "low": -0.8, "high": -0.6}, "raises"),
+        ({"mean": 0.7}, "without an interval, not a ranking"),
+    ],
+)
+def test_headline_claims_no_gain_without_one(
+    metrics: dict[str, Any], bounds: dict[str, float], words: str
+) -> None:
+    set_difference(metrics, "start", "forward_kl", **bounds)
+    text = headline(result_of(metrics))
     assert words in text and "lowers" not in text
 
 
-def test_best_marks_all_students_that_overlap_with_the_best(metrics: dict[str, Any]) -> None:
-    grid = score_grid(read_record(metrics))
+def test_best_marks_the_best_mean_of_the_students(metrics: dict[str, Any]) -> None:
+    result = result_of(metrics)
     best = {
-        column.metric: [r.name for r in grid.rows if r.cells[i].best]
-        for i, column in enumerate(grid.columns)
+        column.metric: [x.name for x in table_rows(result) if score_cell(result, x, column).best]
+        for column in table_columns(result)
         if column.decoding in (None, "greedy")
     }
     students = ["Start", "SFT", "KD", "Bellman Distill"]
-    assert best["rouge_l"] == best["forward_kl"] == ["KD", "Bellman Distill"]
-    assert best["teacher_nll"] == students
+    assert best["rouge_l"] == best["forward_kl"] == ["Bellman Distill"]
+    assert best["teacher_nll"] == students, "all are equal"
     assert "leak" not in best, "a column without a number is left out"
 
 
 def test_tuned_temperature_is_a_row_of_its_own(metrics: dict[str, Any]) -> None:
-    grid = score_grid(read_record(metrics))
-    (row,) = [r for r in grid.rows if "tuned" in r.name]
+    result = result_of(metrics)
+    (row,) = [row for row in table_rows(result) if row.tuned]
     assert row.name == "KD, tuned T = 0.4"
-    shown = {c.decoding for c, cell in zip(grid.columns, row.cells, strict=True) if cell.spread}
-    assert shown == {"sample"}
-    assert not any(cell.best for cell in row.cells)
+    cells = {column: score_cell(result, row, column) for column in table_columns(result)}
+    assert {column.decoding for column, cell in cells.items() if cell.spread} == {"sample"}
+    assert not any(cell.best for cell in cells.values())
 
 
 def test_score_table_fits_eighty_columns(metrics: dict[str, Any]) -> None:
-    text = printed(score_table(metrics))
+    text = printed(score_table(result_of(metrics)))
     assert "\N{HORIZONTAL ELLIPSIS}" not in text
-    for expected in ("134.5M", "63.7M", "30.4", "±0.5", "1.12", "±0.05", "nucleus", "tokens"):
+    for expected in ("134.5M", "63.7M", "30.4", "±0.5", "1.12", "±0.05", "nucl.", "tokens"):
         assert expected in text
 
 
 def test_sample_panel_shows_teacher_start_and_distilled(metrics: dict[str, Any]) -> None:
     metrics["samples"][0]["responses"]["kd"] = "not shown"
-    text = printed(sample_panel(metrics, n=2), 120)
+    text = printed(sample_panel(result_of(metrics), n=2), 120)
     assert text.count("Bologna.") == text.count("The the") == text.count("Bellman Distill") == 2
     assert "not shown" not in text
-    assert printed(sample_panel({"format": 1})).strip() == ""
+    metrics["samples"] = []
+    assert printed(sample_panel(result_of(metrics))).strip() == ""
 
 
-@pytest.mark.parametrize(
-    "part",
-    [
-        *("created", "versions", "recipe", "distilled", "counts", "parameters", "seconds"),
-        *("scores", "imitation", "cache", "curves", "samples", "reward_traces"),
-    ],
-)
-@pytest.mark.parametrize("how", ["absent", "null"])
-def test_a_missing_part_is_left_out(metrics: dict[str, Any], part: str, how: str) -> None:
-    if how == "absent":
-        del metrics[part]
-    else:
-        metrics[part] = None
-    assert not Page(render(read_record(metrics))).open
-    printed(score_table(metrics))
-    printed(sample_panel(metrics))
+@pytest.mark.parametrize("part", ["samples", "reward_traces", "curves", "temperatures"])
+def test_an_empty_part_is_left_out(metrics: dict[str, Any], part: str) -> None:
+    metrics[part] = type(metrics[part])()
+    result = result_of(metrics)
+    page = Page(render(result))
+    assert not page.open
+    section = {"reward_traces": "rewards", "temperatures": ""}.get(part, part)
+    assert section not in page.ids
+    printed(score_table(result))
 
 
-def test_nothing_but_a_format_is_still_a_page() -> None:
-    assert "<h1>Distillation report</h1>" in render(read_record({"format": 1}))
+def test_one_objective_without_references(metrics: dict[str, Any]) -> None:
+    metrics["distilled"] = metrics["baseline"] = "kd"
+    metrics["objectives"] = {"kd": metrics["objectives"]["kd"]}
+    metrics["differences"] = []
+    for score in metrics["scores"]:
+        score["metrics"] = {**score["metrics"], "rouge_l": None, "reverse_kl": None}
+    result = result_of(metrics)
+    text = render(result)
+    assert "KD" in text and "Differences to KD" in text
+    assert "baseline" not in printed(score_table(result))
 
 
-def test_one_model_and_null_metrics(metrics: dict[str, Any]) -> None:
-    only = score("kd", 30.0, "greedy", 0.0)
-    only["metrics"] = dict.fromkeys(only["metrics"])
-    metrics |= {"scores": [only], "imitation": [], "curves": {}, "cache": {}}
-    text = render(read_record(metrics))
-    assert "KD" in text and 'class="verdicts"' not in text
-
-
-def test_labels_of_users_and_numbers_that_are_not_finite(metrics: dict[str, Any]) -> None:
+def test_labels_of_users_and_curves_with_gaps(metrics: dict[str, Any]) -> None:
     label = "my $x_1$ 学生 _run"
-    metrics["curves"][label] = [{"step": i, "loss": float("nan")} for i in range(3)]
-    metrics["curves"][label].append({"step": 3, "loss": 1.0, "odd_measure": 2, "note": "a"})
-    metrics["scores"].append(score(label, float("inf"), "greedy", 0.0))
-    metrics["imitation"].append({"model": label, "metrics": {"forward_kl": estimate(1.9, 0.1)}})
-    text = render(read_record(metrics))
+    named = json.loads(json.dumps(metrics).replace('"kd"', json.dumps(label)))
+    columns = {
+        "step": [0, 1, 2, 3],
+        "loss": [None, None, None, 1.0],
+        "odd_measure": [None] * 3 + [2],
+    }
+    named["curves"][label] = {"mean": columns, "seeds": [columns]}
+    text = render(result_of(named))
     assert text.count(label) > 5
-    assert "odd_measure" in text and "∞" in text
+    assert "odd_measure" in text
 
 
 def test_a_response_with_half_a_character_can_be_written(
     metrics: dict[str, Any], tmp_path: Path
 ) -> None:
     metrics["samples"][0]["responses"]["start"] = "cut \ud83d"
-    assert "cut ?" in write_report(metrics, tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "cut ?" in write_report(result_of(metrics), tmp_path / "r.html").read_text(
+        encoding="utf-8"
+    )
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "where"),
+    ("path", "value", "text"),
     [
-        ("format", 2, "format"),
-        ("scores", {}, "scores"),
-        ("scores.1", [], r"scores\[1\]"),
-        ("scores.0.model", 3, r"scores\[0\]\.model"),
-        ("scores.1.decoding", "greedy", r"scores\[1\]"),
-        ("scores.0.metrics.rouge_l", 30.0, r"scores\[0\]\.metrics\.rouge_l"),
-        ("scores.0.metrics.rouge_l.mean", "30", r"rouge_l\.mean"),
-        ("scores.0.metrics.rouge_l.low", 99.0, "low <= high"),
-        ("parameters.student", "64M", r"parameters\.student"),
-        ("cache.set_size_histogram.counts", [1], "one more edge than counts"),
-        ("cache.set_size_histogram.edges", [1, 2, 2, 5, 9], "ascending"),
-        ("cache.bounds.0.kappa", "large", r"bounds\[0\]\.kappa"),
-        ("curves.sft.0.step", None, r"curves\.sft\[0\]\.step"),
-        ("samples.0.responses.kd", None, r"samples\[0\]\.responses\.kd"),
-        ("reward_traces.0.tokens", ["a"], r"reward_traces\[0\]"),
-        ("reward_traces.0.value", [1, "b", 2, 3], r"value\[1\]"),
+        ("format", 1, "an object of format 2, found 1"),
+        ("scores", 3, r"@ \$\.scores"),
+        ("scores.1", [], r"@ \$\.scores\[1\]"),
+        ("scores.0.model", 3, r"expected text, found 3 @ \$\.scores\[0\]\.model"),
+        ("scores.0.metrics.rouge_l", 30.0, r"\$\.scores\[0\]\.metrics\['rouge_l'\]"),
+        ("scores.0.metrics.rouge_l.mean", "30", r'expected a number, found "30" @ .*rouge_l.*mean'),
+        ("scores.0.metrics.rouge_l.mean", float("nan"), r"expected a number, found NaN @ .*mean"),
+        ("scores.0.metrics.rouge_l.low", 99.0, r"low <= high, found 99.0 and 45.5 @ .*rouge_l"),
+        ("parameters.teacher", "64M", r"expected a whole number.* @ \$\.parameters\['teacher'\]"),
+        ("cache.bounds.0.kappa", "large", r"@ \$\.cache\.bounds\[0\]\.kappa"),
+        ("curves.sft.mean.step.0", "x", r"@ \$\.curves\['sft'\]\.mean\['step'\]\[0\]"),
+        ("samples.0.responses.kd", None, r"expected text, found null @ \$\.samples\[0\]"),
+        ("reward_traces.0.tokens", ["a"], r"as many rewards and values as tokens.*traces\[0\]"),
+        ("reward_traces.0.value.1", "b", r"@ \$\.reward_traces\[0\]\.value\[1\]"),
     ],
 )
 def test_a_malformed_part_is_named(
-    metrics: dict[str, Any], path: str, value: object, where: str
+    metrics: dict[str, Any], path: str, value: object, text: str
 ) -> None:
     *parents, last = path.split(".")
     part: Any = metrics
     for key in parents:
         part = part[int(key) if isinstance(part, list) else key]
     part[int(last) if isinstance(part, list) else last] = value
-    with pytest.raises(DataError, match=rf"expected .*{where}.*found"):
-        read_record(metrics)
+    with pytest.raises(DataError, match=rf"metrics.json: expected .*{text}|{text}"):
+        result_of(metrics)
+
+
+@pytest.mark.parametrize("part", ["created", "scores", "differences", "cache"])
+def test_a_missing_part_is_named(metrics: dict[str, Any], part: str) -> None:
+    del metrics[part]
+    with pytest.raises(DataError, match=rf"expected it, found nothing @ \$\.{part}"):
+        result_of(metrics)
 
 
 def test_something_else_than_an_object_is_refused() -> None:
-    with pytest.raises(DataError, match="an object at the whole file, found"):
-        read_record([])  # pyright: ignore[reportArgumentType]
+    with pytest.raises(DataError, match="expected an object of format 2, found list"):
+        result_of([])
+
+
+def test_what_is_written_is_read_again(metrics: dict[str, Any], tmp_path: Path) -> None:
+    result, path = result_of(metrics), tmp_path / "metrics.json"
+    write_result(result, path)
+    assert read_result(path) == result
+    assert json.loads(path.read_text()) == metrics
+    path.write_text(path.read_text()[:500])
+    with pytest.raises(DataError, match=r"metrics.json: expected a metrics.json, found"):
+        read_result(path)
 
 
 def test_smoothing_has_no_lag_and_keeps_a_constant() -> None:

@@ -19,6 +19,9 @@ from tdistill.errors import CacheError, DataError, ModelError
 from tdistill.models.language_model import LanguageModel, save
 from tdistill.recipe import Recipe, read_recipe
 from tdistill.run import Run, run_recipe
+from tdistill.run.groundwork import Groundwork
+from tdistill.run.keys import result_key, stage_keys
+from tdistill.run.students import Students
 from tdistill.teacher.adaptive import choose_top_p
 from tdistill.teacher.cache.reader import Cache
 from tiny import tiny_lm, tiny_model, tokenizer
@@ -28,8 +31,12 @@ def again(finished: Finished, folder: Path, *overrides: str) -> tuple[list[str],
     """Run in a copy of the finished folder; returns the lines said and the metrics."""
     shutil.copytree(finished.folder, folder)
     lines: list[str] = []
-    metrics = run_recipe(read_recipe(finished.recipe, overrides), folder, lines.append)
-    return lines, metrics
+    run_recipe(read_recipe(finished.recipe, overrides), folder, lines.append)
+    return lines, read_json(folder / "metrics.json")
+
+
+def keys(recipe: Recipe) -> dict[str, str]:
+    return stage_keys(recipe) | {"report": result_key(recipe)}
 
 
 def redone(lines: list[str]) -> set[str]:
@@ -55,19 +62,22 @@ def test_the_metrics_say_what_was_done(finished: Finished):
     metrics = finished.metrics
     assert metrics["versions"]["torch"] == torch.__version__
     assert {"tdistill", "python", "transformers"} <= set(metrics["versions"])
-    assert metrics["seeds"] == {"rollouts": 0, "training": 0, "generation": [0, 1]}
+    seeds = {"rollouts": 0, "start": [0], "training": [0], "generation": [0, 1]}
+    assert metrics["seeds"] == seeds
     assert metrics["recipe"] == yaml.safe_load(
         (finished.folder / "recipe.resolved.yaml").read_text()
     )
-    assert metrics["parameters"]["student"] < metrics["parameters"]["teacher"]
+    sizes = metrics["parameters"]
+    assert list(sizes) == list(LABELS)
+    assert all(sizes[label] < sizes["teacher"] for label in LABELS[1:])
     counts = metrics["counts"]
     assert (counts["train_prompts"], counts["rollout_rows"]) == (9, 18)
     assert counts["rollout_steps"] == metrics["cache"]["steps"]
-    assert {label: len(curve) for label, curve in metrics["curves"].items()} == {
+    assert {x: len(curve["mean"]["step"]) for x, curve in metrics["curves"].items()} == {
         "start": 6,
         **dict.fromkeys(OBJECTIVES, PHASE["steps"]),
     }
-    assert set(metrics["seconds"]["train"]) == set(OBJECTIVES)
+    assert set(metrics["seconds"]["train"]) == {"start", *OBJECTIVES}
 
 
 def test_every_model_is_judged_in_three_decodings(finished: Finished):
@@ -91,8 +101,8 @@ def test_references_are_scored_by_the_teacher_for_an_objective_on_their_sets(
 ):
     lines, metrics = again(finished, tmp_path / "run", "--objectives.sft.support", "set")
     assert "sft" in redone(lines)
-    assert all(0 < step["leak"] < 1 for step in metrics["curves"]["sft"])
-    assert not any("leak" in step for step in finished.metrics["curves"]["sft"])
+    assert all(0 < leak < 1 for leak in metrics["curves"]["sft"]["mean"]["leak"])
+    assert "leak" not in finished.metrics["curves"]["sft"]["mean"]
 
 
 def test_the_student_is_a_normal_model(finished: Finished):
@@ -145,7 +155,8 @@ def test_the_resolved_recipe_is_the_same_run(finished: Finished, tmp_path: Path)
     given = read_recipe(finished.recipe)
     resolved = read_recipe(finished.folder / "recipe.resolved.yaml")
     assert resolved == given
-    assert Run(resolved, tmp_path).keys == Run(given, tmp_path).keys
+    assert keys(resolved) == keys(given)
+    Run(resolved, tmp_path)
     assert (tmp_path / "recipe.resolved.yaml").read_bytes() == (
         finished.folder / "recipe.resolved.yaml"
     ).read_bytes()
@@ -192,8 +203,8 @@ KEYS: list[tuple[list[str], set[str]]] = [
     (["--start.training.steps", "5"], {"start", *OBJECTIVES}),
     (["--evaluation.seeds", "3"], set()),
     (["--student.layers", "1"], {"student", "start", *OBJECTIVES}),
-    (["--rollouts.seed", "1"], {"rollouts", "held-out", "start", *OBJECTIVES}),
-    (["--data.limit_train", "3"], {"rollouts", "held-out", "start", *OBJECTIVES}),
+    (["--rollouts.seed", "1"], {"rollouts", "references", "held-out", "start", *OBJECTIVES}),
+    (["--data.limit_train", "3"], {"rollouts", "references", "held-out", "start", *OBJECTIVES}),
     (["--evaluation.rollouts_per_prompt", "2"], {"held-out"}),
 ]
 
@@ -202,10 +213,9 @@ KEYS: list[tuple[list[str], set[str]]] = [
     ("overrides", "stages"), KEYS, ids=lambda v: "" if type(v) is set else v[0]
 )
 def test_a_key_depends_on_its_own_fields(
-    finished: Finished, tmp_path: Path, overrides: list[str], stages: set[str]
+    finished: Finished, overrides: list[str], stages: set[str]
 ):
-    old = Run(read_recipe(finished.recipe), tmp_path).keys
-    new = Run(read_recipe(finished.recipe, overrides), tmp_path).keys
+    old, new = keys(read_recipe(finished.recipe)), keys(read_recipe(finished.recipe, overrides))
     changed = {name for name in old if old[name] != new[name]}
     assert {name for name in changed if not name.startswith(("evaluate-", "report"))} == stages
     assert "report" in changed
@@ -220,36 +230,36 @@ def test_a_key_depends_on_the_content_of_data(finished: Finished, tmp_path: Path
     data = tmp_path / "rows.jsonl"
     write_rows(data, ["a b", "c d e"])
     recipe = read_recipe(finished.recipe, [f"--data.{split}", str(data)])
-    old = Run(recipe, tmp_path / "out").keys
-    assert Run(recipe, tmp_path / "out").keys == old
+    old = keys(recipe)
+    assert keys(recipe) == old
     write_rows(data, ["a b", "c d f"])
-    assert Run(recipe, tmp_path / "out").keys["rollouts"] != old["rollouts"]
+    assert keys(recipe)["rollouts"] != old["rollouts"]
 
 
-def loaded(finished: Finished, folder: Path, *overrides: str) -> tuple[Run, list[str]]:
+def loaded(finished: Finished, folder: Path, *overrides: str) -> tuple[Groundwork, list[str]]:
     lines: list[str] = []
     recipe = read_recipe(finished.recipe, ["--data.limit_train", "4", *overrides])
-    return Run(recipe, folder, lines.append), lines
+    return Run(recipe, folder, lines.append).groundwork, lines
 
 
 def test_prompts_of_train_are_left_out_of_test(finished: Finished, tmp_path: Path):
     rows = tmp_path / "mixed.jsonl"
-    run, _ = loaded(finished, tmp_path / "probe")
-    first = run.examples["train"][0].prompt
+    ground, _ = loaded(finished, tmp_path / "probe")
+    first = ground.load_examples()["train"][0].prompt
     write_rows(rows, [first, "z z z", first, "y"])
-    run, lines = loaded(
+    ground, lines = loaded(
         finished, tmp_path / "out", "--data.test", str(rows), "--data.valid", str(rows)
     )
     for split in ("test", "valid"):
-        assert [e.prompt for e in run.examples[split]] == ["z z z", "y"]
+        assert [e.prompt for e in ground.load_examples()[split]] == ["z z z", "y"]
         assert f"  {split}: left out 2 prompts that are also in train" in lines
 
 
 def test_a_test_split_of_nothing_but_train_is_refused(finished: Finished, tmp_path: Path):
     train = read_recipe(finished.recipe).data.train
-    run, _ = loaded(finished, tmp_path, "--data.test", train, "--data.limit_test", "2")
+    ground, _ = loaded(finished, tmp_path, "--data.test", train, "--data.limit_test", "2")
     with pytest.raises(DataError, match="expected test prompts that are not in"):
-        run.rollouts  # noqa: B018
+        ground.sample_rollouts()
 
 
 def other_tokenizer() -> LanguageModel:
@@ -290,9 +300,9 @@ def test_a_student_deeper_than_the_teacher_is_refused_before_any_work(
 def test_a_given_student_is_the_start(finished: Finished, tmp_path: Path):
     save(tiny_lm("qwen2", seed=3, num_hidden_layers=1), tmp_path / "given")
     run = Run(with_student(finished, tmp_path / "given"), tmp_path / "out", lambda line: None)
-    run.check_student()
-    assert run.vocabulary_size == 64
-    run.make_start()
+    run.groundwork.check_student()
+    assert run.groundwork.count_vocabulary() == 64
+    run.seeds[0].train("start")
     config = read_json(tmp_path / "out/models/start/config.json")
     assert (config["model_type"], config["num_hidden_layers"]) == ("qwen2", 1)
 
@@ -300,8 +310,8 @@ def test_a_given_student_is_the_start(finished: Finished, tmp_path: Path):
 def test_without_a_start_phase_objectives_start_from_the_bare_student(
     finished: Finished, tmp_path: Path
 ):
-    run, _ = loaded(finished, tmp_path, "--start", "null")
-    run.make_start()
+    ground, _ = loaded(finished, tmp_path, "--start", "null")
+    Students(ground).train("start")
     weights = "model.safetensors"
     start = (tmp_path / "models/start" / weights).read_bytes()
     assert start == (tmp_path / "models/untrained" / weights).read_bytes()
@@ -311,18 +321,18 @@ def test_a_start_phase_taken_back_is_done_again(finished: Finished, tmp_path: Pa
     shutil.copytree(finished.folder, tmp_path / "out")
     for overrides, expected in ((["--start", "null"], "untrained"), ([], "start")):
         recipe = read_recipe(finished.recipe, overrides)
-        Run(recipe, tmp_path / "out", lambda line: None).make_start()
+        Run(recipe, tmp_path / "out", lambda line: None).seeds[0].train("start")
         found = tmp_path / "out/models/start/model.safetensors"
         wanted = finished.folder / "models" / expected / "model.safetensors"
         assert found.read_bytes() == wanted.read_bytes()
 
 
 def test_rows_of_the_start_phase(finished: Finished, tmp_path: Path):
-    run, _ = loaded(finished, tmp_path)
-    references = run.rows_of("references")
-    assert [row.prompt_ids for row in references] == [e.prompt_ids for e in run.examples["train"]]
+    ground, _ = loaded(finished, tmp_path)
+    references, examples = ground.collect_rows("references"), ground.load_examples()["train"]
+    assert [row.prompt_ids for row in references] == [e.prompt_ids for e in examples]
     assert all(row.response_ids[-1] == 1 and row.ended for row in references)
-    assert len(run.rows_of("teacher")) == 8
+    assert len(ground.collect_rows("teacher")) == 8
 
 
 def test_other_capture_settings_do_not_mix_with_a_cache(finished: Finished, tmp_path: Path):
@@ -333,9 +343,9 @@ def test_other_capture_settings_do_not_mix_with_a_cache(finished: Finished, tmp_
 def test_more_rollouts_leave_the_old_ones_out(finished: Finished, tmp_path: Path):
     shutil.copytree(finished.folder, tmp_path / "out")
     recipe = read_recipe(finished.recipe, ["--rollouts.seed", "7"])
-    run = Run(recipe, tmp_path / "out", lambda line: None)
-    assert len(run.rollouts) == 18
-    assert len(run.cache("train")) == 36
+    ground = Run(recipe, tmp_path / "out", lambda line: None).groundwork
+    assert len(ground.sample_rollouts()) == 18
+    assert len(ground.open_cache("train")) == 36
 
 
 def test_a_gguf_teacher_is_converted_once(
@@ -352,7 +362,7 @@ def test_a_gguf_teacher_is_converted_once(
 
     monkeypatch.setattr(tdistill.models.language_model, "load", load)
     for expected in (["t.gguf", None], [None]):
-        run, _ = loaded(finished, tmp_path, "--teacher.gguf_file", "t.gguf")
-        assert run.teacher.num_parameters == tiny_lm("llama").num_parameters
+        ground, _ = loaded(finished, tmp_path, "--teacher.gguf_file", "t.gguf")
+        assert ground.load_teacher().num_parameters == tiny_lm("llama").num_parameters
         assert opened == expected
         opened.clear()

@@ -13,6 +13,7 @@ import tyro
 from tdistill.checks import check, check_at_least
 from tdistill.data.config import DataConfig, Format, Template
 from tdistill.errors import InvalidValueError
+from tdistill.files import write_atomically
 from tdistill.progress import quiet_libraries
 
 if TYPE_CHECKING:
@@ -236,4 +237,4 @@ def _as_data(example: Example) -> dict[str, Any]:
 def _write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     # ASCII: a response may hold half a surrogate pair, which UTF-8 cannot.
     text = "".join(json.dumps(row) + "\n" for row in rows)
-    path.write_text(text, encoding="utf-8")
+    write_atomically(path, text)

@@ -11,6 +11,7 @@ from tdistill.strict import describe, split_words
 
 if TYPE_CHECKING:
     from tdistill.recipe import Recipe
+    from tdistill.report import Result
     from tdistill.run import Run
 
 _USAGE = "RECIPE.yaml [RECIPE.yaml ...] --out DIR [--section.field value ...]"
@@ -33,35 +34,28 @@ def run(words: list[str]) -> int:
     if _helped("run", words):
         return 0
     recipe, out = _read("run", words)
-    return _run(recipe, out)
+    from tdistill.run import run_recipe
+
+    result = run_recipe(recipe, out)
+    _show(result, out)
+    return 1 if result.failed else 0
 
 
-def _run(recipe: Recipe, out: Path) -> int:
+def _show(result: Result, out: Path) -> None:
     from rich.console import Console
 
-    from tdistill.report import sample_panel, score_table
-    from tdistill.report.compare import comparison_table
-    from tdistill.run import Comparison, run_recipe
+    from tdistill.report import sample_panel, score_table, summary
 
     console = Console()
-    if recipe.seeds > 1:
-        comparison = Comparison(
-            recipe,
-            out,
-            seeds=recipe.seeds,
-            baseline=recipe.baseline,
-            keep_models=recipe.keep_models,
-        )
-        console.print(comparison_table(comparison.run()))
-        return 1 if comparison.failed else 0
-    metrics = run_recipe(recipe, out)
-    console.print(score_table(metrics))
-    console.print(sample_panel(metrics))
+    console.print(score_table(result))
+    console.print(sample_panel(result))
+    print("\n".join(summary(result)))
+    for who, why in result.failed.items():
+        print(f"failed:  {who} ({why})")
     print(
         f"report:  {out / 'report.html'}\nstudent: {out / 'student'}\n"
         f"numbers: {out / 'metrics.json'}"
     )
-    return 0
 
 
 def rollouts(words: list[str]) -> int:
@@ -86,14 +80,9 @@ def _stages(last: str, words: list[str]) -> int:
     from tdistill.run import Run
 
     run = Run(recipe, out)
-    run.check_student()
-    print(f"  {len(run.rollouts)} teacher responses to train on")
-    if last != "rollouts":
-        run.train()
-    if last == "evaluate":
-        run.evaluate()
+    {"rollouts": run.sample_rollouts, "train": run.train, "evaluate": run.evaluate}[last]()
     print(_next_step(last, run))
-    return 0
+    return 1 if run.failed else 0
 
 
 def _next_step(last: str, run: Run) -> str:

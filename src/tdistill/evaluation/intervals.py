@@ -1,7 +1,4 @@
-"""Means with bootstrap intervals over prompts, for one method or for the difference of two.
-
-Where a method was trained from several seeds, the crossed intervals draw those as well.
-"""
+"""Means with bootstrap intervals over prompts and training seeds, of one method or of two."""
 
 from __future__ import annotations
 
@@ -17,8 +14,6 @@ from tdistill.errors import InvalidValueError
 
 Totals = NDArray[np.float64]
 """[2, prompts]: the sum and the weight of every prompt, all its seeds together."""
-
-_DRAWS_AT_ONCE = 200  # bounds the memory
 
 
 @dataclass(frozen=True)
@@ -54,7 +49,7 @@ class Sample:
 
     def interval(self) -> Interval:
         """The mean with its interval over prompts."""
-        return bootstrap_interval(self.values, weights=self.weights)
+        return crossed_interval([self])
 
     def to_dict(self) -> dict[str, Any]:
         """Return nested lists for JSON."""
@@ -69,100 +64,6 @@ class Sample:
         return cls(values, None if weights is None else np.asarray(weights, dtype=np.float64))
 
 
-def bootstrap_interval(
-    values: ArrayLike,
-    *,
-    weights: ArrayLike | None = None,
-    level: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
-) -> Interval:
-    """Return the mean over prompts and seeds, with a percentile bootstrap interval over prompts.
-
-    The mean is ``sum(values) / sum(weights)``, with weights of 1 unless given: for a rate such as
-    nats per token, ``values`` holds the nats of each response and ``weights`` its tokens.
-
-    Prompts are drawn with replacement, each with all its seeds. Seeds are not drawn a second time
-    within a prompt: the spread of the prompts' means already contains their noise, and adding it
-    twice makes the interval up to 1.4 times too wide (Davison and Hinkley 1997, section 3.8).
-    Columns must be independent given the prompt, as generation seeds are; an effect shared by a
-    whole column, such as a training seed, is not in the interval.
-
-    With one prompt (or one prompt of positive weight) nothing is known about other prompts, and
-    the bounds are None rather than equal to the mean. With few prompts the interval is too
-    narrow: of normal values, a 95% interval covers 93% with 20 prompts, 91% with 10, 84% with 5.
-
-    Args:
-        values: ``[prompts]`` or ``[prompts, seeds]``, finite.
-        weights: of the same shape, finite, not negative; 0 only where the value is 0.
-        level: the coverage aimed at, between 0 and 1.
-        resamples: number of bootstrap draws.
-        seed: seed of the draws; the same arguments give the same interval.
-
-    Returns:
-        The mean and its bounds, in the unit of ``values`` (over that of ``weights``).
-
-    Raises:
-        InvalidValueError: a value is not finite, or a shape or an option cannot be used.
-
-    Reference:
-        Efron and Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13.
-
-    >>> bootstrap_interval([4.0, 4.0, 4.0])
-    Interval(mean=4.0, low=4.0, high=4.0)
-    >>> bootstrap_interval([[6.0], [2.0]], weights=[[3], [1]]).mean
-    2.0
-    """
-    _check_options(level, resamples)
-    return _interval([_totals(values, weights, "values")], level, resamples, seed)
-
-
-def paired_interval(
-    a: ArrayLike,
-    b: ArrayLike,
-    *,
-    a_weights: ArrayLike | None = None,
-    b_weights: ArrayLike | None = None,
-    level: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
-) -> Interval:
-    """Return the mean of ``a`` minus that of ``b`` on the same prompts, with its interval.
-
-    Every draw takes the same prompts for both, so what makes a prompt hard for both cancels. An
-    interval without 0 is a difference at this level.
-
-    Args:
-        a: ``[prompts]`` or ``[prompts, seeds]``, as in `bootstrap_interval`.
-        b: the same prompts in the same order; its number of seeds may differ.
-        a_weights: weights of ``a``, as in `bootstrap_interval`.
-        b_weights: weights of ``b``.
-        level: the coverage aimed at, between 0 and 1.
-        resamples: number of bootstrap draws.
-        seed: seed of the draws.
-
-    Returns:
-        The difference and its bounds; the bounds are None with fewer than two usable prompts.
-
-    Raises:
-        InvalidValueError: as in `bootstrap_interval`, or the numbers of prompts differ.
-
-    Reference:
-        Koehn 2004, "Statistical Significance Tests for Machine Translation Evaluation".
-
-    >>> paired_interval([2.0, 12.0, 42.0, 102.0], [1.0, 11.0, 41.0, 101.0])
-    Interval(mean=1.0, low=1.0, high=1.0)
-    """
-    _check_options(level, resamples)
-    first, second = _totals(a, a_weights, "a"), _totals(b, b_weights, "b")
-    if first.shape != second.shape:
-        raise InvalidValueError(
-            f"a and b: expected the same prompts in the same order, found {first.shape[1]} and "
-            f"{second.shape[1]} prompts; keep only those that both methods answered"
-        )
-    return _interval([first, second], level, resamples, seed)
-
-
 def crossed_interval(
     runs: Sequence[Sample],
     baseline: Sequence[Sample] | None = None,
@@ -173,11 +74,21 @@ def crossed_interval(
 ) -> Interval:
     """Return a mean over training seeds, or a difference of two, both axes random.
 
+    The mean is ``sum(values) / sum(weights)``, with weights of 1 unless given: for a rate such as
+    nats per token, ``values`` holds the nats of each response and ``weights`` its tokens.
+
     Every draw takes prompts with replacement and, independently of them, training seeds with
-    replacement; the statistic is ``sum(values) / sum(weights)`` over the drawn table of prompts and
-    training seeds (the pigeonhole bootstrap). A difference uses the same draws for both methods, so
-    an effect that a prompt or a training seed has on both cancels. With one training seed only
-    prompts are drawn, as in `bootstrap_interval`.
+    replacement; the statistic is the mean over the drawn table of prompts and training seeds (the
+    pigeonhole bootstrap). A difference uses the same draws for both methods, so an effect that a
+    prompt or a training seed has on both cancels. With one training seed only prompts are drawn.
+
+    Generation seeds are not drawn a second time within a prompt: the spread of the prompts' means
+    already contains their noise, and adding it twice makes the interval up to 1.4 times too wide
+    (Davison and Hinkley 1997, section 3.8).
+
+    With one prompt (or one prompt of positive weight) nothing is known about other prompts, and
+    the bounds are None rather than equal to the mean. With few prompts the interval is too
+    narrow: of normal values, a 95% interval covers 93% with 20 prompts, 91% with 10, 84% with 5.
 
     Few training seeds say little about other training seeds, and no bootstrap can add to that. Of
     effects of the training seed alone, a 95% interval covers 76% with 3 seeds, 82% with 5 and 88%
@@ -195,9 +106,11 @@ def crossed_interval(
         The mean or the difference, with its bounds; None with fewer than two usable prompts.
 
     Raises:
-        InvalidValueError: as in `bootstrap_interval`, or prompts or seeds differ in number.
+        InvalidValueError: a value is not finite, a shape or an option cannot be used, or prompts or
+            seeds differ in number.
 
     Reference:
+        Efron and Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13;
         Owen 2007, "The pigeonhole bootstrap", Annals of Applied Statistics 1, arXiv 0712.1111.
 
     >>> runs = [Sample(np.array([1.0, 5.0])), Sample(np.array([3.0, 7.0]))]
@@ -205,6 +118,8 @@ def crossed_interval(
     4.0
     >>> crossed_interval(runs, runs)
     Interval(mean=0.0, low=0.0, high=0.0)
+    >>> crossed_interval([Sample(np.array([[6.0], [2.0]]), np.array([[3.0], [1.0]]))]).mean
+    2.0
     """
     _check_options(level, resamples)
     tables = [_table(runs, "runs")] + ([] if baseline is None else [_table(baseline, "baseline")])
@@ -252,33 +167,11 @@ def _drawn(
     return ratios[0] if len(ratios) == 1 else ratios[0] - ratios[1]
 
 
-def _interval(samples: list[Totals], level: float, resamples: int, seed: int) -> Interval:
-    """Bootstrap the ratio of ``samples[0]``, less that of ``samples[1]`` where there is one."""
-    prompts = samples[0].shape[1]
-    mean = float(_statistic(samples, np.arange(prompts)[None])[0])
-    if min(np.count_nonzero(totals[1]) for totals in samples) < 2:
-        return Interval(mean, None, None)
-    generator = np.random.default_rng(seed)
-    parts = [min(_DRAWS_AT_ONCE, resamples - i) for i in range(0, resamples, _DRAWS_AT_ONCE)]
-    draws = [
-        _statistic(samples, generator.integers(prompts, size=(part, prompts))) for part in parts
-    ]
-    return _percentiles(mean, np.concatenate(draws), level)
-
-
 def _percentiles(mean: float, draws: NDArray[np.float64], level: float) -> Interval:
     # A draw of nothing but weightless prompts has no ratio; it is left out.
     draws = draws[~np.isnan(draws)]
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
     return Interval(mean, float(low), float(high))
-
-
-def _statistic(samples: list[Totals], rows: NDArray[np.int64]) -> NDArray[np.float64]:
-    """The statistic of every row of ``rows`` [draws, prompts]; NaN where it has no weight."""
-    ratios = [
-        _ratio(totals[0][rows].sum(axis=1), totals[1][rows].sum(axis=1)) for totals in samples
-    ]
-    return ratios[0] if len(ratios) == 1 else ratios[0] - ratios[1]
 
 
 def _ratio(value: NDArray[np.float64], weight: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -1,9 +1,6 @@
-"""What the numbers say, in words: no sentence here goes further than the intervals do."""
+"""What the numbers say, in words: no sentence here goes further than the paired intervals do."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
-from typing import Literal
 
 from tdistill.report.measures import (
     count,
@@ -13,182 +10,136 @@ from tdistill.report.measures import (
     measure,
     model_name,
     number,
+    verdict,
 )
-from tdistill.report.records import START, TEACHER, Estimate, Record
-
-Verdict = Literal["better", "worse", "overlap", "unknown"]
+from tdistill.report.result import SAMPLED, START, TEACHER, TUNED, Estimate, Result
+from tdistill.report.tables import table_columns
 
 SHARED_DECODINGS = ["greedy", "sample", "nucleus"]
+_MOST_NAMED = 4
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """The distilled student against one baseline on one measure."""
-
-    verdict: Verdict
-    difference: float | None
-    ours: Estimate | None
-    theirs: Estimate | None
+def against(result: Result, label: str, metric: str, decoding: str | None) -> Estimate | None:
+    """The distilled student less another model, on the same prompts and training seeds."""
+    turned = result.difference(label, result.distilled, metric, decoding)
+    return None if turned is None else -turned
 
 
-@dataclass(frozen=True)
-class Contest:
-    """One column of the comparison: a metric, in a decoding or (None) on teacher responses."""
-
-    metric: str
-    decoding: str | None
-
-
-def verdict(ours: Estimate | None, theirs: Estimate | None, better: int) -> Verdict:
-    """Rank two estimates by their intervals.
-
-    Args:
-        ours: the first estimate.
-        theirs: the second one, in the same unit.
-        better: +1 where higher is better, -1 where lower is.
-
-    Returns:
-        ``better`` or ``worse`` (of ``ours``) only where the intervals are disjoint; ``overlap``
-        where they are not; ``unknown`` where one is missing or has no interval.
-
-    Example:
-        >>> verdict(Estimate(1.0, 0.9, 1.1), Estimate(2.0, 1.8, 2.2), -1)
-        'better'
-    """
-    if ours is None or theirs is None or not (ours.comparable and theirs.comparable):
-        return "unknown"
-    assert ours.low is not None and ours.high is not None
-    assert theirs.low is not None and theirs.high is not None
-    if ours.low > theirs.high:
-        return "better" if better > 0 else "worse"
-    if ours.high < theirs.low:
-        return "worse" if better > 0 else "better"
-    return "overlap"
+def headline(result: Result) -> str:
+    """The report's title: what became of the forward KL, as far as the interval allows."""
+    before = result.estimate(START, "forward_kl", None)
+    after = result.estimate(result.distilled, "forward_kl", None)
+    teacher, student = (count(result.parameters[x]) for x in (TEACHER, result.distilled))
+    if before is None or after is None:
+        return f"A {student}-parameter student of a {teacher}-parameter teacher"
+    name, a, b = model_name(result.distilled), number(before.mean, 2), number(after.mean, 2)
+    found = verdict(against(result, START, "forward_kl", None), measure("forward_kl"))
+    if found in ("better", "worse"):
+        moved = "lowers" if found == "better" else "raises"
+        whose = f"the forward KL of a {student} student to its {teacher} teacher"
+        return f"{name} {moved} {whose} from {a} to {b} nats a step"
+    return (
+        f"Forward KL to the teacher: {a} nats a step before {name}, {b} after; {_UNDECIDED[found]}"
+    )
 
 
-def contests(record: Record) -> list[Contest]:
-    """The measures on which the distilled student and some baseline both have a number."""
-    shared = in_order([s.decoding for s in record.scores], SHARED_DECODINGS)
-    wanted = [Contest("forward_kl", None), Contest("leak", None)]
-    wanted += [
-        Contest(name, decoding)
-        for name in ("rouge_l", "teacher_nll")
-        for decoding in shared
-        if decoding != "tuned"
-    ]
-    return [
-        c
-        for c in wanted
-        if record.estimate(record.distilled, c.metric, c.decoding) is not None
-        and any(record.estimate(m, c.metric, c.decoding) is not None for m in record.baselines)
-    ]
+_UNDECIDED = {"even": "not told apart", "": "without an interval, not a ranking"}
 
 
-def comparison(record: Record, baseline: str, contest: Contest) -> Comparison:
-    """Compare the distilled student with one baseline on one measure."""
-    ours = record.estimate(record.distilled, contest.metric, contest.decoding)
-    theirs = record.estimate(baseline, contest.metric, contest.decoding)
-    result = verdict(ours, theirs, measure(contest.metric).better)
-    difference = ours.mean - theirs.mean if ours and theirs else None
-    return Comparison(result, difference, ours, theirs)
-
-
-def headline(record: Record) -> str:
-    """The report's title: what became of the forward KL, as far as the intervals allow."""
-    before = record.estimate(START, "forward_kl", None)
-    after = record.estimate(record.distilled, "forward_kl", None)
-    teacher, student = record.parameter_count(TEACHER), record.parameters.get("student")
-    sizes = teacher is not None and student is not None
-    if before is None or after is None or record.distilled is None:
-        if sizes:
-            return f"A {count(student)}-parameter student of a {count(teacher)}-parameter teacher"
-        return "Distillation report"
-    name, a, b = model_name(record.distilled), number(before.mean, 2), number(after.mean, 2)
-    result = verdict(after, before, -1)
-    if result in ("better", "worse"):
-        moved = "lowers" if result == "better" else "raises"
-        whose = f"a {count(student)} student" if sizes else "the student"
-        whom = f"its {count(teacher)} teacher" if sizes else "its teacher"
-        return f"{name} {moved} the forward KL of {whose} to {whom} from {a} to {b} nats a step"
-    reason = "the intervals overlap" if result == "overlap" else "without intervals, not a ranking"
-    return f"Forward KL to the teacher: {a} nats a step before {name}, {b} after; {reason}"
-
-
-def summary(record: Record) -> list[str]:
+def summary(result: Result) -> list[str]:
     """The sentences under the title; those that lack their numbers are left out."""
-    sentences = [_sizes(record), _from_start(record)]
-    sentences += _against_baselines(record)
-    sentences += [_against_teacher(record), *_tuned(record)]
+    sentences = [_counted(result), _sizes(result), _from_start(result)]
+    sentences += _against_the_others(result) + _against_the_baseline(result)
+    sentences += [_against_teacher(result), *_tuned(result)]
     return [s for s in sentences if s]
 
 
-def caveat(record: Record) -> str:
+def caveat(result: Result) -> str:
     """What the intervals cover and what they do not."""
-    seeds = sorted({s.seeds for s in record.scores if s.seeds is not None})
-    prompts = sorted({s.prompts for s in record.scores if s.prompts is not None})
-    parts = []
-    if prompts:
-        parts.append(f"{_range(prompts)} held-out prompt{'s' if prompts[-1] > 1 else ''}")
-    if seeds:
-        parts.append(f"{_range(seeds)} generation seed{'s' if seeds[-1] > 1 else ''}")
-    source = f" ({' and '.join(parts)})" if parts else ""
+    prompts, trained = result.counts["test_prompts"], result.counts["training_seeds"]
+    generated = max((score.seeds for score in result.scores), default=1)
+    source = f"{_many(prompts, 'held-out prompt')} and {_many(generated, 'generation seed')}"
+    if trained == 1:
+        seeds = (
+            f"Intervals hold 95% and describe the evaluation ({source}). Each model was trained "
+            "once, so they do not cover the variation between training runs."
+        )
+    else:
+        seeds = (
+            f"Intervals hold 95% and draw prompts and training seeds ({source}, "
+            f"{trained} training seeds). Few seeds say little about other seeds, so an interval "
+            "is rather too narrow where seeds matter more than prompts."
+        )
     return (
-        f"Intervals describe the evaluation{source}. Each model was trained once, so they do not "
-        "cover the variation between training runs. Where two intervals overlap, this page does "
-        "not rank the models."
+        f"{seeds} Models are ranked by their difference on the same prompts and seeds: only where "
+        "its interval is without 0. One interval in twenty misses by chance: of many marks, some "
+        "will be wrong."
     )
 
 
-def _range(values: list[int]) -> str:
-    low, high = values[0], values[-1]
-    return f"{low}" if low == high else f"{low} to {high}"
+def _many(size: int, what: str) -> str:
+    return f"{size} {what}{'' if size == 1 else 's'}"
 
 
-def _sizes(record: Record) -> str:
-    teacher, student = record.parameter_count(TEACHER), record.parameters.get("student")
-    if not teacher or student is None:
+def _counted(result: Result) -> str:
+    objectives, seeds = result.counts["objectives"], result.counts["training_seeds"]
+    if objectives == 1 and seeds == 1:
         return ""
-    share = f"{student / teacher:.0%}"
+    return (
+        f"{_many(objectives, 'objective')}, {_many(seeds, 'training seed')}: the same teacher "
+        "responses, order of batches and start for every objective of a seed."
+    )
+
+
+def _sizes(result: Result) -> str:
+    teacher, student = (result.parameters[x] for x in (TEACHER, result.distilled))
     return (
         f"The teacher has {count(teacher)} parameters, the student {count(student)} "
-        f"({share} as many)."
+        f"({student / teacher:.0%} as many)."
     )
 
 
-def _from_start(record: Record) -> str:
-    before = record.estimate(START, "forward_kl", None)
-    after = record.estimate(record.distilled, "forward_kl", None)
-    if before is None or after is None or record.distilled is None:
+def _from_start(result: Result) -> str:
+    before = result.estimate(START, "forward_kl", None)
+    after = result.estimate(result.distilled, "forward_kl", None)
+    difference = against(result, START, "forward_kl", None)
+    if before is None or after is None or difference is None:
         return ""
     tail = {
-        "better": "the intervals do not overlap",
-        "worse": "it rose, and the intervals do not overlap",
-        "overlap": "the intervals overlap",
-        "unknown": "one of them has no interval",
-    }[verdict(after, before, -1)]
+        "better": "it fell",
+        "worse": "it rose",
+        "even": "not told apart",
+        "": "no interval to compare by",
+    }[verdict(difference, measure("forward_kl"))]
     return (
         f"Forward KL to the teacher is {number(before.mean, 2)} {interval(before, 2)} nats a step "
         f"at the start and {number(after.mean, 2)} {interval(after, 2)} after "
-        f"{model_name(record.distilled)}; {tail}."
+        f"{model_name(result.distilled)}; {tail}{_by(difference, 2)}."
     )
 
 
-def _against_baselines(record: Record) -> list[str]:
-    """Which baselines are above, below, or not separated: forward KL, then Rouge-L.
+def _by(difference: Estimate, digits: int) -> str:
+    if difference.low is None:
+        return ""
+    return f", difference {number(difference.mean, digits)} {interval(difference, digits)}"
+
+
+def _against_the_others(result: Result) -> list[str]:
+    """Which models are above, below, or not told apart: forward KL, then Rouge-L.
 
     Decodings with the same outcome share one sentence.
     """
-    if record.distilled is None:
-        return []
-    name = model_name(record.distilled)
     outcomes: dict[tuple[str, str], list[str]] = {}
-    for contest in contests(record):
-        outcome = _outcome(record, contest)
-        if outcome and contest.metric in ("forward_kl", "rouge_l"):
-            places = outcomes.setdefault((contest.metric, outcome), [])
-            places += [decoding_phrase(contest.decoding)] if contest.decoding else []
+    for metric, decoding in [
+        ("forward_kl", None),
+        *(("rouge_l", d) for d in in_order(result.decodings, SHARED_DECODINGS)),
+    ]:
+        outcome = _outcome(result, metric, decoding)
+        if outcome:
+            places = outcomes.setdefault((metric, outcome), [])
+            places += [decoding_phrase(decoding)] if decoding else []
     return [
-        f"{measure(metric).title} of {name}{_places(places)} is {outcome}."
+        f"{measure(metric).title} of {model_name(result.distilled)}{_places(places)} is {outcome}."
         for (metric, outcome), places in outcomes.items()
     ]
 
@@ -199,33 +150,55 @@ def _places(phrases: list[str]) -> str:
     return f", {_listed(phrases)}," if phrases else ""
 
 
-def _outcome(record: Record, contest: Contest) -> str:
+def _outcome(result: Result, metric: str, decoding: str | None) -> str:
     """What one measure says, in words; empty where it compares nothing."""
     # The start is dealt with by its own sentence where forward KL is concerned.
-    skip = START if contest.metric == "forward_kl" else None
+    skipped = {TEACHER, result.distilled} | ({START} if metric == "forward_kl" else set())
     groups: dict[str, list[str]] = {}
-    for label in record.baselines:
-        if label != skip:
-            result = comparison(record, label, contest).verdict
-            groups.setdefault(result, []).append(model_name(label))
-    up = measure(contest.metric).better > 0
+    for label in result.models:
+        if label not in skipped:
+            found = verdict(against(result, label, metric, decoding), measure(metric))
+            groups.setdefault(found, []).append(model_name(label))
+    up = measure(metric).better > 0
     words = {
         "better": f"{'higher' if up else 'lower'} than that of {{}}",
         "worse": f"{'lower' if up else 'higher'} than that of {{}}",
-        "overlap": "not separated from that of {} (intervals overlap)",
+        "even": "not told apart from that of {}",
     }
     return "; ".join(words[k].format(_listed(groups[k])) for k in words if k in groups)
 
 
 def _listed(names: list[str]) -> str:
+    if len(names) > _MOST_NAMED:
+        rest = len(names) - _MOST_NAMED + 1
+        names = [*names[: _MOST_NAMED - 1], f"{rest} others"]
     return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
 
 
-def _against_teacher(record: Record) -> str:
+def _against_the_baseline(result: Result) -> list[str]:
+    """How many objectives are told apart from the baseline, for the first measures of the table."""
+    others = [label for label in result.objectives if label != result.baseline]
+    if len(others) <= _MOST_NAMED:
+        return []
+    sentences = []
+    for column in table_columns(result)[:4]:
+        differences = [
+            result.difference(x, result.baseline, column.metric, column.decoding) for x in others
+        ]
+        found = [verdict(d, column.measure) for d in differences if d is not None]
+        better, worse = found.count("better"), found.count("worse")
+        sentences.append(
+            f"{column.title}: {better} better than {model_name(result.baseline)}, {worse} worse, "
+            f"{len(found) - better - worse} not told apart."
+        )
+    return sentences
+
+
+def _against_teacher(result: Result) -> str:
     """The teacher's own Rouge-L: how much room there was."""
     for decoding in SHARED_DECODINGS:
-        theirs = record.estimate(TEACHER, "rouge_l", decoding)
-        ours = record.estimate(record.distilled, "rouge_l", decoding)
+        theirs = result.estimate(TEACHER, "rouge_l", decoding)
+        ours = result.estimate(result.distilled, "rouge_l", decoding)
         if theirs is not None and ours is not None:
             return (
                 f"The teacher itself reaches Rouge-L {number(theirs.mean, 1)} "
@@ -235,27 +208,28 @@ def _against_teacher(record: Record) -> str:
     return ""
 
 
-def _tuned(record: Record) -> list[str]:
-    """Baselines whose temperature was tuned, against the student (tuned too, else at T = 1)."""
+def _tuned(result: Result) -> list[str]:
+    """Models whose temperature was tuned, against the student (tuned too, else at T = 1)."""
+    decoding = TUNED if result.distilled in result.temperatures else SAMPLED
+    ours = result.estimate(result.distilled, "rouge_l", decoding)
     sentences = []
-    decoding = "tuned" if record.score(record.distilled or "", "tuned") else "sample"
-    ours = record.estimate(record.distilled, "rouge_l", decoding)
-    for label in record.baselines:
-        score = record.score(label, "tuned")
-        theirs = record.estimate(label, "rouge_l", "tuned")
-        if score is None or theirs is None or ours is None or record.distilled is None:
+    for label, temperatures in result.temperatures.items():
+        theirs = result.estimate(label, "rouge_l", TUNED)
+        if label in (TEACHER, result.distilled) or theirs is None or ours is None:
             continue
-        at = "" if score.temperature is None else f" (T = {score.temperature:g})"
-        how = "tuned too" if decoding == "tuned" else decoding_phrase("sample")
-        result = {
-            "better": "higher, intervals disjoint",
-            "worse": "lower, intervals disjoint",
-            "overlap": "intervals overlap",
-            "unknown": "no interval to compare by",
-        }[verdict(ours, theirs, 1)]
+        at = ", ".join(f"{t:g}" for t in sorted(set(temperatures)))
+        how = "tuned too" if decoding == TUNED else decoding_phrase(SAMPLED)
+        difference = against(result, label, "rouge_l", TUNED)
+        found = {
+            "better": "higher",
+            "worse": "lower",
+            "even": "not told apart",
+            "": "no interval to compare by",
+        }[verdict(difference, measure("rouge_l"))]
         sentences.append(
-            f"{model_name(label)} with its temperature tuned{at} reaches Rouge-L "
-            f"{number(theirs.mean, 1)} {interval(theirs, 1)}; {model_name(record.distilled)} "
-            f"({how}) {number(ours.mean, 1)} {interval(ours, 1)}: {result}."
+            f"{model_name(label)} with its temperature tuned (T = {at}) reaches Rouge-L "
+            f"{number(theirs.mean, 1)} {interval(theirs, 1)}; {model_name(result.distilled)} "
+            f"({how}) {number(ours.mean, 1)} {interval(ours, 1)}: {found}"
+            f"{_by(difference, 1) if difference else ''}."
         )
     return sentences

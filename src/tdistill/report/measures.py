@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from tdistill.report.records import Estimate
+from tdistill.report.result import Estimate
 
 MINUS = "\N{MINUS SIGN}"
 DASH = "\N{EN DASH}"
@@ -127,10 +128,30 @@ def decoding_phrase(decoding: str) -> str:
     return PHRASES.get(decoding, f"in decoding {decoding}")
 
 
-def in_order(found: list[str], order: list[str]) -> list[str]:
+def in_order(found: Iterable[str], order: Sequence[str]) -> list[str]:
     """Distinct entries, those of ``order`` first and in that order, then the others as found."""
     seen = dict.fromkeys(found)
     return [x for x in order if x in seen] + [x for x in seen if x not in order]
+
+
+def verdict(difference: Estimate | None, what: Measure) -> str:
+    """What a paired difference says of its first model.
+
+    Returns:
+        ``better`` or ``worse`` where the interval is without 0, ``other`` where the measure has no
+        better side, ``even`` where the interval holds 0, and nothing where there is no interval.
+
+    Example:
+        >>> verdict(Estimate(-0.5, -0.7, -0.3), MEASURES["forward_kl"])
+        'better'
+    """
+    if difference is None or difference.low is None or difference.high is None:
+        return ""
+    if difference.low <= 0 <= difference.high:
+        return "even"
+    if what.better == 0:
+        return "other"
+    return "better" if (difference.low > 0) == (what.better > 0) else "worse"
 
 
 def number(value: float | None, digits: int) -> str:

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from tdistill import __version__
-from tdistill.report.html import templates
+from tdistill.files import write_atomically
 from tdistill.report.measures import number
-from tdistill.report.records import Trace
+from tdistill.report.page import templates
+from tdistill.report.result import Trace
 from tdistill.report.tokens import TokenView, reward_scale, trace_view
 
 MOST_SHOWN = 200
@@ -69,7 +70,7 @@ def write_rewards_page(
         )
     )
     # A response may hold half a surrogate pair, which UTF-8 cannot.
-    path.write_text(page, encoding="utf-8", errors="replace")
+    write_atomically(path, page.encode(errors="replace"))
     return path
 
 

@@ -102,6 +102,18 @@ def to_svg(figure: Figure, name: str, title: str, description: str) -> str:
     return re.sub(r"<svg[^>]*>", lambda _: head, text, count=1).strip()
 
 
+def plain_numbers(axes: Axes, *, which: str = "xy") -> None:
+    """Tick labels as plain numbers with a true minus sign, also on logarithmic axes."""
+    from matplotlib.ticker import FuncFormatter, LogLocator
+
+    for axis in [axes.xaxis] * ("x" in which) + [axes.yaxis] * ("y" in which):
+        if axis.get_scale() == "log":
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(
+            FuncFormatter(lambda x, _: f"{x:g}".replace("-", "\N{MINUS SIGN}"))
+        )
+
+
 def css_variable(colour: str) -> str:
     """The CSS value behind a stand-in colour, for legends in HTML."""
     return f"var({VARIABLES[colour]})"

@@ -1,4 +1,4 @@
-"""The score table, once: the terminal and the page draw the same grid."""
+"""The tables of a result, once: the terminal and the page draw the same rows and columns."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tdistill.report.findings import verdict
 from tdistill.report.measures import (
     DECODINGS,
     Measure,
@@ -17,240 +16,263 @@ from tdistill.report.measures import (
     measure,
     model_name,
     number,
+    verdict,
 )
-from tdistill.report.records import START, TEACHER, Estimate, Record, read_record
+from tdistill.report.result import SAMPLED, START, TEACHER, TUNED, Estimate, Result
 
 if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
 
-_SHORT = {"greedy": "greedy", "sample": "T = 1", "nucleus": "nucleus"}
-_TERMINAL_TITLES = {
+_PLACES = {"greedy": "greedy", "sample": "T = 1", "nucleus": "nucleus"}
+_SHORT = {
+    "forward_kl": "KL",
+    "set_kl": "set KL",
     "rouge_l": "Rouge",
     "teacher_nll": "NLL",
-    "forward_kl": "KL",
-    "leak": "leak",
     "response_tokens": "tokens",
 }
+_SECONDS = Measure("Training", "s", 0, 0, "Seconds to train one model, mean over seeds.")
+_MODELS = ""  # the family of teacher and start
+_COLOURS = {"better": "green", "worse": "red"}
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column: a metric, in a decoding or (None) on held-out teacher responses."""
+    """A metric in a decoding, on teacher responses (None), or the training seconds."""
 
     metric: str
-    decoding: str | None
-    group: str
+    decoding: str | None = None
 
     @property
     def measure(self) -> Measure:
         """How the column's numbers are named and written."""
-        return measure(self.metric)
+        return _SECONDS if self.metric == "seconds" else measure(self.metric)
 
+    @property
+    def place(self) -> str:
+        """Where it is measured, in a word."""
+        return "" if self.decoding is None else _PLACES.get(self.decoding, self.decoding)
 
-@dataclass(frozen=True)
-class Cell:
-    """One written number; ``best`` marks the best student and all that overlap with it."""
-
-    mean: str
-    spread: str = ""
-    hint: str = ""
-    best: bool = False
+    @property
+    def title(self) -> str:
+        """Metric and place."""
+        return f"{self.measure.title}, {self.place}" if self.place else self.measure.title
 
 
 @dataclass(frozen=True)
 class Row:
-    """One model of the grid."""
+    """A model, or a model at its tuned temperature."""
 
     label: str
+    family: str
     name: str
-    parameters: str
-    cells: list[Cell]
-    distilled: bool
+    tuned: bool = False
+
+    def decoding(self, column: Column) -> str | None:
+        """Where the row's number of a column is found."""
+        if not self.tuned:
+            return column.decoding
+        return TUNED if column.decoding == SAMPLED else "not measured"
 
 
 @dataclass(frozen=True)
-class Grid:
-    """The score table before it is drawn."""
+class Cell:
+    """One written number; ``verdict`` is that of a difference, ``best`` that of a column."""
 
-    columns: list[Column]
-    rows: list[Row]
-
-    @property
-    def groups(self) -> list[tuple[str, int]]:
-        """Column groups with the number of columns in each."""
-        sizes: dict[str, int] = {}
-        for column in self.columns:
-            sizes[column.group] = sizes.get(column.group, 0) + 1
-        return list(sizes.items())
+    mean: str
+    spread: str = ""
+    hint: str = ""
+    verdict: str = ""
+    best: bool = False
 
 
-def score_grid(record: Record) -> Grid:
-    """Models as rows; Rouge-L and teacher NLL a decoding, then forward KL, leak and tokens.
+def families(result: Result) -> dict[str, list[str]]:
+    """Objectives by family, as they come."""
+    found: dict[str, list[str]] = {}
+    for label, about in result.objectives.items():
+        found.setdefault(about.family, []).append(label)
+    return found
 
-    A model decoded at a tuned temperature is a further row, its numbers in the columns of sampling.
+
+def table_rows(result: Result) -> list[Row]:
+    """Teacher, start, then the objectives family by family; a tuned temperature has its own row."""
+    labels = [(x, _MODELS) for x in (TEACHER, START)]
+    labels += [(x, family) for family, members in families(result).items() for x in members]
+    rows = []
+    for label, family in labels:
+        rows.append(Row(label, family, model_name(label)))
+        if temperatures := result.temperatures.get(label):
+            at = ", ".join(f"{t:g}" for t in sorted(set(temperatures)))
+            rows.append(Row(label, family, f"{model_name(label)}, tuned T = {at}", tuned=True))
+    return rows
+
+
+def table_columns(result: Result) -> list[Column]:
+    """Divergences, then Rouge-L and teacher likelihood by decoding, length and training time.
+
     Columns in which no model has a number are left out.
     """
-    decodings = in_order([s.decoding for s in record.scores], list(DECODINGS))
-    shared = ["sample" if d == "tuned" else d for d in decodings]
-    columns = [
-        Column(metric, decoding, decoding_name(decoding))
-        for decoding in dict.fromkeys(shared)
-        for metric in ("rouge_l", "teacher_nll")
+    decodings = in_order(result.decodings, list(DECODINGS))
+    wanted = [Column(name) for name in ("forward_kl", "leak", "set_kl")]
+    wanted += [Column(name, d) for name in ("rouge_l", "teacher_nll") for d in decodings]
+    wanted += [Column("response_tokens", SAMPLED if SAMPLED in decodings else decodings[0])]
+    known = [
+        c for c in wanted if any(result.estimate(x, c.metric, c.decoding) for x in result.models)
     ]
-    columns += [Column(metric, None, "Teacher responses") for metric in ("forward_kl", "leak")]
-    length = "sample" if "sample" in shared else (shared or ["sample"])[0]
-    columns.append(Column("response_tokens", length, f"Length, {_SHORT.get(length, length)}"))
-    lines = [(m, tuned) for m in record.models for tuned in _decoded(record, m)]
-    columns = [c for c in columns if any(_get(record, *line, c) is not None for line in lines)]
-    rows = [_row(record, model, tuned, columns) for model, tuned in lines]
-    return Grid(columns, rows)
+    return [*known, Column("seconds")]
 
 
-def _decoded(record: Record, model: str) -> list[bool]:
-    """The lines of a model: one in the shared decodings, one more if its temperature was tuned."""
-    return [False, True] if record.score(model, "tuned") else [False]
+def score_cell(result: Result, row: Row, column: Column) -> Cell:
+    """Mean and half-width of the interval, or the training seconds."""
+    if column.metric == "seconds":
+        seconds = None if row.tuned else result.seconds.train.get(row.label)
+        return Cell("" if seconds is None else number(seconds, 0))
+    own = result.estimate(row.label, column.metric, row.decoding(column))
+    return written(own, column.measure, best=not row.tuned and _is_best(result, row.label, column))
 
 
-def _row(record: Record, model: str, tuned: bool, columns: list[Column]) -> Row:
-    score = record.score(model, "tuned") if tuned else None
-    at = f" = {score.temperature:g}" if score and score.temperature is not None else ""
-    return Row(
-        label=model,
-        name=f"{model_name(model)}, tuned T{at}" if tuned else model_name(model),
-        parameters=count(record.parameter_count(model)),
-        cells=[
-            written(
-                _get(record, model, tuned, c),
-                c.measure,
-                best=not tuned and _is_best(record, model, c),
-            )
-            for c in columns
-        ],
-        distilled=model == record.distilled,
+def written(estimate: Estimate | None, what: Measure, *, best: bool = False) -> Cell:
+    """An estimate as text: mean, half-width of the interval; interval and seeds as a hint."""
+    if estimate is None:
+        return Cell("", hint="not measured")
+    half, more = estimate.half_width, what.digits + 1
+    spread = "" if half is None else f"\N{PLUS-MINUS SIGN}{number(half, what.digits)}"
+    hint = f"{number(estimate.mean, more)} {interval(estimate, more)} {what.unit}".strip()
+    return Cell(
+        number(estimate.mean, what.digits), spread, hint + _by_seed(estimate, more), best=best
     )
 
 
-def full_rows(record: Record) -> tuple[list[str], list[tuple[str, str, list[Cell]]]]:
+def _by_seed(estimate: Estimate, digits: int) -> str:
+    if len(estimate.seeds) < 2:
+        return ""
+    return "; seeds " + ", ".join(number(mean, digits) for mean in estimate.seeds)
+
+
+def _is_best(result: Result, label: str, column: Column) -> bool:
+    """Whether no student has a better mean; the teacher is none."""
+    better = column.measure.better
+    students = [x for x in result.models if x != TEACHER]
+    found = {x: result.estimate(x, column.metric, column.decoding) for x in students}
+    means = {x: better * estimate.mean for x, estimate in found.items() if estimate}
+    return better != 0 and len(means) > 1 and means.get(label) == max(means.values())
+
+
+def difference_cell(result: Result, row: Row, less: str, column: Column) -> Cell:
+    """A model less another, with the interval of the paired difference; empty for the other."""
+    what, decoding = column.measure, row.decoding(column)
+    own = result.difference(row.label, less, column.metric, decoding)
+    if own is None:
+        return Cell("", hint="not measured")
+    sign = "+" if own.mean > 0 else ""
+    bounds = "" if own.low is None else interval(own, what.digits)
+    hint = f"{number(own.mean, what.digits + 1)} {interval(own, what.digits + 1)}"
+    hint += _by_seed(own, what.digits + 1)
+    return Cell(sign + number(own.mean, what.digits), bounds, hint, verdict(own, what))
+
+
+def full_table(result: Result) -> tuple[list[str], list[tuple[str, str, list[Cell]]]]:
     """Every metric of every model and decoding.
 
     Returns:
-        The metric names, and (model, decoding with seeds and prompts, cells) for each row.
+        The metric names, and (model, decoding with seeds, cells) for each row.
     """
-    names = in_order([n for s in record.scores for n in s.metrics], [])
+    names = in_order([name for score in result.scores for name in score.metrics], [])
     rows = []
-    for score in record.scores:
+    for score in result.scores:
         details = [decoding_name(score.decoding)]
-        if score.decoding == "tuned" and score.temperature is not None:
+        if score.decoding == TUNED and score.temperature is not None:
             details.append(f"T = {score.temperature:g}")
-        if score.seeds is not None:
-            details.append(f"{score.seeds} seed{'' if score.seeds == 1 else 's'}")
-        cells = [written(score.metrics.get(n), measure(n)) for n in names]
+        details.append(f"{score.seeds} seed{'' if score.seeds == 1 else 's'}")
+        cells = [written(score.metrics.get(name), measure(name)) for name in names]
         rows.append((model_name(score.model), ", ".join(details), cells))
     return names, rows
 
 
-def written(estimate: Estimate | None, what: Measure, *, best: bool = False) -> Cell:
-    """An estimate as text: mean, half-width of the interval, and the interval as a hint."""
-    if estimate is None:
-        return Cell(number(None, 0), hint="not measured")
-    half = estimate.half_width
-    spread = "" if half is None else f"\N{PLUS-MINUS SIGN}{number(half, what.digits)}"
-    hint = f"{what.title} {number(estimate.mean, what.digits + 1)}"
-    return Cell(
-        number(estimate.mean, what.digits),
-        spread,
-        f"{hint} {interval(estimate, what.digits + 1)} {what.unit}".strip(),
-        best,
-    )
-
-
-def _get(record: Record, model: str, tuned: bool, column: Column) -> Estimate | None:
-    if not tuned:
-        return record.estimate(model, column.metric, column.decoding)
-    return record.estimate(model, column.metric, "tuned") if column.decoding == "sample" else None
-
-
-def _is_best(record: Record, model: str, column: Column) -> bool:
-    """Best student mean of the column, or an interval that overlaps with the best one's."""
-    better = column.measure.better
-    students = [m for m in record.models if m != TEACHER]
-    known = {
-        m: e for m in students if (e := _get(record, m, False, column)) is not None and e.comparable
-    }
-    if better == 0 or model not in known or len(known) < 2:
-        return False
-    best = max(known.values(), key=lambda e: better * e.mean)
-    return known[model] is best or verdict(known[model], best, better) == "overlap"
-
-
-def score_table(metrics: Mapping[str, Any]) -> Table:
-    """The score table for a terminal.
-
-    Args:
-        metrics: the structure of ``metrics.json``.
+def score_table(result: Result) -> Table:
+    """The score table for a terminal, at most 80 characters wide.
 
     Returns:
-        A ``rich`` table: models as rows, columns grouped by decoding, each cell the mean and the
-        half-width of its interval. Bold: best student of the column, or not separated from it.
-
-    Raises:
-        DataError: the structure is malformed.
+        A ``rich`` table: models as rows, family by family; each cell is the mean over the
+        half-width of its interval. Bold: best mean of the students; coloured: the interval of the
+        paired difference to the baseline is without 0.
     """
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    grid = score_grid(read_record(metrics))
-    caption = "mean \N{PLUS-MINUS SIGN} half-width; bold: best student, or overlaps with the best"
+    columns = _terminal_columns(result)
     table = Table(
         box=box.SIMPLE_HEAD,
         padding=(0, 0),
         pad_edge=False,
-        caption=caption,
+        caption=_caption(result),
         caption_justify="left",
     )
-    # Only the model's name may wrap: each row has two lines anyway.
-    table.add_column("model", min_width=7)
-    table.add_column("size", justify="right", no_wrap=True)
-    for i, column in enumerate(grid.columns):
-        first = i == 0 or grid.columns[i - 1].group != column.group
-        group = _SHORT.get(column.decoding or "", column.decoding or "") if first else ""
-        title = _TERMINAL_TITLES.get(column.metric, column.measure.title)
-        table.add_column(Text(f"{group}\n{title}"), justify="right", no_wrap=True)
-    for row in grid.rows:
-        cells = [
-            Text(f"{c.mean}\n{c.spread}".strip(), style="bold" if c.best else "") for c in row.cells
-        ]
-        style = "cyan" if row.distilled else "dim" if row.label == TEACHER else ""
-        table.add_row(Text(row.name), Text(row.parameters), *cells, style=style)
+    table.add_column("model", min_width=7, overflow="fold")  # only a name may wrap
+    for column in columns:
+        name = _SHORT.get(column.metric, column.measure.title.lower())
+        place = {"nucleus": "nucl."}.get(column.place, column.place[:6])
+        title = "train\ns" if column.metric == "seconds" else f"{place}\n{name}"
+        table.add_column(Text(title), justify="right", no_wrap=True)
+    family = _MODELS
+    for row in table_rows(result):
+        if row.family != family:
+            family = row.family
+            table.add_row(Text(family, style="dim italic"))
+        style = {result.distilled: "cyan", TEACHER: "dim"}.get(row.label, "")
+        cells = [_terminal_cell(result, row, column) for column in columns]
+        table.add_row(Text(row.name), *cells, style=style)
     return table
 
 
-def sample_panel(metrics: Mapping[str, Any], n: int = 2) -> Group:
+def _terminal_columns(result: Result) -> list[Column]:
+    """What 80 characters hold: no second divergence, and three decodings at most."""
+    columns = [c for c in table_columns(result) if c.metric != "set_kl"]
+    decodings = in_order(result.decodings, list(DECODINGS))[:3]
+    return [c for c in columns if c.decoding is None or c.decoding in decodings]
+
+
+def _terminal_cell(result: Result, row: Row, column: Column) -> Any:
+    from rich.text import Text
+
+    cell = score_cell(result, row, column)
+    judged = difference_cell(result, row, result.baseline, column).verdict
+    style = f"{'bold ' if cell.best else ''}{_COLOURS.get(judged, '')}".strip()
+    return Text(f"{cell.mean}\n{cell.spread}".strip(), style=style)
+
+
+def _caption(result: Result) -> str:
+    sizes = f"teacher {count(result.parameters[TEACHER])} parameters, "
+    sizes += f"student {count(result.parameters[result.distilled])}"
+    marks = "bold: best student"
+    if len(result.objectives) > 1:
+        base = model_name(result.baseline)
+        marks += f"; green, red: better, worse than {base} (paired interval)"
+    return f"{sizes}; mean \N{PLUS-MINUS SIGN}half-width\n{marks}"
+
+
+def sample_panel(result: Result, n: int = 2) -> Group:
     """A few prompts answered by teacher, starting student and distilled student.
 
     Args:
-        metrics: the structure of ``metrics.json``.
+        result: of a run.
         n: how many prompts to show, from the first.
 
     Returns:
         A ``rich`` renderable for ``Console.print``; empty where no sample was kept.
-
-    Raises:
-        DataError: the structure is malformed.
     """
     from rich.console import Group
     from rich.padding import Padding
     from rich.panel import Panel
     from rich.text import Text
 
-    record = read_record(metrics)
     panels = []
-    for sample in record.samples[:n]:
+    for sample in result.samples[:n]:
         parts: list[Any] = []
-        for label in shown_first(record, sample.responses)[:3]:
-            style = "bold cyan" if label == record.distilled else "bold"
+        for label in shown_first(result, sample.responses)[:3]:
+            style = "bold cyan" if label == result.distilled else "bold"
             parts.append(Text(model_name(label), style=style))
             parts.append(Padding(Text(sample.responses[label].strip() or "(empty)"), (0, 0, 0, 2)))
         title = Text(" ".join(sample.prompt.split()))
@@ -259,6 +281,6 @@ def sample_panel(metrics: Mapping[str, Any], n: int = 2) -> Group:
     return Group(*panels)
 
 
-def shown_first(record: Record, labels: Mapping[str, object]) -> list[str]:
+def shown_first(result: Result, labels: Mapping[str, object]) -> list[str]:
     """Labels with teacher, start and distilled student first, then the others as found."""
-    return in_order(list(labels), [TEACHER, START, record.distilled or ""])
+    return in_order(labels, [TEACHER, START, result.distilled])

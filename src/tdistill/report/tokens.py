@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from tdistill.report.measures import model_name, number
-from tdistill.report.records import Trace
+from tdistill.report.result import Trace
 
 # The strongest tint keeps the page's ink readable on it in both themes.
 _STRONGEST = 0.62

@@ -1,9 +1,5 @@
-"""A run: its stages, what it amounts to, all of it in one call, and several compared."""
+"""A run: its stages, and all of it in one call. Names load on first use; see ``__init__.pyi``."""
 
-from __future__ import annotations
+import lazy_loader
 
-from tdistill.run.compare import Comparison
-from tdistill.run.pipeline import Run
-from tdistill.run.whole import run_recipe
-
-__all__ = ["Comparison", "Run", "run_recipe"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

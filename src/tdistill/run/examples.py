@@ -7,6 +7,7 @@ from typing import Any
 
 from tdistill.data import DataConfig, Example, load_examples
 from tdistill.errors import DataError
+from tdistill.files import write_atomically
 from tdistill.run.stages import Say
 
 
@@ -31,7 +32,7 @@ def load_splits(
         if source is not None:
             loaded[split], report = load_examples(source, tokenizer, config, limit=limit)
             reports.append(report.text())
-    (folder / "data-doctor.txt").write_text("\n\n".join(reports), encoding="utf-8")
+    write_atomically(folder / "data-doctor.txt", "\n\n".join(reports))
     say(reports[0])
     seen = {example.prompt_ids for example in loaded["train"]}
     for split in ("valid", "test"):

@@ -10,16 +10,26 @@ from tdistill.recipe import Recipe
 RESOLVED_RECIPE = "recipe.resolved.yaml"
 
 
+def seed_folder(folder: Path, number: int) -> Path:
+    """Where the students of a training seed are: those of the first in the run's own folder.
+
+    Args:
+        folder: of the run.
+        number: of the training seed, from 0.
+    """
+    return folder if number == 0 else folder / f"seed-{number}"
+
+
 def model_folder(recipe: Recipe, folder: Path, label: str) -> Path:
     """Where the model of a label is.
 
     Args:
         recipe: of the run.
-        folder: of the run.
+        folder: of the run, or of one of its further training seeds.
         label: ``teacher``, ``start`` or the name of an objective.
 
     Returns:
-        A folder in the run's own; the teacher's is the recipe's, unless it was converted.
+        A folder in the given one; the teacher's is the recipe's, unless it was converted.
     """
     if label == "teacher":
         config = recipe.teacher

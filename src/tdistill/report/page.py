@@ -1,0 +1,187 @@
+"""One self-contained HTML page from a result: no script, no address, works offline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tdistill.files import write_atomically
+from tdistill.report import findings
+from tdistill.report.curves import curve_groups, loss_panels
+from tdistill.report.facts import Fact, facts, settings, setup
+from tdistill.report.figures import family_colours, interval_figures
+from tdistill.report.measures import MEASURES, measure, model_name, number
+from tdistill.report.result import Inspection, Result
+from tdistill.report.sets import bound_figure, histogram_figure
+from tdistill.report.svg import css_variable
+from tdistill.report.tables import (
+    Cell,
+    Column,
+    Row,
+    difference_cell,
+    full_table,
+    score_cell,
+    shown_first,
+    table_columns,
+    table_rows,
+)
+from tdistill.report.tokens import reward_scale, trace_view
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+_OPEN_SAMPLES = 3
+_BOUNDS = {
+    "set_top_p": "p",
+    "mean_size": "Mean size",
+    "median_size": "Median size",
+    "bound": "Bound (3.3)",
+    "bound_stationary": "(3.3), endless",
+    "kappa": "\N{GREEK SMALL LETTER KAPPA}(p)",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells, family by family; the family of teacher and start has no name."""
+
+    title: str
+    columns: list[Column]
+    families: list[tuple[str, list[tuple[Row, list[Cell]]]]]
+
+
+def write_report(result: Result, path: Path) -> Path:
+    """Write the report of a run.
+
+    Args:
+        result: of the run.
+        path: the HTML file to write; its folder is made if needed.
+
+    Returns:
+        ``path``.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A response may hold half a surrogate pair, which UTF-8 cannot.
+    write_atomically(path, render(result).encode(errors="replace"))
+    return path
+
+
+def render(result: Result) -> str:
+    """The whole page as text."""
+    columns = table_columns(result)
+    references = [result.distilled, result.baseline] if len(result.objectives) > 1 else []
+    return (
+        templates()
+        .get_template("page.html.j2")
+        .render(
+            headline=findings.headline(result),
+            summary=findings.summary(result),
+            caveat=findings.caveat(result),
+            failed=result.failed,
+            created=result.created.replace("T", " ")[:16],
+            version=result.versions.get("tdistill", ""),
+            ours=result.distilled,
+            base=model_name(result.baseline),
+            families=[(f, css_variable(c)) for f, c in family_colours(result).items()],
+            intervals=interval_figures(result),
+            scores=_table("Scores", result, columns, lambda *at: score_cell(result, *at)),
+            differences=[
+                _differences(result, less, columns[:-1])
+                for less in dict.fromkeys(references or [result.distilled])
+            ],
+            full=full_table(result),
+            meanings=_meanings(result),
+            groups=curve_groups(result),
+            losses=loss_panels(result),
+            sets=_sets(result.cache),
+            samples=_samples(result),
+            open_samples=_OPEN_SAMPLES,
+            traces=_traces(result),
+            settings=settings(result),
+            setup=setup(result),
+            measure=measure,
+        )
+    )
+
+
+def templates() -> Environment:
+    """Where the page's templates come from; everything put into them is escaped."""
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+    from markupsafe import Markup
+
+    folder = resources.files("tdistill.report")
+    environment = Environment(
+        loader=FunctionLoader(lambda name: (folder / name).read_text(encoding="utf-8")),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["svg"] = lambda drawn: Markup(drawn.svg)
+    environment.globals["style"] = Markup((folder / "style.css").read_text(encoding="utf-8"))
+    return environment
+
+
+def _table(title: str, result: Result, columns: list[Column], cell: Any) -> Table:
+    families: dict[str, list[tuple[Row, list[Cell]]]] = {}
+    for row in table_rows(result):
+        families.setdefault(row.family, []).append((row, [cell(row, column) for column in columns]))
+    return Table(title, columns, list(families.items()))
+
+
+def _differences(result: Result, less: str, columns: list[Column]) -> Table:
+    def cell(row: Row, column: Column) -> Cell:
+        return difference_cell(result, row, less, column)
+
+    return _table(f"Differences to {model_name(less)}", result, columns, cell)
+
+
+def _meanings(result: Result) -> list[Fact]:
+    """Definitions of the metrics that occur on the page."""
+    used = {name for score in [*result.scores, *result.imitation] for name in score.metrics}
+    used |= {name for curve in result.curves.values() for name in curve.mean}
+    return [Fact(m.title, m.meaning) for n, m in MEASURES.items() if n in used and n != "loss"]
+
+
+def _sets(cache: Inspection) -> dict[str, Any]:
+    drawn = [figure for figure in (histogram_figure(cache), bound_figure(cache)) if figure]
+    plain = {k: v for k, v in cache.items() if k not in ("set_size_histogram", "bounds")}
+    digits = {"set_top_p": None, "mean_size": 1, "median_size": 0}
+    rows: list[dict[str, Any]] = sorted(cache["bounds"], key=lambda b: b["set_top_p"])  # pyright: ignore
+    written = [
+        [
+            f"{r[n]:g}" if digits.get(n, 2) is None else number(r[n], digits.get(n, 2))
+            for n in _BOUNDS
+        ]
+        for r in rows
+    ]
+    heads = list(_BOUNDS.values())
+    return {
+        "figures": drawn,
+        "facts": facts(plain, grouped=True),
+        "heads": heads,
+        "bounds": written,
+    }
+
+
+def _samples(result: Result) -> list[dict[str, Any]]:
+    return [
+        {
+            "prompt": sample.prompt,
+            "responses": [
+                (model_name(x), sample.responses[x], x == result.distilled)
+                for x in shown_first(result, sample.responses)
+            ],
+        }
+        for sample in result.samples
+    ]
+
+
+def _traces(result: Result) -> dict[str, Any] | None:
+    if not result.reward_traces:
+        return None
+    scale = reward_scale(result.reward_traces)
+    views = [trace_view(trace, scale) for trace in result.reward_traces]
+    return {"scale": number(scale, 2), "minus": number(-scale, 2), "views": views}

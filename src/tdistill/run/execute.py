@@ -1,0 +1,82 @@
+"""A whole run, from a recipe to ``metrics.json`` and ``report.html``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tdistill.errors import InvalidValueError
+from tdistill.files import locked
+from tdistill.hashing import key_of
+from tdistill.recipe import Recipe
+from tdistill.report import write_report
+from tdistill.report.result import Result, read_result, write_result
+from tdistill.run.gathering import baseline_of, gather_result
+from tdistill.run.keys import result_key
+from tdistill.run.pipeline import Run
+from tdistill.run.stages import Say, Stages
+
+
+def run_recipe(recipe: Recipe, folder: Path, say: Say = print) -> Result:
+    """Do all of a recipe and write ``metrics.json`` and ``report.html``.
+
+    Objectives that fail are left out of the result, which names them; the next call tries them
+    again. Several processes may be started on one folder: they share the work.
+
+    Args:
+        recipe: what to do.
+        folder: where everything goes; an interrupted run there is continued.
+        say: prints a line for people.
+
+    Returns:
+        What is in ``metrics.json``.
+
+    Raises:
+        InvalidValueError: if the distilled objective or the baseline failed, once the others are
+            done.
+    """
+    run, key = Run(recipe, folder, say), result_key(recipe)
+    if _finished(run, key):
+        say(f"{folder}: this run is complete; nothing to do, its results follow")
+    else:
+        run.evaluate()
+        with locked(folder / "locks" / "result", wait=True):
+            if not _finished(run, key):  # by another process
+                _write_result(run, key)
+    return read_result(folder / "metrics.json")
+
+
+def _outputs(run: Run) -> list[Path]:
+    return [run.folder / "metrics.json", run.folder / "report.html"]
+
+
+def _finished(run: Run, key: str) -> bool:
+    outputs = [*_outputs(run), run.seeds[0].model_folder(run.recipe.distilled)]
+    return Stages(run.folder, run.say).finished("report", key, outputs) is not None
+
+
+def _write_result(run: Run, key: str) -> None:
+    _refuse_without_the_main_ones(run)
+    numbers, page = _outputs(run)
+
+    def work() -> dict[str, Any]:
+        result = gather_result(run)
+        write_result(result, numbers)
+        write_report(result, page)
+        return {}
+
+    # Where something failed, the next call must try it again.
+    key = key_of("failed", key) if run.failed else key
+    Stages(run.folder, run.say).run("report", key, [numbers, page], work)
+
+
+def _refuse_without_the_main_ones(run: Run) -> None:
+    needed = {"distilled": run.recipe.distilled, "baseline": baseline_of(run.recipe)}
+    for (seed, label), why in run.failed.items():
+        for field, wanted in needed.items():
+            if label == wanted:
+                note = run.seeds[seed].folder / "failed" / f"{label}.txt"
+                raise InvalidValueError(
+                    f"{field}: expected an objective that trains, but {label} failed for seed "
+                    f"{seed} ({why}; see {note}); mend it, or choose another with --{field}"
+                )

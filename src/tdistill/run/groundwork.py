@@ -1,0 +1,257 @@
+"""What all students of a run share, made once: teacher, evidence, exam, untrained student."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import wraps
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tdistill.data import Example, load_text_chunks
+from tdistill.evaluation import evaluate
+from tdistill.evaluation.evaluate import Exam
+from tdistill.evaluation.imitation import hold_out
+from tdistill.evidence.rows import Row
+from tdistill.models import language_model
+from tdistill.models.language_model import LanguageModel
+from tdistill.progress import Progress
+from tdistill.recipe import Recipe
+from tdistill.run.examples import load_splits
+from tdistill.run.folders import model_folder
+from tdistill.run.keys import stage_keys
+from tdistill.run.stages import Say, Stages
+from tdistill.teacher.cache.reader import Cache
+from tdistill.teacher.cache.writer import CacheWriter, identity_of
+from tdistill.teacher.rollouts import collect_rollouts, plan_key
+from tdistill.teacher.scoring import collect_scores
+from tdistill.teacher.source import CachedTeacher, LiveTeacher
+from tdistill.training.student import drop_layers, evenly_spaced
+
+_Self = TypeVar("_Self")
+_Made = TypeVar("_Made")
+
+
+def once(method: Callable[[_Self], _Made]) -> Callable[[_Self], _Made]:
+    """Let a method do its work at the first call; later calls give what it made."""
+    name = f"_{method.__name__}"
+
+    @wraps(method)
+    def made(self: _Self) -> _Made:
+        if name not in vars(self):
+            setattr(self, name, method(self))
+        return getattr(self, name)
+
+    return made
+
+
+class Groundwork:
+    """The work that comes before any training, and that no training seed is in.
+
+    Args:
+        recipe: of the run.
+        folder: of the run; may hold what an earlier or interrupted one left.
+        say: prints a line for people.
+    """
+
+    def __init__(self, recipe: Recipe, folder: Path, say: Say) -> None:
+        self.recipe, self.folder, self.say = recipe, folder, say
+        self.keys = stage_keys(recipe)
+        self.stages = Stages(folder, say)
+        self.teacher_folder = model_folder(recipe, folder, "teacher")
+        self._caches: dict[str, Cache] = {}
+        self._chunks: dict[int, list[tuple[int, ...]]] = {}
+
+    # The teacher.
+
+    def convert_teacher(self) -> None:
+        """Convert a GGUF teacher to safetensors, once."""
+        config = self.recipe.teacher
+        if config.gguf_file is None:
+            return
+
+        def convert() -> dict[str, Any]:
+            model = language_model.load(config.path, gguf_file=config.gguf_file)
+            language_model.save(model, self.teacher_folder)
+            return {}
+
+        self.stages.run("teacher", self.keys["teacher"], [self.teacher_folder], convert)
+
+    @once
+    def load_teacher(self) -> LanguageModel:
+        """The teacher."""
+        self.convert_teacher()
+        return language_model.load(self.teacher_folder)
+
+    @once
+    def load_live_teacher(self) -> LiveTeacher:
+        """The teacher as a source of evidence."""
+        config, size = self.recipe.rollouts.capture, self.count_vocabulary()
+        return LiveTeacher(self.load_teacher(), config, vocabulary_size=size)
+
+    def release_teacher(self) -> None:
+        """Forget the teacher until it is needed again: training reads the cache."""
+        for name in ("_load_teacher", "_load_live_teacher"):
+            vars(self).pop(name, None)
+
+    @once
+    def load_tokenizer(self) -> Any:
+        """The tokenizer that teacher and student share."""
+        self.convert_teacher()
+        return language_model.load_tokenizer(self.teacher_folder)
+
+    @once
+    def count_vocabulary(self) -> int:
+        """Tokens that teacher and student share."""
+        if self.recipe.student.path is not None:
+            student = language_model.load(self.recipe.student.path)
+            return language_model.shared_vocabulary(self.load_teacher(), student)
+        return self.open_cache("train").manifest.identity.vocabulary_size
+
+    # Data and evidence.
+
+    @once
+    def load_examples(self) -> dict[str, list[Example]]:
+        """Training, validation and test examples; test prompts seen in training are left out."""
+        return load_splits(self.recipe.data, self.load_tokenizer(), self.folder, self.say)
+
+    def load_text(self, length: int) -> list[tuple[int, ...]]:
+        """Plain text for the language-model stream in chunks of so many tokens, read once."""
+        text = self.recipe.data.lm_text
+        if text is None:
+            return []
+        if length not in self._chunks:
+            self._chunks[length] = load_text_chunks(text, self.load_tokenizer(), length)
+        return self._chunks[length]
+
+    def open_cache(self, split: str) -> Cache:
+        """The cache of a split, opened once."""
+        if split not in self._caches:
+            fingerprint = language_model.tokenizer_fingerprint(self.load_tokenizer())
+            folder = self._cache_folder(split)
+            self._caches[split] = Cache(folder, tokenizer_fingerprint=fingerprint)
+        return self._caches[split]
+
+    def _cache_folder(self, split: str) -> Path:
+        return self.folder / ("cache" if split == "train" else f"cache-{split}")
+
+    @once
+    def sample_rollouts(self) -> list[Row]:
+        """Teacher responses to the training prompts, with evidence, in ``cache/``."""
+        return self._sample("rollouts", "train", self.recipe.rollouts.n)
+
+    @once
+    def sample_held_out(self) -> list[Row]:
+        """Teacher responses to the test prompts, in ``cache-test/``; never trained on."""
+        return self._sample("held-out", "test", self.recipe.evaluation.rollouts_per_prompt)
+
+    def _sample(self, stage: str, split: str, n: int) -> list[Row]:
+        config, folder = replace(self.recipe.rollouts, n=n), self._cache_folder(split)
+        prompts = [example.prompt_ids for example in self.load_examples()[split]]
+
+        def sample() -> dict[str, Any]:
+            teacher = self.load_teacher()
+            with CacheWriter(folder, identity_of(teacher, config.capture)) as writer:
+                counts = collect_rollouts(teacher, prompts, config, writer)
+                return {"rows": _counted(stage, counts, len(prompts) * n)}
+
+        self.stages.run(stage, self.keys[stage], [folder / "manifest.json"], sample)
+        self._caches.pop(split, None)  # opened before there were new rows
+        return self.open_cache(split).rows(shard=f"rollouts-{plan_key(prompts, config)}")
+
+    def collect_rows(self, kind: str) -> list[Row]:
+        """Rows to train on: the ground-truth ``references``, or the ``teacher``'s responses."""
+        if kind == "teacher":
+            return self.sample_rollouts()
+        return [
+            Row(e.prompt_ids, e.reference_ids, e.reference_ended, "reference")
+            for e in self.load_examples()["train"]
+            if e.reference_ids
+        ]
+
+    @once
+    def score_references(self) -> list[Row]:
+        """The training references, their evidence in ``cache/`` beside that of the rollouts."""
+        rows, folder = self.collect_rows("references"), self._cache_folder("train")
+
+        def score() -> dict[str, Any]:
+            live = self.load_live_teacher()
+            with CacheWriter(folder, identity_of(live.teacher, live.config)) as writer:
+                counts = collect_scores(live, rows, writer)
+                return {"rows": _counted("score references", counts, len(rows))}
+
+        self.stages.run("references", self.keys["references"], [folder / "manifest.json"], score)
+        self._caches.pop("train", None)  # opened before there were new rows
+        return rows
+
+    # The student before training.
+
+    def check_student(self) -> None:
+        """Refuse a student of another tokenizer or too many layers before any work is spent."""
+        config = self.recipe.student
+        if config.path is not None:
+            self.say(f"  {self.count_vocabulary()} tokens shared by teacher and student")
+        if config.layers is not None:
+            self.convert_teacher()
+            depth = language_model.load_config(self.teacher_folder).num_hidden_layers
+            evenly_spaced(depth, config.layers)
+
+    def make_student(self) -> Path:
+        """The untrained student; returns its folder."""
+        config, folder = self.recipe.student, self.folder / "models" / "untrained"
+
+        def make() -> dict[str, Any]:
+            if config.path is not None:
+                student = language_model.load(config.path)
+            else:
+                teacher = self.load_teacher()
+                depth = teacher.model.config.num_hidden_layers
+                student = drop_layers(teacher, evenly_spaced(depth, config.layers or depth))
+            language_model.save(student, folder)
+            return {"parameters": student.num_parameters}
+
+        self.stages.run("student", self.keys["student"], [folder], make)
+        return folder
+
+    # Evaluation.
+
+    @once
+    def prepare_exam(self) -> Exam:
+        """What every model is judged on."""
+        config, rows = self.recipe.evaluation, self.sample_held_out()
+        held_out = hold_out(
+            rows,
+            CachedTeacher(self.open_cache("test")),
+            self.load_live_teacher(),
+            set_top_p=config.set_top_p,
+            batch_size=config.batch_size,
+        )
+        examples, size = self.load_examples(), self.count_vocabulary()
+        teacher = self.load_teacher()
+        return Exam(teacher, examples["test"], examples["valid"], held_out, config, size)
+
+    def judge_teacher(self) -> None:
+        """Judge the teacher on the test prompts."""
+        self.say(f"  {len(self.sample_held_out())} held-out teacher responses")
+
+        def judge() -> dict[str, Any]:
+            exam = self.prepare_exam()
+            parameters = {"parameters": exam.teacher.num_parameters}
+            return evaluate.judge("teacher", exam.teacher, exam) | parameters
+
+        self.stages.run("evaluate-teacher", self.keys["evaluate-teacher"], [], judge)
+
+    def records(self) -> dict[str, dict[str, Any]]:
+        """The records of the stages that are done."""
+        own = ("teacher", "rollouts", "references", "held-out", "student", "evaluate-teacher")
+        return self.stages.records({name: self.keys[name] for name in own})
+
+
+def _counted(name: str, counts: Any, total: int) -> int:
+    """Sum of the counts, shown as they come."""
+    bar, done = Progress(name, total), 0
+    for count in counts:
+        done += count
+        bar.update(done, "responses")
+    bar.close()
+    return done

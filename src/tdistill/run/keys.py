@@ -1,0 +1,59 @@
+"""What each stage of a run depends on, as a key: from the recipe and the files it names."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tdistill import strict
+from tdistill.files import fingerprint
+from tdistill.hashing import key_of
+from tdistill.recipe import Recipe, recipe_dict
+from tdistill.report.result import FORMAT
+
+
+def seeded(recipe: Recipe, number: int) -> Recipe:
+    """The recipe with the training seeds, the start's as well, that many higher."""
+    training = replace(recipe.training, seed=recipe.training.seed + number)
+    start = recipe.start
+    if start is not None:
+        start = replace(start, training=replace(start.training, seed=start.training.seed + number))
+    return replace(recipe, training=training, start=start)
+
+
+def stage_keys(recipe: Recipe) -> dict[str, str]:
+    """The key of every stage of one training seed, by the name of the stage."""
+    plain = recipe_dict(recipe)
+    keys = _shared_keys(recipe)
+    text = fingerprint(recipe.data.lm_text)
+    keys["start"] = key_of(keys["student"], keys["rollouts"], plain["start"], text)
+    for label in recipe.objectives:
+        place = label == recipe.distilled  # in student/ or in models/
+        own = plain["objectives"][label], plain["training"], text, place
+        code = strict.source_file_of(plain["objectives"][label]["objective"])
+        if code is not None:  # a class of the user's own
+            own = *own, fingerprint(str(code))
+        keys[label] = key_of(keys["start"], keys["rollouts"], own)
+    for label in ("teacher", "start", *recipe.objectives):
+        evaluation = key_of(keys[label], keys["held-out"], plain["evaluation"])
+        keys[f"evaluate-{label}"] = evaluation
+    return keys
+
+
+def _shared_keys(recipe: Recipe) -> dict[str, str]:
+    """Those of the stages that no training seed is in."""
+    plain, data = recipe_dict(recipe), recipe.data
+    keys = {"teacher": key_of(plain["teacher"], fingerprint(recipe.teacher.path))}
+    read = {k: v for k, v in plain["data"].items() if not k.startswith("lm_")}
+    files = {s: fingerprint(getattr(data, s)) for s in ("train", "valid", "test")}
+    keys["rollouts"] = key_of(keys["teacher"], read, files, plain["rollouts"])
+    keys["references"] = key_of(keys["rollouts"], "references")
+    keys["held-out"] = key_of(keys["rollouts"], recipe.evaluation.rollouts_per_prompt)
+    student = fingerprint(recipe.student.path)
+    keys["student"] = key_of(keys["teacher"], plain["student"], student)
+    return keys
+
+
+def result_key(recipe: Recipe) -> str:
+    """The key of the result: of all stages of all training seeds."""
+    seeds = [stage_keys(seeded(recipe, number)) for number in range(recipe.seeds)]
+    return key_of(FORMAT, seeds, recipe.distilled, recipe.baseline)

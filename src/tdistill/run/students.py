@@ -1,0 +1,182 @@
+"""The students of one training seed: a common start, and one for each objective from it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tdistill.evaluation import evaluate
+from tdistill.evidence.evidence import EvidenceSource
+from tdistill.evidence.rows import Row
+from tdistill.files import write_atomically
+from tdistill.models import language_model
+from tdistill.run.folders import model_folder, seed_folder
+from tdistill.run.groundwork import Groundwork
+from tdistill.run.keys import seeded, stage_keys
+from tdistill.run.stages import Stages
+from tdistill.teacher.source import CachedTeacher
+from tdistill.training import train
+from tdistill.training.config import TrainConfig
+from tdistill.training.objectives import SFT, Objective
+from tdistill.training.tolerated_gap import resolve_gap
+
+START = "start"
+
+
+class Students:
+    """Trains and judges the models of one training seed.
+
+    Args:
+        groundwork: what they share with those of other seeds.
+        number: of the seed, from 0; it is added to the recipe's training seeds.
+    """
+
+    def __init__(self, groundwork: Groundwork, number: int = 0) -> None:
+        self.groundwork, self.number = groundwork, number
+        self.recipe = seeded(groundwork.recipe, number)
+        self.folder = seed_folder(groundwork.folder, number)
+        self.labels = (START, *self.recipe.objectives)
+        self.keys = stage_keys(self.recipe)
+        self.stages = Stages(self.folder, self.say)
+        self.seconds: dict[str, float] = {}  # that a stage took, of those known to be done
+
+    def say(self, line: str) -> None:
+        """Print a line for people; of the first seed it is bare."""
+        self.groundwork.say(f"seed-{self.number} {line}" if self.number else line)
+
+    def model_folder(self, label: str) -> Path:
+        """Where the model of a label is."""
+        return model_folder(self.recipe, self.folder, label)
+
+    def keeps(self, label: str) -> bool:
+        """Whether the weights stay once the model is judged: always the start's and the result."""
+        result = label == self.recipe.distilled and self.number == 0
+        return self.recipe.keep_models or label == START or result
+
+    def trained(self, label: str) -> bool:
+        """Whether a model is trained; once it is judged its weights may be gone."""
+        gone = not self.keeps(label) and self.judged(label)
+        return self._done(label, [] if gone else [self.model_folder(label) / "config.json"])
+
+    def judged(self, label: str) -> bool:
+        """Whether a model is judged."""
+        return self._done(f"evaluate-{label}", [])
+
+    def _done(self, stage: str, outputs: list[Path]) -> bool:
+        if stage not in self.seconds:
+            record = self.stages.finished(stage, self.keys[stage], outputs)
+            if record is not None:
+                self.seconds[stage] = record["seconds"]
+        return stage in self.seconds
+
+    def train(self, label: str) -> None:
+        """Train one model: the start from the untrained student, an objective from the start."""
+        if label == START:
+            self._make_start()
+            return
+        objective = self.recipe.objectives[label]
+        self._train(
+            label,
+            objective,
+            self.recipe.training,
+            self.model_folder(START),
+            lambda: self.groundwork.collect_rows(objective.rows),
+        )
+
+    def judge(self, label: str) -> None:
+        """Judge one model on the test prompts; remove its weights if they are not kept."""
+
+        def work() -> dict[str, Any]:
+            exam = self.groundwork.prepare_exam()
+            model = language_model.load(self.model_folder(label))
+            return evaluate.judge(label, model, exam) | {"parameters": model.num_parameters}
+
+        stage = f"evaluate-{label}"
+        self.stages.run(stage, self.keys[stage], [], work)
+        if not self.keeps(label):
+            shutil.rmtree(self.model_folder(label), ignore_errors=True)
+
+    def records(self) -> dict[str, dict[str, Any]]:
+        """The records of the stages that are done."""
+        own = [stage for x in self.labels for stage in (x, f"evaluate-{x}")]
+        return self.stages.records({name: self.keys[name] for name in own})
+
+    def _make_start(self) -> None:
+        """The student every objective starts from: layers dropped, then healed by SFT."""
+        untrained, start = self.groundwork.make_student(), self.recipe.start
+        if start is None:
+            self._copy_start(untrained)
+            return
+        kinds = ("references", "teacher") if start.rows == "both" else (start.rows,)
+
+        def rows() -> list[Row]:
+            return [row for kind in kinds for row in self.groundwork.collect_rows(kind)]
+
+        self._train(START, SFT(), start.training, untrained, rows)
+
+    def _copy_start(self, untrained: Path) -> None:
+        folder = self.model_folder(START)
+
+        def copy() -> dict[str, Any]:
+            shutil.copytree(untrained, folder, dirs_exist_ok=True)
+            return {}
+
+        self.stages.run(START, self.keys[START], [folder / "config.json"], copy)
+
+    def _train(
+        self,
+        label: str,
+        objective: Objective,
+        config: TrainConfig,
+        start: Path,
+        rows: Callable[[], list[Row]],
+    ) -> None:
+        folder, checkpoints = self.model_folder(label), self.folder / "checkpoints" / label
+        ground = self.groundwork
+
+        def work() -> dict[str, Any]:
+            references = ground.score_references() if objective.reference_share else []
+            wants_teacher = objective.needs_live_teacher or objective.uses_student_rows
+            self._guard_checkpoints(checkpoints, self.keys[label])
+            responses = rows()
+            resolved, chosen = resolve_gap(objective, lambda: ground.open_cache("train"))
+            if chosen is not None:
+                self.say(f"  {chosen.text()}")
+            trained, history = train.train_student(
+                language_model.load(start),
+                resolved,
+                responses,
+                config,
+                checkpoints=checkpoints,
+                vocabulary_size=ground.count_vocabulary(),
+                source=None if label == START else self._source_for(objective),
+                live_teacher=ground.load_live_teacher() if wants_teacher else None,
+                references=references,
+                text=ground.load_text(config.text_chunk_tokens),
+                label=label,
+            )
+            language_model.save(trained, folder)
+            shutil.rmtree(checkpoints, ignore_errors=True)
+            return {"history": history, "parameters": trained.num_parameters} | (
+                {} if chosen is None else {"sets": asdict(chosen)}
+            )
+
+        self.stages.run(label, self.keys[label], [folder / "config.json"], work)
+
+    def _source_for(self, objective: Objective) -> EvidenceSource | None:
+        # The teacher's sets are also what diagnostics are measured on, where there are any.
+        if objective.rows == "teacher":
+            return CachedTeacher(self.groundwork.open_cache("train"))
+        wanted = objective.needs_sets or objective.uses_student_rows
+        return self.groundwork.load_live_teacher() if wanted else None  # references: in no cache
+
+    def _guard_checkpoints(self, folder: Path, key: str) -> None:
+        """Checkpoints of other settings must not be continued from."""
+        note = folder / "key.txt"
+        if folder.exists() and (not note.exists() or note.read_text(encoding="utf-8") != key):
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(note, key)

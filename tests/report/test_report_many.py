@@ -1,0 +1,144 @@
+"""The table and the page of many objectives and seeds, on made-up numbers."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import io
+import json
+import re
+from typing import Any
+
+import pytest
+from rich.console import Console
+from test_report import Page
+
+from made_up import made_up
+from tdistill.report import score_table, summary
+from tdistill.report.curves import LINES_A_PANEL, curve_groups
+from tdistill.report.figures import interval_figures
+from tdistill.report.page import render
+from tdistill.report.result import result_of
+from tdistill.report.tables import difference_cell, score_cell, table_columns, table_rows
+
+SMALL = {"cloning": 3, "temporal-difference": 2}
+
+
+@pytest.fixture(scope="module")
+def small() -> Any:
+    return made_up(SMALL, steps=20)
+
+
+def changed(plain: Any, model: str, metric: str, **bounds: float) -> Any:
+    """The same with another difference to the baseline, on teacher responses."""
+    plain = copy.deepcopy(plain)
+    for row in plain["differences"]:
+        if (row["model"], row["decoding"]) == (model, None):
+            row["metrics"][metric] |= bounds
+    return plain
+
+
+def test_the_page_is_self_contained_and_well_formed():
+    plain = made_up({"cloning": 7, "temporal-difference": 2}, steps=20)
+    text = render(result_of(plain))
+    page = Page(text)
+    assert not page.open
+    assert not page.tags & {"script", "img", "link", "iframe", "object"}
+    assert len(page.ids) == len(set(page.ids))
+    assert page.references <= set(page.ids)
+    assert {"scores", "differences", "curves", "setup"} <= set(page.ids)
+    assert "//" not in text
+    for label in plain["objectives"]:
+        # Scores, differences, and three decodings of all metrics.
+        assert text.count(f'<th scope="row">{label}</th>') == 2 + 3
+
+
+def test_every_objective_is_in_one_group_of_few_lines():
+    result = result_of(made_up(steps=12))
+    groups = curve_groups(result)
+    assert [g.title for g in groups[:3]] == [
+        "cloning, 1 of 2",
+        "cloning, 2 of 2",
+        "temporal-difference, 1 of 3",
+    ]
+    assert all(1 <= len(g.legend) <= LINES_A_PANEL for g in groups)
+    assert all(len({colour for _, colour in g.legend}) == len(g.legend) for g in groups)
+    assert [name for g in groups for name, _ in g.legend] == list(result.objectives)
+    assert {len(g.panels) for g in groups} == {4}
+
+
+def test_an_outlier_does_not_squeeze_the_others():
+    """The last objective is far off: its arrow is at the end, and the others' dots are apart."""
+    plain = made_up(SMALL, steps=5)
+    drawn = next(d for d in interval_figures(result_of(plain)) if d.title == "Forward KL")
+    assert re.search(r"rkl_te1 3\.\d", drawn.svg)
+    ticks = [float(x) for x in re.findall(r">([\d.]+)</text>", drawn.svg.split("ytick_1")[0])]
+    assert max(ticks) < 2
+
+
+def test_the_side_of_a_difference_depends_on_the_measure(small: Any):
+    label = list(small["objectives"])[1]
+
+    def verdict(metric: str, low: float, high: float) -> str:
+        bounds = {"mean": (low + high) / 2, "low": low, "high": high}
+        result = result_of(changed(small, label, metric, **bounds))
+        row = next(x for x in table_rows(result) if x.label == label)
+        column = next(c for c in table_columns(result) if c.metric == metric)
+        return difference_cell(result, row, result.baseline, column).verdict
+
+    assert verdict("forward_kl", -0.2, -0.1) == "better"
+    assert verdict("forward_kl", 0.1, 0.2) == "worse"
+    assert verdict("forward_kl", -0.1, 0.2) == "even"
+    assert verdict("leak", 0.0, 0.2) == "even"
+
+
+def test_the_best_mean_of_the_objectives_is_bold(small: Any):
+    result = result_of(small)
+    column = next(c for c in table_columns(result) if c.title == "Forward KL")
+    bold = [x.label for x in table_rows(result) if score_cell(result, x, column).best]
+    means = {
+        row["model"]: row["metrics"]["forward_kl"]["mean"]
+        for row in small["imitation"]
+        if row["model"] in small["objectives"]
+    }
+    assert bold == [min(means, key=lambda x: means[x])]
+
+
+@pytest.mark.parametrize("decodings", [3, 5])
+def test_the_terminal_table_fits_80_characters(decodings: int):
+    """20 objectives, one with a label longer than the screen, and decodings of a user's own."""
+    plain = made_up({"cloning": 9, "temporal-difference": 11}, steps=2)
+    renamed = json.dumps(plain).replace("rkl_cl1", "reverse_kl_on_the_whole_vocabulary_" * 3)
+    result = result_of(json.loads(renamed))
+    more = [
+        dataclasses.replace(score, decoding=f"another-decoding-{i}")
+        for i in range(decodings - 3)
+        for score in result.scores
+        if score.decoding == "greedy"
+    ]
+    result = dataclasses.replace(result, scores=[*result.scores, *more])
+    stream = io.StringIO()
+    Console(file=stream, width=80).print(score_table(result))
+    text = stream.getvalue()
+    assert max(map(len, text.splitlines())) <= 80
+    assert "\N{HORIZONTAL ELLIPSIS}" not in text
+    assert all(label[:5] in text for label in result.objectives)
+    for row in plain["imitation"]:
+        assert f"{row['metrics']['forward_kl']['mean']:.2f}" in text
+    for score in plain["scores"]:
+        assert f"{score['metrics']['teacher_nll']['mean']:.2f}" in text
+
+
+def test_many_objectives_are_counted_rather_than_named(small: Any):
+    text = " ".join(summary(result_of(made_up(steps=2))))
+    assert "30 objectives, 3 training seeds" in text
+    found = re.search(r"Forward KL: (\d+) better than fkl_cl0, (\d+) worse, (\d+) not told", text)
+    assert found and sum(map(int, found.groups())) == 29
+    assert "others" in text
+    assert "better than fkl_cl0" not in " ".join(summary(result_of(small)))
+
+
+def test_failures_are_named_and_texts_escaped(small: Any):
+    plain = small | {"failed": {"bad, seed 1": "RuntimeError: <script>inf</script>"}}
+    page = render(result_of(plain))
+    assert "Left out: bad, seed 1 failed (RuntimeError: &lt;script&gt;" in page
