@@ -5,7 +5,7 @@ does). This writes prompts (beginnings of the teacher's own stories) with plain 
 teacher as references, and a student of about a fifth of its size with random weights:
 
     .venv/bin/python benchmarks/stories.py --teacher PATH --out runs/stories
-    .venv/bin/tdistill run benchmarks/stories.yaml --out runs/stories/compare --seeds 3
+    .venv/bin/tdistill run benchmarks/stories.yaml --out runs/stories/run
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from typing import Any
 from tdistill.errors import InvalidValueError
 
 _LENGTH = 16
+_SCALARS = {str, int, bool, type(None)}
 
 
 def key_of(*parts: Any) -> str:
@@ -37,14 +38,14 @@ def key_of(*parts: Any) -> str:
 
 def _canonical(value: Any) -> Any:
     """Scalars for JSON; all else is a list that begins with its kind."""
-    if value is None or isinstance(value, (bool, str, int)):
+    if type(value) in _SCALARS:
         return value
     if isinstance(value, float):
         return int(value) if value.is_integer() else value
+    if isinstance(value, (list, tuple)):  # of many tokens, mostly
+        return ["list", *(x if type(x) in _SCALARS else _canonical(x) for x in value)]
     if isinstance(value, Path):
         return str(value)
-    if isinstance(value, (list, tuple)):
-        return ["list", *map(_canonical, value)]
     if isinstance(value, Mapping):
         pairs = [[_canonical(key), _canonical(item)] for key, item in value.items()]
         return ["mapping", *sorted(pairs, key=json.dumps)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -33,14 +34,14 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 _OPEN_SAMPLES = 3
-_BOUNDS = {
-    "set_top_p": "p",
-    "mean_size": "Mean size",
-    "median_size": "Median size",
-    "bound": "Bound (3.3)",
-    "bound_stationary": "(3.3), endless",
-    "kappa": "\N{GREEK SMALL LETTER KAPPA}(p)",
-}
+_BOUNDS = (  # name, head and decimals of each column
+    ("set_top_p", "p", 2),
+    ("mean_size", "Mean size", 1),
+    ("median_size", "Median size", 0),
+    ("bound", "Bound (3.3)", 2),
+    ("bound_stationary", "(3.3), endless", 2),
+    ("kappa", "\N{GREEK SMALL LETTER KAPPA}(p)", 2),
+)
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,6 @@ def write_report(result: Result, path: Path) -> Path:
 
 def render(result: Result) -> str:
     """The whole page as text."""
-    columns = table_columns(result)
-    references = [result.distilled, result.baseline] if len(result.objectives) > 1 else []
     return (
         templates()
         .get_template("page.html.j2")
@@ -86,10 +85,10 @@ def render(result: Result) -> str:
             base=model_name(result.baseline),
             families=[(f, css_variable(c)) for f, c in family_colours(result).items()],
             intervals=interval_figures(result),
-            scores=_table("Scores", result, columns, lambda *at: score_cell(result, *at)),
+            scores=_scores(result),
             differences=[
-                _differences(result, less, columns[:-1])
-                for less in dict.fromkeys(references or [result.distilled])
+                _differences(result, less)
+                for less in dict.fromkeys([result.distilled, result.baseline])
             ],
             full=full_table(result),
             meanings=_meanings(result),
@@ -124,18 +123,31 @@ def templates() -> Environment:
     return environment
 
 
-def _table(title: str, result: Result, columns: list[Column], cell: Any) -> Table:
+def _table(
+    title: str, rows: list[Row], columns: list[Column], cell: Callable[[Row, Column], Cell]
+) -> Table:
     families: dict[str, list[tuple[Row, list[Cell]]]] = {}
-    for row in table_rows(result):
+    for row in rows:
         families.setdefault(row.family, []).append((row, [cell(row, column) for column in columns]))
     return Table(title, columns, list(families.items()))
 
 
-def _differences(result: Result, less: str, columns: list[Column]) -> Table:
+def _scores(result: Result) -> Table:
+    def cell(row: Row, column: Column) -> Cell:
+        return score_cell(result, row, column)
+
+    return _table("Scores", table_rows(result), table_columns(result), cell)
+
+
+def _differences(result: Result, less: str) -> Table:
+    """Every model less one; how long that took to train is no difference on the same prompts."""
+
     def cell(row: Row, column: Column) -> Cell:
         return difference_cell(result, row, less, column)
 
-    return _table(f"Differences to {model_name(less)}", result, columns, cell)
+    rows = [row for row in table_rows(result) if row.label != less]
+    columns = [column for column in table_columns(result) if column.metric != "seconds"]
+    return _table(f"Differences to {model_name(less)}", rows, columns, cell)
 
 
 def _meanings(result: Result) -> list[Fact]:
@@ -148,22 +160,10 @@ def _meanings(result: Result) -> list[Fact]:
 def _sets(cache: Inspection) -> dict[str, Any]:
     drawn = [figure for figure in (histogram_figure(cache), bound_figure(cache)) if figure]
     plain = {k: v for k, v in cache.items() if k not in ("set_size_histogram", "bounds")}
-    digits = {"set_top_p": None, "mean_size": 1, "median_size": 0}
-    rows: list[dict[str, Any]] = sorted(cache["bounds"], key=lambda b: b["set_top_p"])  # pyright: ignore
-    written = [
-        [
-            f"{r[n]:g}" if digits.get(n, 2) is None else number(r[n], digits.get(n, 2))
-            for n in _BOUNDS
-        ]
-        for r in rows
-    ]
-    heads = list(_BOUNDS.values())
-    return {
-        "figures": drawn,
-        "facts": facts(plain, grouped=True),
-        "heads": heads,
-        "bounds": written,
-    }
+    bounds: list[Any] = sorted(cache["bounds"], key=lambda bound: bound["set_top_p"])
+    rows = [[number(bound[name], digits) for name, _, digits in _BOUNDS] for bound in bounds]
+    heads = [head for _, head, _ in _BOUNDS]
+    return {"figures": drawn, "facts": facts(plain, grouped=True), "heads": heads, "bounds": rows}
 
 
 def _samples(result: Result) -> list[dict[str, Any]]:
