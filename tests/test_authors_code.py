@@ -191,9 +191,9 @@ def test_the_terms_pass_gradcheck(response: tuple[Tensor, Tensor]):
 def test_a_recipe_names_it_by_its_import_path() -> None:
     settings: dict[str, Any] = {"teacher": {"path": "t"}, "student": {"layers": 2}}
     named = {"objective": f"{Path(docs.authors_code.__file__)}:AuthorsCode", "epsilon": 1e-5}
-    recipe = strict.load(
+    recipe = strict.structure(
         Recipe, settings | {"objectives": {"authors_code": named}, "distilled": "authors_code"}
     )
     found: Any = recipe.objectives["authors_code"]
     assert (found.name, found.epsilon) == ("authors_code", 1e-5)
-    assert strict.load(Recipe, strict.dump(recipe)) == recipe
+    assert strict.structure(Recipe, strict.dump(recipe)) == recipe

@@ -36,19 +36,19 @@ def test_the_documented_objective_is_the_file_and_is_short() -> None:
 
 
 def test_a_recipe_with_it_loads_dumps_and_loads_again() -> None:
-    recipe = strict.load(Recipe, mapping(f"{EXAMPLE}:OnSetKL", weight=2))
+    recipe = strict.structure(Recipe, mapping(f"{EXAMPLE}:OnSetKL", weight=2))
     mine: Any = recipe.objectives["mine"]
     assert (type(mine).__name__, mine.weight, mine.set_top_p) == ("OnSetKL", 2.0, 0.8)
     dumped = recipe_dict(recipe)
     assert dumped["objectives"]["mine"]["objective"] == f"{EXAMPLE}:OnSetKL"
-    assert strict.load(Recipe, dumped) == recipe
+    assert strict.structure(Recipe, dumped) == recipe
 
 
 def test_its_fields_are_checked_and_set_on_the_command_line(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"mine\.weight: expected a number"):
-        strict.load(Recipe, mapping(f"{EXAMPLE}:OnSetKL", weight="much"))
+        strict.structure(Recipe, mapping(f"{EXAMPLE}:OnSetKL", weight="much"))
     with pytest.raises(RecipeError, match=r"mine\.wieght: unknown key; did you mean 'weight'"):
-        strict.load(Recipe, mapping(f"{EXAMPLE}:OnSetKL", wieght=1.0))
+        strict.structure(Recipe, mapping(f"{EXAMPLE}:OnSetKL", wieght=1.0))
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(mapping(f"{EXAMPLE}:OnSetKL")))
     recipe = read_recipe(path, ["--objectives.mine.weight", "0.5"])
@@ -69,7 +69,7 @@ def test_its_fields_are_checked_and_set_on_the_command_line(tmp_path: Path) -> N
 )
 def test_a_name_that_leads_nowhere_is_refused(named: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
-        strict.load(Recipe, mapping(named))
+        strict.structure(Recipe, mapping(named))
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_a_class_that_could_not_be_read_back_is_refused(
     head = "from dataclasses import dataclass\nfrom tdistill.training.objectives import Objective\n"
     (tmp_path / "mine.py").write_text(head + code)
     with pytest.raises(RecipeError, match=message):
-        strict.load(Recipe, mapping(f"{tmp_path}/mine.py:Mine"))
+        strict.structure(Recipe, mapping(f"{tmp_path}/mine.py:Mine"))
 
 
 def test_it_distils_and_is_trained_again_when_its_file_changes(

@@ -126,12 +126,11 @@ def read_recipes(paths: Sequence[Path], options: Sequence[strict.Option] = ()) -
     late = [o for o in options if o.name.split(".")[0] in _OF_OBJECTIVES]
     early = [o for o in options if o not in late]
     united = unite({str(path): _read(path, early) for path in paths})
-    return strict.load(Recipe, strict.override(recipe_dict(united), late), where="command line")
+    return strict.structure(Recipe, recipe_dict(united), late, where="command line")
 
 
 def _read(path: Path, options: Sequence[strict.Option]) -> Recipe:
-    document = strict.override(strict.load_yaml(path), options)
-    return strict.load(Recipe, document, where=str(path))
+    return strict.structure(Recipe, strict.load_yaml(path), options, where=str(path))
 
 
 def unite(recipes: Mapping[str, Recipe]) -> Recipe:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tdistill.errors import InvalidValueError, RecipeError
-from tdistill.strict import describe, dump, load
+from tdistill.strict import describe, dump, structure
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Recipe:
 def problems(mapping: Any, cls: type = Recipe) -> list[str]:
     """Return the lines of the error that loading raises."""
     with pytest.raises(RecipeError) as caught:
-        load(cls, mapping, where="r.yaml")
+        structure(cls, mapping, where="r.yaml")
     head, *lines = str(caught.value).split("\n  - ")
     if lines:
         assert head == f"r.yaml has {len(lines)} problems:"
@@ -97,7 +97,7 @@ def problems(mapping: Any, cls: type = Recipe) -> list[str]:
 
 
 def test_defaults_and_every_type() -> None:
-    assert load(Recipe, {"teacher": "t"}) == Recipe("t")
+    assert structure(Recipe, {"teacher": "t"}) == Recipe("t")
     document = {
         "teacher": "t",
         "out": "a/b",
@@ -113,7 +113,7 @@ def test_defaults_and_every_type() -> None:
         "limit": 20,
         "extra": {"schedule": {"objective": "constant", "rate": 2}},
     }
-    assert load(Recipe, document) == Recipe(
+    assert structure(Recipe, document) == Recipe(
         teacher="t",
         out=Path("a/b"),
         training=Training(learning_rate=5e-6, steps=3, betas=(0.0, 0.5)),
@@ -127,14 +127,14 @@ def test_defaults_and_every_type() -> None:
 
 
 def test_ints_become_floats_but_stay_ints_where_both_are_allowed() -> None:
-    recipe = load(Recipe, {"teacher": "t", "training": {"learning_rate": 1}, "either": 3})
+    recipe = structure(Recipe, {"teacher": "t", "training": {"learning_rate": 1}, "either": 3})
     assert type(recipe.training.learning_rate) is float
     assert type(recipe.either) is int
 
 
 @pytest.mark.parametrize("text", ["5e-6", "1E3", "-2.5e+3", ".5e2", "+1.e0"])
 def test_exponents_that_yaml_reads_as_strings_are_floats(text: str) -> None:
-    recipe = load(Recipe, {"teacher": "t", "training": {"learning_rate": text}})
+    recipe = structure(Recipe, {"teacher": "t", "training": {"learning_rate": text}})
     assert recipe.training.learning_rate == float(text)
 
 
@@ -183,7 +183,7 @@ def test_literals_give_the_nearest_choice_and_do_not_confuse_one_with_true() -> 
         "objectives.bellman_distill.phi: expected chi_square | identity, found the string "
         "'chisquare'; did you mean 'chi_square'?"
     )
-    assert load(Level, {"level": 1}) == Level(1)
+    assert structure(Level, {"level": 1}) == Level(1)
     assert problems({"level": True}, Level)[0].startswith("level: expected 1 | 2, found true")
 
 
@@ -219,12 +219,14 @@ def test_a_union_needs_its_tag_outside_a_dictionary() -> None:
 
 
 def test_a_tag_wins_over_the_name_of_the_entry() -> None:
-    recipe = load(Recipe, {"teacher": "t", "objectives": {"kd": {"objective": "bellman_distill"}}})
+    recipe = structure(
+        Recipe, {"teacher": "t", "objectives": {"kd": {"objective": "bellman_distill"}}}
+    )
     assert recipe.objectives == {"kd": Distil()}
 
 
 def test_a_single_class_accepts_its_own_tag_only() -> None:
-    assert load(Cosine, {"objective": "cosine", "rate": 2}) == Cosine(2.0)
+    assert structure(Cosine, {"objective": "cosine", "rate": 2}) == Cosine(2.0)
     (line,) = problems({"objective": "constant"}, Cosine)
     assert line.startswith("objective: expected cosine, found the string 'constant'")
 
@@ -243,13 +245,13 @@ def test_the_document_must_be_a_section(document: Any) -> None:
 
 def test_classes_that_cannot_be_loaded_are_refused() -> None:
     with pytest.raises(InvalidValueError, match="is not a type of a recipe"):
-        load(WithSet, {"values": []})
+        structure(WithSet, {"values": []})
     with pytest.raises(InvalidValueError, match="is not a type of a recipe"):
-        load(WithPair, {"pair": [1.0, 2.0]})
+        structure(WithPair, {"pair": [1.0, 2.0]})
     with pytest.raises(InvalidValueError, match="different `name: ClassVar"):
-        load(WithUntaggedUnion, {"value": {}})
+        structure(WithUntaggedUnion, {"value": {}})
     with pytest.raises(InvalidValueError, match="cannot be resolved"):
-        load(WithUnknownName, {})
+        structure(WithUnknownName, {})
 
 
 @dataclass
@@ -286,8 +288,8 @@ def test_dump_is_plain_and_loads_to_the_same() -> None:
     assert plain["extra"]["schedule"] == {"objective": "constant", "rate": 1e-6}
     assert plain["decodings"] == [{"name": "x", "temperature": 1.0}]
     assert not any(is_dataclass(value) for value in plain.values())
-    assert load(Recipe, plain) == recipe
-    assert load(Recipe, yaml.safe_load(yaml.safe_dump(plain))) == recipe
+    assert structure(Recipe, plain) == recipe
+    assert structure(Recipe, yaml.safe_load(yaml.safe_dump(plain))) == recipe
     for value in ({}, Recipe, WithSet({1})):
         with pytest.raises(InvalidValueError, match="dump: expected a"):
             dump(value)
@@ -327,7 +329,7 @@ recipes = st.builds(
 @settings(max_examples=100, deadline=None)
 def test_every_recipe_survives_dump_yaml_and_load(recipe: Recipe) -> None:
     text = yaml.safe_dump(dump(recipe))
-    assert load(Recipe, yaml.safe_load(text)) == recipe
+    assert structure(Recipe, yaml.safe_load(text)) == recipe
 
 
 def test_describe_lists_every_key_with_help() -> None:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 import pytest
 
 from tdistill.errors import RecipeError
-from tdistill.strict import load, load_yaml, override, split_words
+from tdistill.strict import load_yaml, split_words, structure
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Recipe:
 
 def given(*words: str, document: dict[str, Any] | None = None) -> Recipe:
     base = {"teacher": "t"} if document is None else document
-    return load(Recipe, override(base, split_words(words)[1]))
+    return structure(Recipe, base, split_words(words)[1])
 
 
 def test_overrides_set_values_and_flags() -> None:
@@ -105,11 +105,15 @@ def test_overrides_leave_the_document_alone_and_the_last_one_counts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("raw", "text"),
-    [("7", "7"), ("say # hi", "say # hi"), ("# hi", "# hi"), ("a: b: c", "a: b: c"), ("", "")],
+    "text", ["7", "say # hi", "# hi", "a: b", "a: b: c", "[a, b]", "2024-05-01", "yes", "null", ""]
 )
-def test_text_fields_take_text_as_it_stands(raw: str, text: str) -> None:
-    assert given("--teacher", raw).teacher == text
+def test_text_fields_take_text_as_it_stands(text: str) -> None:
+    assert given("--teacher", text, "--training.steps=3") == Recipe(
+        text, training=Training(steps=3)
+    )
+
+
+def test_quotes_of_yaml_are_no_part_of_a_text() -> None:
     assert given("--teacher", '"7"').teacher == "7"
 
 
@@ -133,14 +137,22 @@ def test_null_a_whole_section_and_a_whole_entry_can_be_given() -> None:
     [
         (["--training.stpes", "2"], "--training.stpes: unknown key; did you mean 'steps'?"),
         (["--training.steps", "x"], "--training.steps: expected an integer, found the string 'x'"),
-        (["--training.steps"], "--training.steps: expected an integer after it, found nothing"),
-        (["--training.no-steps"], "--training.steps: expected an integer after it, found nothing"),
+        (
+            ["--training.steps"],
+            "--training.steps: expected an integer, found true; no value",
+        ),
+        (
+            ["--training.no-steps"],
+            "--training.steps: expected an integer, found false; no value",
+        ),
         (["--training.no-use-cache", "1"], "--training.no_use_cache: unknown key; did you mean"),
         (["--training.use-cache", "1"], "expected true or false, found the integer 1"),
         (["--training"], "--training: expected a section (learning_rate, steps,"),
         (["--teacher.x=2"], "--teacher.x: expected a section at teacher, found the string 't'"),
         (["--seeds.0=2"], "--seeds.0: expected a section at seeds, found a list of 2"),
-        (["--limit.x=2"], "limit: expected an integer or all, found a section with the keys x"),
+        (["--limit.x=2"], "--limit.x: expected a section at limit, found the string 'all'"),
+        (["--training", "{stpes: 1}"], "--training.stpes: unknown key; did you mean 'steps'?"),
+        (["--tags", "[a, 3]"], "--tags[1]: expected a string, found the integer 3; put it in quot"),
         (
             ["--objectives.kd.objective=sft"],
             "--objectives.kd.objective: expected bellman_distill | ",

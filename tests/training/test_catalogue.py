@@ -79,7 +79,8 @@ from tdistill.training.objectives.catalogue import catalogue
 assert catalogue()[0]["name"] == "brandnew" and catalogue()[0]["fields"] == ["warmth"]
 settings = {"teacher": {"path": "t"}, "student": {"layers": 2}, "distilled": "brandnew"}
 settings["objectives"] = {"brandnew": {"warmth": 2.0}}
-assert strict.load(td.Recipe, settings).objectives == {"brandnew": td.objectives.Brandnew(warmth=2)}
+recipe = strict.structure(td.Recipe, settings)
+assert recipe.objectives == {"brandnew": td.objectives.Brandnew(warmth=2)}
 assert "torch" not in sys.modules
 """
 

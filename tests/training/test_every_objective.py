@@ -68,9 +68,9 @@ def test_a_short_training_run_lowers_what_it_minimises(cls: Any, tmp_path: Path)
 def test_a_recipe_can_name_it_and_says_all_of_it(cls: Any) -> None:
     settings: dict[str, Any] = {"teacher": {"path": "t"}, "student": {"layers": 2}}
     settings |= {"distilled": "mine", "rollouts": {"capture": {"tail_samples": 8}}}
-    recipe = strict.load(Recipe, settings | {"objectives": {"mine": {"objective": cls.name}}})
+    recipe = strict.structure(Recipe, settings | {"objectives": {"mine": {"objective": cls.name}}})
     assert recipe.objectives["mine"] == cls()
-    assert strict.load(Recipe, strict.dump(recipe)) == recipe
+    assert strict.structure(Recipe, strict.dump(recipe)) == recipe
 
 
 def test_the_curve_of_the_default_objective_is_the_recorded_one(tmp_path: Path) -> None:

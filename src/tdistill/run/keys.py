@@ -29,7 +29,7 @@ def stage_keys(recipe: Recipe) -> dict[str, str]:
     for label in recipe.objectives:
         place = label == recipe.distilled  # in student/ or in models/
         own = plain["objectives"][label], plain["training"], text, place
-        code = strict.source_file_of(plain["objectives"][label]["objective"])
+        code = strict.source_file_of(type(recipe.objectives[label]))
         if code is not None:  # a class of the user's own
             own = *own, fingerprint(str(code))
         keys[label] = key_of(keys["start"], keys["rollouts"], own)

@@ -18,20 +18,21 @@ field; a present one takes the defaults of its class for the keys it does not ha
 
 from __future__ import annotations
 
+from tdistill.strict.dumping import dump
 from tdistill.strict.help import describe
 from tdistill.strict.imported import source_file_of
 from tdistill.strict.kinds import nearest
-from tdistill.strict.loader import dump, load
-from tdistill.strict.text import Option, load_yaml, override, split_words
+from tdistill.strict.overrides import Option, split_words
+from tdistill.strict.structuring import structure
+from tdistill.strict.yaml_text import load_yaml
 
 __all__ = [
     "Option",
     "describe",
     "dump",
-    "load",
     "load_yaml",
     "nearest",
-    "override",
     "source_file_of",
     "split_words",
+    "structure",
 ]

@@ -6,6 +6,7 @@ import ast
 import functools
 import inspect
 import itertools
+import json
 import textwrap
 import typing
 from collections.abc import Iterator
@@ -19,7 +20,6 @@ from tdistill.strict.kinds import (
     name_of,
     options_of,
     type_text,
-    yaml_word,
 )
 
 
@@ -46,7 +46,7 @@ def describe(cls: type, prefix: str = "", instance: Any = MISSING) -> Iterator[F
     """
     helps = _helps(cls)
     for name, key in keys_of(cls).items():
-        path, default = prefix + name, getattr(instance, name, key.default())
+        path, default = prefix + name, getattr(instance, name, key.default)
         classes = classes_of(key.kind)
         if len(options_of(key.kind)) > 1 or not classes:
             text = helps.get(name, "")
@@ -60,8 +60,8 @@ def describe(cls: type, prefix: str = "", instance: Any = MISSING) -> Iterator[F
 def _entries(classes: tuple[type, ...], path: str) -> Iterator[FieldHelp]:
     """Fields that the classes share are listed once; under a class only what is its own."""
     base = common_base(classes)
-    shared = {} if base is None else {n: key.default() for n, key in keys_of(base).items()}
-    if base is not None:
+    shared = {name: key.default for name, key in keys_of(base).items()} if base else {}
+    if base:
         yield from describe(base, f"{path}.NAME.")
     for cls in classes:
         prefix = f"{path}.{name_of(cls) or 'NAME'}."
@@ -80,7 +80,7 @@ def _default_text(value: Any) -> str:
         return "[" + ", ".join(map(_default_text, value)) + "]"
     if is_dataclass(value):
         return name_of(type(value)) or type(value).__name__
-    return yaml_word(value) or str(value)
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
 def _helps(cls: type) -> dict[str, str]:
@@ -103,14 +103,9 @@ def _own_helps(cls: type) -> dict[str, str]:
     body = typing.cast(ast.ClassDef, ast.parse(source).body[0]).body
     helps = {}
     for node, after in itertools.pairwise([*body, ast.Pass()]):
-        if isinstance(node, ast.AnnAssign):
-            comment = lines[(node.end_lineno or node.lineno) - 1].partition("  # ")[2]
-            if text := _docstring(after) or comment:
-                helps[ast.unparse(node.target)] = text
-    return helps
-
-
-def _docstring(node: ast.stmt) -> str:
-    constant = node.value if isinstance(node, ast.Expr) else None
-    text = constant.value if isinstance(constant, ast.Constant) else None
-    return " ".join(text.split()) if isinstance(text, str) else ""
+        match node, after:
+            case ast.AnnAssign(target=target), ast.Expr(ast.Constant(str(docstring))):
+                helps[ast.unparse(target)] = " ".join(docstring.split())
+            case ast.AnnAssign(target=target, end_lineno=int(end)), _:
+                helps[ast.unparse(target)] = lines[end - 1].partition("  # ")[2]
+    return {name: text for name, text in helps.items() if text}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import sys
-from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,6 @@ def import_class(path: str, base: type) -> type:
 
     The code of the file runs: only a path that the user wrote may be given.
 
-    Args:
-        path: a file or a module, a colon, and the name of the class in it.
-        base: what the class must be derived from.
-
     Raises:
         InvalidValueError: if there is no such file, module or class, or the class is no dataclass
             derived from ``base`` with a ``name`` of its own.
@@ -45,7 +41,7 @@ def import_class(path: str, base: type) -> type:
             f"{place}, found {'nothing of that name' if found is None else repr(found)}"
         )
     # `@dataclass` sets __dataclass_params__ on each class it is applied to; a base's is inherited.
-    if not is_dataclass(found) or "__dataclass_params__" not in vars(found):
+    if "__dataclass_params__" not in vars(found):
         raise InvalidValueError(f"{path}: expected a dataclass; write @dataclass(frozen=True)")
     if "name" not in vars(found):
         raise InvalidValueError(f"{path}: expected name: ClassVar[str] in the class, found none")
@@ -58,19 +54,9 @@ def import_path_of(cls: type) -> str | None:
     return _PATHS.get(cls)
 
 
-def source_file_of(path: str) -> Path | None:
-    """The file of the class that an import path names; None for a name of the library.
-
-    Example:
-        >>> source_file_of("kd")
-    """
-    if not is_import_path(path):
-        return None
-    place = Path(path.partition(":")[0]).expanduser()
-    if place.suffix == ".py":
-        return place
-    spec = importlib.util.find_spec(str(place))
-    return Path(spec.origin) if spec is not None and spec.origin else None
+def source_file_of(cls: type) -> Path | None:
+    """The file of an imported class; None for the classes of the library."""
+    return Path(inspect.getfile(cls)) if cls in _PATHS else None
 
 
 def _module(place: str, path: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import json
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +14,6 @@ from typing import Any, Literal, NamedTuple
 
 from tdistill.errors import InvalidValueError
 
-_CONSTANTS = ((None, "null"), (True, "true"), (False, "false"))
 TAG = "objective"  # the key that names the class of a section
 _WORDS = {
     int: "an integer",
@@ -26,16 +26,10 @@ _WORDS = {
 
 
 class Key(NamedTuple):
-    """One key that a section accepts: its annotation resolved, and its dataclass field."""
+    """A key of a section: what it accepts, and its default (MISSING where it must be given)."""
 
     kind: Any
-    field: Field[Any]
-
-    def default(self) -> Any:
-        """The default of the field; ``dataclasses.MISSING`` where the key must be given."""
-        if self.field.default_factory is not MISSING:
-            return self.field.default_factory()
-        return self.field.default
+    default: Any
 
 
 @functools.cache
@@ -48,7 +42,11 @@ def keys_of(cls: type) -> Mapping[str, Key]:
             f"{cls.__qualname__}: an annotation cannot be resolved ({error}); import its types at "
             "the top of the module, outside TYPE_CHECKING"
         ) from error
-    return {field.name: Key(hints[field.name], field) for field in fields(cls) if field.init}
+    return {f.name: Key(hints[f.name], _default(f)) for f in fields(cls) if f.init}
+
+
+def _default(field: Field[Any]) -> Any:
+    return field.default if field.default_factory is MISSING else field.default_factory()
 
 
 def options_of(kind: Any) -> tuple[Any, ...]:
@@ -126,8 +124,8 @@ def _words(kind: Any) -> str:
 
 def found_text(value: Any) -> str:
     """What a value is, in the words of YAML."""
-    if word := yaml_word(value):
-        return word
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
     if isinstance(value, Mapping):
         return f"a section with the keys {', '.join(map(str, value)) or '(none)'}"
     if isinstance(value, (list, tuple)):
@@ -135,8 +133,3 @@ def found_text(value: Any) -> str:
     text = repr(value) if len(repr(value)) <= 60 else repr(value)[:57] + "..."
     words = {str: "the string", int: "the integer", float: "the number"}
     return f"{words.get(type(value), f'the {type(value).__name__}')} {text}"
-
-
-def yaml_word(value: Any) -> str | None:
-    """``null``, ``true`` or ``false``; None for other values."""
-    return next((word for constant, word in _CONSTANTS if value is constant), None)
