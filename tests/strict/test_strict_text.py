@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 import pytest
 
 from tdistill.errors import RecipeError
-from tdistill.strict import load_yaml, split_words, structure
+from tdistill.strict import Option, load_yaml, split_words, structure
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,7 @@ def test_overrides_leave_the_document_alone_and_the_last_one_counts() -> None:
     assert recipe == Recipe("t", training=Training(steps=3))
     assert document == {"teacher": "t", "training": {"steps": 1}}
     assert given("--teacher", "x", document={}) == Recipe("x")
+    assert structure(Recipe, None, [Option("teacher", "x")]) == Recipe("x")
     assert given("--training", "{steps: 4}", "--training.use-cache").training == Training(
         steps=4, use_cache=True
     )
@@ -139,15 +140,18 @@ def test_null_a_whole_section_and_a_whole_entry_can_be_given() -> None:
         (["--training.steps", "x"], "--training.steps: expected an integer, found the string 'x'"),
         (
             ["--training.steps"],
-            "--training.steps: expected an integer, found true; no value",
+            "--training.steps: expected an integer after it, found nothing",
         ),
         (
             ["--training.no-steps"],
-            "--training.steps: expected an integer, found false; no value",
+            "--training.steps: expected an integer after it, found nothing",
         ),
         (["--training.no-use-cache", "1"], "--training.no_use_cache: unknown key; did you mean"),
         (["--training.use-cache", "1"], "expected true or false, found the integer 1"),
         (["--training"], "--training: expected a section (learning_rate, steps,"),
+        (["--teacher"], "--teacher: expected a string after it, found nothing"),
+        (["--trainin.steps", "2"], "--trainin: unknown key; did you mean 'training'?"),
+        (["--trainin"], "--trainin: unknown key; did you mean 'training'? (keys"),
         (["--teacher.x=2"], "--teacher.x: expected a section at teacher, found the string 't'"),
         (["--seeds.0=2"], "--seeds.0: expected a section at seeds, found a list of 2"),
         (["--limit.x=2"], "--limit.x: expected a section at limit, found the string 'all'"),

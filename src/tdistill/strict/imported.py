@@ -70,7 +70,7 @@ def _module(place: str, path: str) -> Any:
     file = Path(place).expanduser().resolve()
     if not file.is_file():
         raise InvalidValueError(f"{path}: expected a file {file}, found none")
-    name = f"tdistill_user_{abs(hash(str(file))):x}"
+    name = str(file)  # no module of a package is called so
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, file)
         assert spec is not None and spec.loader is not None

@@ -55,7 +55,7 @@ def override(
     Raises:
         RecipeError: all options that name something inside a value that is no section.
     """
-    result = copy.deepcopy(document)
+    result = {} if document is None else copy.deepcopy(document)
     typed: dict[str, Option] = {}
     problems: list[str] = []
     for option in options:

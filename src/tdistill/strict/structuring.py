@@ -76,11 +76,18 @@ def _read(cls: type, document: Any) -> tuple[Any, list[tuple[str, str]]]:
 
 
 def _line(path: str, text: str, typed: Mapping[str, Option]) -> str:
-    """A problem with its path, after dashes where an option gave the value or what it is in."""
-    option = next((o for p, o in typed.items() if re.match(rf"{re.escape(p)}([.[]|$)", path)), None)
-    if option is None:
-        return f"{path}: {text}" if path else text
-    return f"--{path}: {text}{'; no value came after it' if option.text is None else ''}"
+    """A problem after its path, which gets dashes where an option gave the value or the key."""
+    unknown = text.startswith("unknown key")
+    for place, option in typed.items():
+        if _is_in(path, place) or (unknown and _is_in(place, path)):
+            if option.text is None and not unknown:
+                text = text.partition(", found")[0] + " after it, found nothing"
+            return f"--{path}: {text}"
+    return f"{path}: {text}" if path else text
+
+
+def _is_in(path: str, section: str) -> bool:
+    return path.startswith(section) and path[len(section) :][:1] in ("", ".", "[")
 
 
 class _Reader:

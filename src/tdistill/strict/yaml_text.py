@@ -67,10 +67,9 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        folder = path.parent
-        cure = f"; the folder {folder} does not exist either"
-        if folder.is_dir():
-            cure = nearest(path.name, sorted(entry.name for entry in folder.iterdir()))
+        cure = f"; the folder {path.parent} does not exist either"
+        if path.parent.is_dir():
+            cure = nearest(path.name, sorted(entry.name for entry in path.parent.iterdir()))
         raise RecipeError(f"{path}: expected a YAML file, found none{cure}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: expected a UTF-8 YAML file, but {error}") from error
