@@ -98,7 +98,7 @@ def read_and_rank(command: RewardCommand) -> list[str]:
     """Do the command: read, rank, write the files.
 
     Returns:
-        A ranking_summary, a line each.
+        A summary, a line each.
 
     Raises:
         DataError: the data has no responses or cannot be read.
