@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from tdistill.run.locks import locked
 
 from pipeline import digest, kill_at, read_json, untimed, write_world
 from tdistill import cli
+from tdistill.files import locked
 from tdistill.recipe import read_recipe
 from tdistill.report import Result
 from tdistill.run import Run, run_recipe

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tdistill import cli
-from tdistill.teacher.cache.export import export_cache
+from tdistill.teacher.cache.export import write_parquet
 from tdistill.teacher.cache.reader import Cache
 from tdistill.teacher.cache.writer import CacheWriter
 from tdistill.teacher.config import CaptureConfig
@@ -48,7 +48,7 @@ def test_others_read_what_the_cache_gives(capture: CaptureConfig, tmp_path: Path
     # A row that was sampled twice is found once: its first place stands for both.
     cache = roll(tmp_path / "cache", sampling_top_p=0.7, capture=capture, seed=3)
     path = tmp_path / "deep/er/cache.parquet"
-    assert export_cache(cache, path) == len(cache) == 15
+    assert write_parquet(cache, path) == len(cache) == 15
     table = pd.read_parquet(path)
     loaded: Any = datasets.load_dataset(
         "parquet", data_files=str(path), split="train", cache_dir=str(tmp_path / "datasets")
@@ -66,7 +66,7 @@ def test_others_read_what_the_cache_gives(capture: CaptureConfig, tmp_path: Path
 def test_an_empty_cache_gives_an_empty_table(tmp_path: Path):
     with CacheWriter(tmp_path / "cache", IDENTITY):
         pass
-    assert export_cache(Cache(tmp_path / "cache"), tmp_path / "a.parquet") == 0
+    assert write_parquet(Cache(tmp_path / "cache"), tmp_path / "a.parquet") == 0
     assert list(pd.read_parquet(tmp_path / "a.parquet").columns)[:2] == [
         "prompt_ids",
         "response_ids",

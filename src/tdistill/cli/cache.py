@@ -123,6 +123,6 @@ def export_cache(words: list[str]) -> int:
     from tdistill.teacher.cache import export
     from tdistill.teacher.cache.reader import Cache
 
-    rows = export.export_cache(Cache(command.cache), command.out)
+    rows = export.write_parquet(Cache(command.cache), command.out)
     print(f"{command.out}: {rows} responses, {command.out.stat().st_size:,} bytes")
     return 0

@@ -108,11 +108,11 @@ def read_and_rank(command: RewardCommand) -> list[str]:
     _check(command)
     settings = _settings(command)
     examples, records = _read(command, settings)
-    from tdistill.evaluation.candidates import summary
+    from tdistill.evaluation.candidates import ranking_summary
     from tdistill.report.rewards import write_rewards_page
 
     title, how = f"Implied reward under {settings.model}", _how(settings, command.rank_by)
-    lines = [how, *summary(records, command.rank_by)]
+    lines = [how, *ranking_summary(records, command.rank_by)]
     files = [command.out / "rewards.jsonl", command.out / "rewards.html"]
     command.out.mkdir(parents=True, exist_ok=True)
     _write_rows(files[0], records)

@@ -91,7 +91,7 @@ class Ragged(TensorGroup):
 
     @classmethod
     def concatenate(cls: type[_Rows], parts: Sequence[_Rows]) -> _Rows:
-        """_Rows laid end to end in the given order."""
+        """Rows laid end to end in the given order."""
         flat = {
             f.name: torch.cat([getattr(part, f.name) for part in parts])
             for f in fields(cls)

@@ -95,7 +95,7 @@ def _record(
     }
 
 
-def summary(records: Sequence[dict[str, Any]], rank_by: str = "mean") -> list[str]:
+def ranking_summary(records: Sequence[dict[str, Any]], rank_by: str = "mean") -> list[str]:
     """What the records of `ranked_rewards` amount to, a line each."""
     by = f"{rank_by}_reward"
     known = [r for r in records if r[by] is not None]

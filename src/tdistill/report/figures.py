@@ -21,7 +21,7 @@ from tdistill.report.svg import (
     plain_numbers,
     to_svg,
 )
-from tdistill.report.tables import Column, Row, families, table_columns, table_rows
+from tdistill.report.tables import Column, TableRow, families, table_columns, table_rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -87,11 +87,11 @@ def _intervals(result: Result, column: Column) -> Drawn | None:
         return Drawn(column.title, column.measure.unit, to_svg(figure, name, column.title, text))
 
 
-def _ink(result: Result, row: Row) -> str:
+def _ink(result: Result, row: TableRow) -> str:
     return INK if row.label in (result.distilled, result.baseline) else MUTED
 
 
-def _places(rows: Sequence[Row]) -> list[float]:
+def _places(rows: Sequence[TableRow]) -> list[float]:
     """Rows from the top, with a gap between families."""
     places: list[float] = []
     for i, row in enumerate(rows):

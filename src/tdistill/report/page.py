@@ -20,7 +20,7 @@ from tdistill.report.svg import css_variable
 from tdistill.report.tables import (
     Cell,
     Column,
-    Row,
+    TableRow,
     difference_cell,
     full_table,
     score_cell,
@@ -50,7 +50,7 @@ class Table:
 
     title: str
     columns: list[Column]
-    families: list[tuple[str, list[tuple[Row, list[Cell]]]]]
+    families: list[tuple[str, list[tuple[TableRow, list[Cell]]]]]
 
 
 def write_report(result: Result, path: Path) -> Path:
@@ -124,16 +124,19 @@ def templates() -> Environment:
 
 
 def _table(
-    title: str, rows: list[Row], columns: list[Column], cell: Callable[[Row, Column], Cell]
+    title: str,
+    rows: list[TableRow],
+    columns: list[Column],
+    cell: Callable[[TableRow, Column], Cell],
 ) -> Table:
-    families: dict[str, list[tuple[Row, list[Cell]]]] = {}
+    families: dict[str, list[tuple[TableRow, list[Cell]]]] = {}
     for row in rows:
         families.setdefault(row.family, []).append((row, [cell(row, column) for column in columns]))
     return Table(title, columns, list(families.items()))
 
 
 def _scores(result: Result) -> Table:
-    def cell(row: Row, column: Column) -> Cell:
+    def cell(row: TableRow, column: Column) -> Cell:
         return score_cell(result, row, column)
 
     return _table("Scores", table_rows(result), table_columns(result), cell)
@@ -142,7 +145,7 @@ def _scores(result: Result) -> Table:
 def _differences(result: Result, less: str) -> Table:
     """Every model less one; how long that took to train is no difference on the same prompts."""
 
-    def cell(row: Row, column: Column) -> Cell:
+    def cell(row: TableRow, column: Column) -> Cell:
         return difference_cell(result, row, less, column)
 
     rows = [row for row in table_rows(result) if row.label != less]

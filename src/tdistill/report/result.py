@@ -114,7 +114,7 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Sample:
+class PromptResponses:
     """One prompt and its responses by model label, of the first training seed."""
 
     prompt: str
@@ -201,7 +201,7 @@ class Result:
     differences: list[Difference]
     cache: Inspection
     curves: dict[str, Curve]
-    samples: list[Sample]
+    samples: list[PromptResponses]
     reward_traces: list[Trace]
 
     @property

@@ -61,7 +61,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """A model, or a model at its tuned temperature."""
 
     label: str
@@ -95,16 +95,16 @@ def families(result: Result) -> dict[str, list[str]]:
     return found
 
 
-def table_rows(result: Result) -> list[Row]:
+def table_rows(result: Result) -> list[TableRow]:
     """Teacher, start, then the objectives family by family; a tuned temperature has its own row."""
     labels = [(x, _MODELS) for x in (TEACHER, START)]
     labels += [(x, family) for family, members in families(result).items() for x in members]
     rows = []
     for label, family in labels:
-        rows.append(Row(label, family, model_name(label)))
+        rows.append(TableRow(label, family, model_name(label)))
         if temperatures := result.temperatures.get(label):
             at = ", ".join(f"{t:g}" for t in sorted(set(temperatures)))
-            rows.append(Row(label, family, f"{model_name(label)}, tuned T = {at}", tuned=True))
+            rows.append(TableRow(label, family, f"{model_name(label)}, tuned T = {at}", tuned=True))
     return rows
 
 
@@ -123,7 +123,7 @@ def table_columns(result: Result) -> list[Column]:
     return [*known, Column("seconds")]
 
 
-def score_cell(result: Result, row: Row, column: Column) -> Cell:
+def score_cell(result: Result, row: TableRow, column: Column) -> Cell:
     """Mean and half-width of the interval, or the training seconds."""
     if column.metric == "seconds":
         seconds = None if row.tuned else result.seconds.train.get(row.label)
@@ -159,7 +159,7 @@ def _is_best(result: Result, label: str, column: Column) -> bool:
     return better != 0 and len(means) > 1 and means.get(label) == max(means.values())
 
 
-def difference_cell(result: Result, row: Row, less: str, column: Column) -> Cell:
+def difference_cell(result: Result, row: TableRow, less: str, column: Column) -> Cell:
     """A model less another, with the interval of the paired difference; empty for the other."""
     what, decoding = column.measure, row.decoding(column)
     own = result.difference(row.label, less, column.metric, decoding)
@@ -234,7 +234,7 @@ def _terminal_columns(result: Result) -> list[Column]:
     return [c for c in columns if c.decoding is None or c.decoding in decodings]
 
 
-def _terminal_cell(result: Result, row: Row, column: Column) -> Any:
+def _terminal_cell(result: Result, row: TableRow, column: Column) -> Any:
     from rich.text import Text
 
     cell = score_cell(result, row, column)

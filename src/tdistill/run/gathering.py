@@ -236,11 +236,11 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _samples(run: Run, judged: Mapping[str, _Measured]) -> list[report.Sample]:
+def _samples(run: Run, judged: Mapping[str, _Measured]) -> list[report.PromptResponses]:
     shown = run.groundwork.load_examples()["test"][: run.recipe.evaluation.samples]
     texts = {label: measured.records[0]["samples"] for label, measured in judged.items()}
     return [
-        report.Sample(e.question or e.prompt, {label: texts[label][i] for label in texts})
+        report.PromptResponses(e.question or e.prompt, {label: texts[label][i] for label in texts})
         for i, e in enumerate(shown)
     ]
 

@@ -36,7 +36,7 @@ _TAIL_COLUMNS = {
 }
 
 
-def export_cache(cache: Cache, path: Path) -> int:
+def write_parquet(cache: Cache, path: Path) -> int:
     """Write every row of a cache, a shard a row group; returns the rows written.
 
     A row is a response: ``prompt_ids`` and ``response_ids``; ``ended``; ``source``; for each step
