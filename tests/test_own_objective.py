@@ -102,9 +102,10 @@ def test_it_distils_and_is_trained_again_when_its_file_changes(
     assert cli.main(command) == 0
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     # At weight 1 it is the library's kd: the same updates from another decomposition.
-    for one, two in zip(metrics["curves"]["mine"], metrics["curves"]["kd"], strict=True):
-        assert one["loss"] == pytest.approx(two["loss"], rel=1e-4)
-        assert one["log_set_mass"] < 0.0
+    mine, kd = (metrics["curves"][label]["mean"] for label in ("mine", "kd"))
+    assert mine["loss"] == pytest.approx(kd["loss"], rel=1e-4)
+    # Nothing is logged of the end of training.
+    assert all(mass < 0.0 for mass in mine["log_set_mass"] if mass is not None)
     before = digest(tmp_path / "out" / "models" / "kd")
     own.write_text(own.read_text() + "\n# changed\n")
     capsys.readouterr()

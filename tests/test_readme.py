@@ -35,7 +35,11 @@ def test_the_readme_snippet_distils(tiny_project: Path) -> None:
     short = re.sub(r"\b(steps|batch_size|max_new_tokens)=\d+", r"\1=4", code[1])
     names: dict[str, Any] = {}
     exec(compile(short, "README.md", "exec"), names)
-    models = {score["model"] for score in names["metrics"]["scores"]}
-    assert models == {"teacher", "start", "seqkd", "bellman_distill"}
+    assert {score.model for score in names["result"].scores} == {
+        "teacher",
+        "start",
+        "seqkd",
+        "bellman_distill",
+    }
     assert (tiny_project / "run" / "report.html").exists()
     assert (tiny_project / "run" / "student" / "config.json").exists()

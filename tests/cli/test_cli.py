@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -223,26 +224,31 @@ def test_out_may_be_written_either_way(finished: Finished, capsys: pytest.Captur
     assert f"student: {finished.folder / 'student'}" in said
 
 
-def test_demo_is_a_run_of_the_packaged_recipe(monkeypatch: pytest.MonkeyPatch):
+@pytest.fixture
+def begun(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Recipe, Path]]:
+    """The recipes and folders of the runs that were begun; none of them does anything."""
     seen: list[tuple[Recipe, Path]] = []
 
-    def run(recipe: Recipe, out: Path) -> int:
+    def run_recipe(recipe: Recipe, out: Path) -> SimpleNamespace:
         seen.append((recipe, out))
-        return 0
+        return SimpleNamespace(failed={})
 
-    monkeypatch.setattr("tdistill.cli.run._run", run)
+    monkeypatch.setattr("tdistill.run.run_recipe", run_recipe)
+    monkeypatch.setattr("tdistill.cli.run._show", lambda result, out: None)
+    return seen
+
+
+def test_demo_is_a_run_of_the_packaged_recipe(begun: list[tuple[Recipe, Path]]):
     assert cli.main(["demo"]) == 0
     assert cli.main(["demo", "--out", "x", "--training.steps", "3"]) == 0
     packaged = read_recipe(Path(tdistill.__file__).parent / "demo" / "recipe.yaml")
     shorter = replace(packaged, training=replace(packaged.training, steps=3))
-    assert seen == [(packaged, Path("demo-run")), (shorter, Path("x"))]
+    assert begun == [(packaged, Path("demo-run")), (shorter, Path("x"))]
 
 
 def test_recipes_are_united_and_set_on_the_command_line(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    begun: list[tuple[Recipe, Path]], tmp_path: Path
 ):
-    seen: list[Recipe] = []
-    monkeypatch.setattr("tdistill.cli.run._run", lambda recipe, out: seen.append(recipe) or 0)
     head = "teacher: {path: t}\nstudent: {layers: 2}\ndistilled: %s\nobjectives: {%s: {}}\n"
     paths = [tmp_path / "kd.yaml", tmp_path / "sft.yaml"]
     for path in paths:
@@ -250,7 +256,7 @@ def test_recipes_are_united_and_set_on_the_command_line(
     words = ["--out", "x", "--seeds", "3", "--baseline", "sft", "--keep-models", "false"]
     more = ["--objectives.sft.discount", "1", "--objectives.new.objective", "jsd"]
     assert cli.main(["run", *map(str, paths), *words, *more]) == 0
-    (recipe,) = seen
+    ((recipe, _),) = begun
     assert (recipe.seeds, recipe.baseline, recipe.keep_models) == (3, "sft", False)
     assert recipe.objectives == {"kd": KD(), "sft": SFT(discount=1.0), "new": JSD()}
     assert recipe.distilled == "kd"
