@@ -220,7 +220,7 @@ def score_table(result: Result) -> Table:
     for row in table_rows(result):
         if row.family != family:
             family = row.family
-            table.add_row(Text(family, style="dim italic"))
+            table.add_row(Text(family.replace("-", " "), style="dim italic"))  # a narrow column
         style = {result.distilled: "cyan", TEACHER: "dim"}.get(row.label, "")
         cells = [_terminal_cell(result, row, column) for column in columns]
         table.add_row(Text(row.name), *cells, style=style)
