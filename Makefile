@@ -9,6 +9,7 @@ PEERS := benchmarks/.peers
 BIN := $(VENV)/bin
 OUT ?= demo-run
 BENCH ?=
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test test-all check lint doctest docs figures bench clean
@@ -17,10 +18,10 @@ demo: $(VENV)/.demo
 	$(BIN)/tdistill demo --out $(OUT)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-all: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(PYTEST) -m "slow or not slow"
 
 check: lint doctest test
 

@@ -63,8 +63,10 @@ def structure(
     changed, typed = override(cls, document, options)
     instance, problems = _read(cls, changed)
     wrong = {path: text for path, text in problems if path in typed}
-    if wrong:  # what YAML made of a text does not fit, but the text may
-        changed, _ = override(cls, document, options, as_text=wrong)
+    # What YAML made of a text does not fit, but the text may, unless options went into it.
+    texts = [path for path in wrong if not any(place.startswith(f"{path}.") for place in typed)]
+    if texts:
+        changed, _ = override(cls, document, options, as_text=texts)
         instance, problems = _read(cls, changed)
     refuse([_line(path, wrong.get(path, text), typed) for path, text in problems], where)
     return instance
