@@ -16,7 +16,7 @@ from tdistill.models.language_model import LanguageModel
 from tdistill.models.scores import step_scores
 from tdistill.models.set_scores import SetScores
 from tdistill.teacher.cache.rounding import round_log_probs, round_normaliser
-from tdistill.training.objectives import KD, BellmanDistill, Objective
+from tdistill.training.objectives import KD, BellmanDistill, Objective, Views
 
 OBJECTIVES: tuple[Objective, ...] = (BellmanDistill(), KD())
 Rounding = Callable[[Evidence], Evidence]
