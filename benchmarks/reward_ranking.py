@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from tdistill.data import DataConfig, Example, load_examples
-from tdistill.evaluation.intervals import bootstrap_interval
+from tdistill.evaluation.intervals import Sample, crossed_interval
 from tdistill.evaluation.metrics import rouge_l
 from tdistill.evaluation.ranking import ranks_within, spearman_within
 from tdistill.evaluation.responses import respond, text_of
@@ -131,7 +131,7 @@ def interval(values: Sequence[float]) -> dict[str, float | int | None] | None:
     """Mean over prompts with its bootstrap interval; None where no prompt has a value."""
     if not values:
         return None
-    return {**bootstrap_interval(values).to_dict(), "prompts": len(values)}
+    return {**crossed_interval([Sample(np.array(values))]).to_dict(), "prompts": len(values)}
 
 
 def written(part: dict[str, float] | None, digits: int = 2) -> str:

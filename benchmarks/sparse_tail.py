@@ -45,7 +45,7 @@ class Truncated(Objective):
 
     name: ClassVar[str] = "truncated"
     card: ClassVar[Card] = Card(
-        "comparison", "KL(proj_p pi* || pi)", "proj_p pi*", "sets", "V D", "-"
+        "comparison", "KL(proj_p pi* || pi)", "proj_p pi*", "off the set", "sets", "V D", "-"
     )
     set_top_p: float | None = None
     with_action: bool = False  # whether an action outside its set becomes a member
@@ -132,7 +132,7 @@ def kinds(
 ) -> Iterator[tuple[str, Objective, Cache]]:
     """What is compared: label, objective, evidence."""
     whole = sample(teacher, options, CaptureConfig(0.5, None), seed=0)
-    yield "live teacher", KD(teacher="live"), whole
+    yield "live teacher", KD(support="vocabulary"), whole
     yield "sampled token only (seqkd)", SeqKD(), whole
     for p in (0.5, 0.8):
         plain = sample(teacher, options, CaptureConfig(p, None), seed=0)
