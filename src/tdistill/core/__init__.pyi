@@ -2,6 +2,7 @@
 
 from .bellman import implied_reward, soft_bellman_backup, td_error
 from .bounds import kappa, sampled_gap_bound
+from .cost_to_go import advantage, spread, state_cost, tilt, token_sums
 from .divergences import (
     cross_entropy,
     forward_kl,
@@ -58,6 +59,7 @@ __all__ = [
     "TopPSets",
     "Transitions",
     "WeightedSum",
+    "advantage",
     "check_top_p",
     "chi_square_phi",
     "clip_q",
@@ -109,10 +111,14 @@ __all__ = [
     "skew_reverse_kl_terms",
     "soft_bellman_backup",
     "soft_value",
+    "spread",
+    "state_cost",
     "successor",
     "tail_mass",
     "td_error",
     "teacher_shift",
+    "tilt",
+    "token_sums",
     "top_p_sets",
     "total_variation_phi",
     "total_variation_terms",

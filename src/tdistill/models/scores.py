@@ -31,6 +31,11 @@ HeadMode = Literal["auto", "linear", "full"]
 class StepScores(Protocol):
     """Unnormalised scores (logits, nats) of T steps over the shared vocabulary."""
 
+    @property
+    def hidden(self) -> Float[Tensor, "T D"] | None:
+        """What the output layer reads, where it is known."""
+        ...
+
     def at(self, ids: Int[Tensor, " M"], step: Int[Tensor, " M"]) -> Float[Tensor, " M"]:
         """Scores of chosen tokens at chosen steps."""
         ...
@@ -115,6 +120,7 @@ class DenseStepScores:
     """Scores from the model's own logits."""
 
     logits: Float[Tensor, "T V"]
+    hidden: Float[Tensor, "T D"] | None = None
 
     def at(self, ids: Tensor, step: Tensor) -> Tensor:
         """Scores of chosen tokens."""
@@ -139,7 +145,8 @@ class DenseStepScores:
 
     def select(self, steps: Tensor) -> DenseStepScores:
         """Those logits."""
-        return DenseStepScores(self.logits[steps])
+        hidden = None if self.hidden is None else self.hidden[steps]
+        return DenseStepScores(self.logits[steps], hidden)
 
     def rows(self, start: int, stop: int) -> Tensor:
         """Full logits of a few steps."""
@@ -201,11 +208,26 @@ def step_scores(
     network = lm if linear is None else lm.base_model
     if layout.sharing is not None and not shares_prompts(lm):
         layout = separate(layout)
-    outputs = network(**forward_inputs(network, layout), use_cache=False)
     row, position = layout.row, layout.position
+    inputs = forward_inputs(network, layout) | {"use_cache": False}
     if linear is None:
-        return DenseStepScores(outputs.logits[row, position, :vocabulary_size].float())
+        logits, hidden = _with_hidden(lm, inputs)
+        hidden = None if hidden is None else hidden[row, position]
+        return DenseStepScores(logits[row, position, :vocabulary_size].float(), hidden)
+    outputs = network(**inputs)
     return LinearStepScores(linear, outputs.last_hidden_state[row, position])
+
+
+def _with_hidden(lm: Any, inputs: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+    """Logits of a forward pass, and what the output layer read for them, if there is one."""
+    head, read = lm.get_output_embeddings(), []
+    if head is None:
+        return lm(**inputs).logits, None
+    hook = head.register_forward_pre_hook(lambda _, args: read.append(args[0]))
+    try:
+        return lm(**inputs).logits, read[-1] if read else None
+    finally:
+        hook.remove()
 
 
 def forward_inputs(network: Any, layout: Layout) -> dict[str, Any]:

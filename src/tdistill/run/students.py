@@ -157,6 +157,7 @@ class Students:
                 references=references,
                 text=ground.load_text(config.text_chunk_tokens),
                 label=label,
+                critic_folder=folder if config.keep_critic else None,
             )
             language_model.save(trained, folder)
             shutil.rmtree(checkpoints, ignore_errors=True)

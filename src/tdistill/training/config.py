@@ -75,6 +75,7 @@ class TrainConfig:
     loader_workers: int = 0  # processes that make batches ahead from a cache; 0: the training one
     text_chunk_tokens: int = 128  # length of a chunk of the language-model stream
     replay: ReplayConfig = field(default_factory=ReplayConfig)
+    keep_critic: bool = False  # write the critic of an objective that has one beside its student
     save_steps: int = 200  # a checkpoint to resume from every so many updates
     logging_steps: int = 1
     report_to: tuple[str, ...] = ()  # tensorboard, wandb, trackio, ...

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tdistill.core import (
     WeightedSum,
+    expectation,
     implied_reward,
     masked_sum,
     project,
@@ -20,7 +21,13 @@ from tdistill.evidence.rows import ROW_SOURCES
 from tdistill.models.set_scores import SetScores
 from tdistill.training.objectives import StepLoss
 
-_NEED_SUCCESSOR = ("implied_reward", "nonlinear", "td_error")  # mean nothing without V(s')
+_NEED_SUCCESSOR = (
+    "implied_reward",
+    "nonlinear",
+    "td_error",
+    "critic_error",
+    "critic_return",
+)  # mean nothing without V(s')
 
 
 class Diagnostics:
@@ -47,6 +54,8 @@ class Diagnostics:
         for name, values in {**_on_sets(student, batch), **result.parts}.items():
             counted = known if name in _NEED_SUCCESSOR else batch.trained
             self._add_by_source(name, values, counted, batch)
+            if name.startswith("critic_"):  # what its explained variance is made of
+                self.add(f"{name}_squared", values.square(), counted)
         leak, steps = student.leak()
         self._add_by_source("leak", leak, batch.trained, batch, steps)
 
@@ -80,6 +89,12 @@ class Diagnostics:
         self._sums = {}
         totals: Mapping[str, Tensor] = dict(zip(names, reduce(pairs), strict=True))
         means = {name: float(total / weight) for name, (total, weight) in totals.items() if weight}
+        if "critic_return" in means:
+            left, all_of_it = (
+                means[f"{name}_squared"] - means[name] ** 2
+                for name in ("critic_error", "critic_return")
+            )
+            means["critic_explained_variance"] = 1.0 - left / max(all_of_it, 1e-12)
         return means, float(totals["step_loss"][1])
 
 
@@ -90,5 +105,6 @@ def _on_sets(student: SetScores, batch: Batch) -> dict[str, Tensor]:
     return {
         "value": value,
         "implied_reward": implied_reward(student.action, following, links.discount),
+        "entropy": -expectation(log_policy, log_policy, sets.offsets),
         "set_kl": set_forward_kl(sets.log_probs, log_policy, sets.offsets),
     }

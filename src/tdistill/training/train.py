@@ -41,6 +41,7 @@ def train_student(
     references: Sequence[Row] = (),
     text: Sequence[tuple[int, ...]] = (),
     label: str | None = None,
+    critic_folder: Path | None = None,
 ) -> tuple[LanguageModel, History]:
     """Train a student; continues from the newest whole checkpoint, as if never interrupted.
 
@@ -57,6 +58,7 @@ def train_student(
         references: ground-truth responses whose evidence ``source`` has, for a reference share.
         text: chunks of plain text for the language-model stream.
         label: what the progress line calls the run; the objective's name by default.
+        critic_folder: where the critic of the finished student goes; None: it is not kept.
 
     Returns:
         The trained student (adapters merged) and what was logged at each logging step.
@@ -102,6 +104,8 @@ def train_student(
     )
     trainer.remove_callback(PrinterCallback)  # the progress line is enough
     trainer.train(resume_from_checkpoint=newest_checkpoint(checkpoints))
+    if critic_folder is not None and trainer.critic is not None:
+        trainer.critic.save(critic_folder)
     for weight in frozen:
         weight.requires_grad_(True)
     if config.lora is not None:

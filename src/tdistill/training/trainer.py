@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +30,7 @@ from tdistill.models.scores import StepScores, check_head, shares_prompts, step_
 from tdistill.models.set_scores import SetScores
 from tdistill.teacher.source import LiveTeacher
 from tdistill.training.config import TrainConfig
+from tdistill.training.critic import CriticLearner
 from tdistill.training.diagnostics import Diagnostics
 from tdistill.training.mixing import EvidenceMix
 from tdistill.training.objectives import Objective, Views
@@ -91,6 +92,10 @@ class DistillTrainer(Trainer):
         self.target = None if decay is None else TargetNetwork(model, decay)
         if self.target is not None:
             self.add_callback(_UpdateTarget(self.target))
+        critic = objective.critic_config
+        self.critic = None if critic is None else CriticLearner(model, critic, self.args.device)
+        if self.critic is not None:
+            self.add_callback(_UpdateCritic(self.critic, self._mean_over_processes))
         self.diagnostics = Diagnostics(by_source=mix is not None)
         self._rows: RowGradient | None = None
         self._clock = time.perf_counter()
@@ -187,14 +192,21 @@ class DistillTrainer(Trainer):
         # Weights are touched inside the wrapped module's forward, or DDP averages no gradients.
         # The Trainer's own autocast sits on the model's forward, which the redirection replaces.
         with self.accelerator.autocast():
-            step_sum, text_sum = _redirect_forward(model, self.model, self._losses, batch)
+            step_sum, critic_sum, text_sum = _redirect_forward(
+                model, self.model, self._losses, batch
+            )
         loss = step_sum / steps
+        if critic_sum is not None:  # its gradient alone: what is logged is the student's loss
+            loss = loss + (critic_sum - critic_sum.detach()) / steps
         if text_sum is not None:
             loss = loss + self.objective.lm_weight * text_sum / text_tokens
         loss = loss * self.accelerator.num_processes  # undoes the mean over devices
         return (loss, {}) if return_outputs else loss
 
-    def _losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | None]:
+    def _losses(
+        self, model: nn.Module, batch: Batch
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Sums of the losses of steps, critic and text."""
         student = self._scores(model, batch)
         teacher = None
         if self.live_teacher is not None and self.objective.needs_live_teacher:
@@ -203,10 +215,16 @@ class DistillTrainer(Trainer):
         if self.target is not None:
             with torch.no_grad():
                 target = self._scores(self.target.model, batch)
-        result = self.objective.loss(Views(student, teacher, target), batch)
+        critic = (None, None) if self.critic is None else self.critic.scores(student, batch)
+        clock = self.state.global_step, self.config.steps
+        result = self.objective.loss(Views(student, teacher, target, *critic, *clock), batch)
         self.diagnostics.observe(student, batch, result)
+        step_sum = masked_sum(result.loss, batch.trained).total
+        critic_sum = None
+        if result.critic is not None:
+            critic_sum = masked_sum(result.critic, batch.trained).total
         text_sum = None if batch.text_ids is None else self._text_loss(model, batch.text_ids)
-        return masked_sum(result.loss, batch.trained).total, text_sum
+        return step_sum, critic_sum, text_sum
 
     def _scores(self, model: nn.Module, batch: Batch) -> SetScores:
         scores = self._step_scores(model, batch.layout)
@@ -237,6 +255,10 @@ class DistillTrainer(Trainer):
                 logs |= self.mix.buffer.report(self.state.global_step)
         super().log(logs, *args, **kwargs)
 
+    def _mean_over_processes(self, values: Tensor) -> Tensor:
+        mean: Any = self.accelerator.reduce(values, reduction="mean")
+        return mean
+
     def _sum_over_processes(self, values: Tensor) -> Tensor:
         total: Any = self.accelerator.reduce(values, reduction="sum")
         return total
@@ -258,6 +280,8 @@ class DistillTrainer(Trainer):
         super()._save_optimizer_and_scheduler(output_dir)
         if self.target is not None and self.args.should_save:
             self.target.save(Path(output_dir))
+        if self.critic is not None and self.args.should_save:
+            self.critic.save(Path(output_dir))
         if self.mix is not None:
             self.mix.save(Path(output_dir), self.args.process_index)
 
@@ -265,6 +289,8 @@ class DistillTrainer(Trainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if self.target is not None and checkpoint is not None:
             self.target.load(Path(checkpoint))
+        if self.critic is not None and checkpoint is not None:
+            self.critic.load(Path(checkpoint))
         if self.mix is not None and checkpoint is not None:
             self.mix.load(Path(checkpoint), self.args.process_index)
 
@@ -302,6 +328,16 @@ class _UpdateTarget(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Move the averaged copy towards the student after every update."""
         self.target.update(kwargs["model"])
+
+
+class _UpdateCritic(TrainerCallback):
+    def __init__(self, critic: CriticLearner, mean: Callable[[Tensor], Tensor]) -> None:
+        self.critic, self.mean = critic, mean
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Move the critic with the student, on the student's schedule."""
+        factor = kwargs["lr_scheduler"].get_last_lr()[0] / args.learning_rate
+        self.critic.update(factor=factor, mean=self.mean)
 
 
 def training_arguments(config: TrainConfig, folder: Path) -> TrainingArguments:

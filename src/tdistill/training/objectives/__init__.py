@@ -9,6 +9,8 @@ from tdistill.training.objectives.base import *
 from tdistill.training.objectives.bounded_iq import *
 from tdistill.training.objectives.cloning import *
 from tdistill.training.objectives.constant_rewards import *
+from tdistill.training.objectives.cost_critic import *
+from tdistill.training.objectives.critic_config import *
 from tdistill.training.objectives.csil import *
 from tdistill.training.objectives.gkd import *
 from tdistill.training.objectives.iq_learn import *
@@ -16,6 +18,7 @@ from tdistill.training.objectives.minillm import *
 from tdistill.training.objectives.soft_td import *
 from tdistill.training.objectives.sparse_kd import *
 from tdistill.training.objectives.temporal_difference import *
+from tdistill.training.objectives.value_tilted import *
 
 AnyObjective = (
     SFT
@@ -37,4 +40,5 @@ AnyObjective = (
     | CSIL
     | BoundedIQ
     | SparseKD
+    | ValueTiltedKD
 )

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from tdistill.checks import check, check_mass
+from tdistill.training.objectives.critic_config import CriticConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,10 +32,12 @@ class StepLoss:
     Attributes:
         loss: per step; the trainer averages it over the trained steps.
         parts: further per-step quantities by name.
+        critic: loss of the critic, which has an optimiser of its own; None where there is none.
     """
 
     loss: Tensor
     parts: dict[str, Tensor] = field(default_factory=dict)
+    critic: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,11 +48,19 @@ class Views:
         student: the trained model.
         teacher: full scores of the live teacher, where the objective needs them.
         target: the averaged copy of the student, where the objective needs it.
+        critic: g of set members and actions, nats, where the objective has a critic.
+        averaged_critic: the same by its averaged copy, without a gradient.
+        update: number of the present update, from 0.
+        updates: of the whole run.
     """
 
     student: SetScores
     teacher: StepScores | None = None
     target: SetScores | None = None
+    critic: SetScores | None = None
+    averaged_critic: SetScores | None = None
+    update: int = 0
+    updates: int = 1
 
 
 @dataclass(frozen=True)
@@ -135,6 +146,11 @@ class Objective:
     @property
     def target_network(self) -> float | None:
         """Decay of the averaged copy of the student that gives V(s'); None: there is none."""
+        return None
+
+    @property
+    def critic_config(self) -> CriticConfig | None:
+        """Settings of the critic that learns beside the student; None: there is none."""
         return None
 
     def loss(self, views: Views, batch: Batch) -> StepLoss:

@@ -1,0 +1,155 @@
+"""The critic beside the student: g(s,a) of set members from the student's hidden states (9.4)."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from tdistill.errors import ModelError
+from tdistill.evidence.batch import Batch
+from tdistill.models.head import LinearHead
+from tdistill.models.language_model import inner_model
+from tdistill.models.scores import LinearStepScores
+from tdistill.models.set_scores import SetScores
+from tdistill.training.objectives.critic_config import CriticConfig
+
+CRITIC_FILE = "critic.safetensors"
+
+
+class Critic(nn.Module):
+    """``g(s,a) = scale f(h(s)) . e(a)``, 0 at the start, at the cost of the set members.
+
+    h is the student's hidden state scaled to unit root mean square; e is a frozen token embedding
+    of unit length, or a row of its own for each token (``rows``, where f is the identity). The
+    scale makes the step that one update of Adam takes in g the learning rate, for every width.
+
+    Args:
+        embeddings: of the tokens [V, E], copied.
+        width: D of the hidden states.
+        config: which f.
+    """
+
+    def __init__(self, embeddings: Float[Tensor, "V E"], width: int, config: CriticConfig) -> None:
+        super().__init__()
+        size, rank = embeddings.shape[1], config.rank
+        table = nn.functional.normalize(embeddings.detach().float(), dim=1)
+        self.function: nn.Module = nn.Identity()
+        if config.form == "rows":
+            self.table: Tensor = nn.Parameter(table.new_zeros(len(table), width))
+            self.scale = 1.0 / width
+            return
+        self.register_buffer("table", table)
+        inner = width if config.form == "map" else rank
+        self.scale = 1.0 / (inner * math.sqrt(size))
+        last = nn.Linear(inner, size, bias=False)
+        nn.init.zeros_(last.weight)
+        self.function = last
+        if config.form != "map":
+            first = nn.Linear(width, inner, bias=config.form == "mlp")
+            nn.init.orthogonal_(first.weight)
+            between = [nn.GELU()] if config.form == "mlp" else []
+            self.function = nn.Sequential(first, *between, last)
+
+    def scores(self, hidden: Float[Tensor, "T D"]) -> LinearStepScores:
+        """g at T states, in float32; read at tokens like any model's scores."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            hidden = hidden.float()
+            unit = hidden * hidden.square().mean(1, keepdim=True).clamp(min=1e-12).rsqrt()
+            return LinearStepScores(LinearHead(self.table, scale=self.scale), self.function(unit))
+
+
+class CriticLearner:
+    """A critic with what training it takes: its optimiser, its averaged copy, its token means.
+
+    It is no part of the student: neither in its weights nor in its optimiser.
+
+    Args:
+        model: the student, whose token embeddings are taken as they are now.
+        config: settings.
+        device: where the student trains.
+    """
+
+    def __init__(self, model: nn.Module, config: CriticConfig, device: torch.device) -> None:
+        lm, self.config = inner_model(model), config
+        embeddings: Any = lm.get_input_embeddings()
+        read: Any = getattr(lm.get_output_embeddings(), "weight", None)  # [V, D]
+        width = lm.config.get_text_config().hidden_size if read is None else read.shape[1]
+        with torch.random.fork_rng(devices=[]):  # the student's own draws stay as they were
+            torch.manual_seed(0)
+            critic = Critic(embeddings.weight, width, config)
+        self.critic = critic.to(device)
+        shared = {} if config.form == "rows" else {id(self.critic.table): self.critic.table}
+        self.averaged = copy.deepcopy(self.critic, shared).requires_grad_(False)
+        self.optimizer = torch.optim.Adam(
+            self.critic.parameters(), lr=config.learning_rate, betas=(0.9, 0.99)
+        )
+
+    def scores(self, student: SetScores, batch: Batch) -> tuple[SetScores, SetScores]:
+        """g at a batch, with its gradient, and that of the averaged copy, without."""
+        hidden = student.scores.hidden
+        if hidden is None:
+            raise ModelError(
+                "critic: expected a model whose output layer is a module, to read the hidden "
+                "states that it reads, found none; take an objective without a critic"
+            )
+        fixed, weight = hidden.detach(), self.config.into_student
+        if weight > 0.0:
+            hidden = fixed + weight * (hidden - fixed)
+        own = self._at(self.critic, hidden if weight > 0.0 else fixed, batch)
+        with torch.no_grad():
+            return own, self._at(self.averaged, fixed, batch)
+
+    @staticmethod
+    def _at(critic: Critic, hidden: Tensor, batch: Batch) -> SetScores:
+        return SetScores(critic.scores(hidden), batch.sets, batch.action)
+
+    def update(self, *, factor: float, mean: Callable[[Tensor], Tensor]) -> None:
+        """One update of the critic, then of its averaged copy.
+
+        Args:
+            factor: of the learning rate: the student's schedule.
+            mean: averages a gradient over the processes of the run.
+        """
+        for weight in self.critic.parameters():
+            gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
+            weight.grad = mean(gradient)
+        for group in self.optimizer.param_groups:
+            group["lr"] = factor * self.config.learning_rate
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        with torch.no_grad():
+            pairs = zip(self.averaged.parameters(), self.critic.parameters(), strict=True)
+            for average, weight in pairs:
+                average.lerp_(weight, 1.0 - (self.config.averaged or 0.0))
+
+    def save(self, folder: Path) -> None:
+        """Write critic, average and the optimiser's moments beside a checkpoint."""
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(self._state(), folder / CRITIC_FILE)
+
+    def load(self, folder: Path) -> None:
+        """Read what :meth:`save` wrote: training goes on as if never interrupted."""
+        for weight in self.critic.parameters():  # a moment exists once there was an update
+            weight.grad = torch.zeros_like(weight)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        found = load_file(folder / CRITIC_FILE)
+        with torch.no_grad():
+            for name, tensor in self._state().items():
+                tensor.copy_(found[name])
+
+    def _state(self) -> dict[str, Tensor]:
+        named = {f"critic.{n}": t for n, t in self.critic.state_dict().items()}
+        named |= {f"averaged.{n}": t for n, t in self.averaged.named_parameters()}
+        for name, weight in self.critic.named_parameters():
+            moments = self.optimizer.state[weight]
+            named |= {f"optimizer.{name}.{k}": t for k, t in moments.items()}
+        return {name: tensor.detach().contiguous() for name, tensor in named.items()}

@@ -1,0 +1,94 @@
+"""What the objectives with a critic of the cost to go share: its settings, targets and loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from tdistill import core
+from tdistill.checks import check, check_at_least
+from tdistill.training.objectives.base import Objective, Views
+from tdistill.training.objectives.critic_config import CriticConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tdistill.evidence.batch import Batch
+    from tdistill.models.set_scores import SetScores
+
+__all__ = ["CostCritic"]
+
+
+@dataclass(frozen=True)
+class CostCritic(Objective):
+    """Base of the objectives whose critic learns g(s,a), the cost to go of (9.4), by TD."""
+
+    critic: CriticConfig = field(default_factory=CriticConfig)
+    returns: Literal["one-step", "k-step", "lambda", "monte-carlo"] = "lambda"
+    horizon: int = 8  # K of returns: k-step
+    trace: float = 0.9  # lambda of returns: lambda
+    shuffled: bool = False  # a control: the critic learns the returns of other steps
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        super().__post_init__()
+        check_at_least(1, horizon=self.horizon)
+        check("trace", 0.0 <= self.trace <= 1.0, "a value in [0, 1]", self.trace)
+
+    @property
+    def critic_config(self) -> CriticConfig:
+        """As the field says."""
+        return self.critic
+
+    def forward_cost(self, view: SetScores, teacher: Tensor) -> Tensor:
+        """``KL(T || pi)`` of every step [T], the student normalised over the vocabulary, nats."""
+        student = view.on_set - view.log_normaliser[view.sets.step]
+        return core.segment_sum(core.forward_kl_terms(teacher, student), view.sets.offsets)
+
+    def reverse_cost(self, view: SetScores, batch: Batch) -> Tensor:
+        """``KL(pi || T)`` [T], all mass off the set one more outcome of both, nats."""
+        offsets, teacher = batch.sets.offsets, batch.sets.log_probs
+        student = view.on_set - view.log_normaliser[batch.sets.step]
+        teacher_rest = core.log_rest(core.log_set_mass(teacher, offsets))
+        student_rest = core.log_rest(view.set_value - view.log_normaliser)
+        outcomes, rows = core.with_rest(teacher, teacher_rest, offsets)
+        terms = core.reverse_kl_terms(outcomes, core.with_rest(student, student_rest, offsets)[0])
+        return core.segment_sum(terms, rows)
+
+    def cost_to_go(
+        self, views: Views, batch: Batch, cost: Tensor, log_policy: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Targets of g at the actions [T], nats, and the steps that have one [T].
+
+        A target is 0 after an end token; the last step of a cut response has none.
+
+        Args:
+            views: the models at the batch; the averaged critic gives what is bootstrapped.
+            batch: rows and evidence.
+            cost: c(s) of every step, nats.
+            log_policy: of the policy that goes on, on the sets.
+        """
+        assert views.averaged_critic is not None, "the trainer gives a critic where one is needed"
+        cost, links = cost.detach(), batch.transitions
+        to_go = views.averaged_critic.on_set
+        value = core.state_cost(cost, to_go, log_policy.detach(), batch.sets.offsets)
+        path = (cost.new_zeros(cost.shape), -cost, value, links)
+        if self.returns in ("lambda", "monte-carlo"):
+            trace = 1.0 if self.returns == "monte-carlo" else self.trace
+            return core.lambda_return(*path, trace=trace), links.can_bootstrap
+        horizon = self.horizon if self.returns == "k-step" else 1
+        return core.k_step_return(*path, horizon=horizon), links.can_bootstrap
+
+    def critic_loss(
+        self, views: Views, target: Tensor, known: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """``(G - g(s,a))^2`` of the steps with a target [T], and what is logged of it."""
+        import torch
+
+        assert views.critic is not None, "the trainer gives a critic where one is needed"
+        if self.shuffled:
+            place = known.nonzero().squeeze(1)
+            order = torch.randperm(len(place), device=place.device)
+            target = target.index_copy(0, place, target[place[order]])
+        error = (target - views.critic.action).where(known, target.new_zeros(()))
+        return error**2, {"critic_error": error, "critic_return": target}

@@ -1,0 +1,117 @@
+"""Cloning of a teacher that is tilted towards what this student can carry through (9.6)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from tdistill import core
+from tdistill.checks import check, check_at_least
+from tdistill.training.objectives.base import Card, StepLoss, Views
+from tdistill.training.objectives.cloning import KD
+from tdistill.training.objectives.cost_critic import CostCritic
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tdistill.evidence.batch import Batch
+
+__all__ = ["ValueTilt", "ValueTiltedKD"]
+
+
+@dataclass(frozen=True)
+class ValueTilt(CostCritic):
+    """Any cloner of the sets, its teacher T replaced by ``q(a|s) = T(a|s) exp(-beta g(s,a)) / Z``.
+
+    To be named before the cloner among the bases of a class. g is the student's divergence from the
+    teacher to go, learned on the teacher's rows; the teacher's mass on the set stays as it is.
+    """
+
+    beta: float = 1.0  # strength of the tilt; 0 is the cloner itself
+    beta_start: float | None = None  # strength at the first update, linearly to beta; null: beta
+    critic_updates: int = 0  # first updates at which there is no tilt and the critic learns alone
+    cost: Literal["forward-kl", "reverse-kl", "own-loss"] = "forward-kl"  # of a step
+    bootstrap: Literal["tilted", "teacher"] = "tilted"  # the policy that goes on after a step
+    centre: Literal["none", "token"] = "token"  # token: less its token's mean over the batch
+    discount: float = 0.8  # of the cost to go; long horizons drown what a student can choose
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        super().__post_init__()
+        for name in ("beta", "beta_start"):
+            beta = getattr(self, name)
+            check(name, beta is None or beta >= 0.0, "at least 0", beta)
+        check_at_least(0, critic_updates=self.critic_updates)
+
+    def loss(self, views: Views, batch: Batch) -> StepLoss:
+        """The cloner's loss to the tilted teacher, and the critic's."""
+        assert views.critic is not None, "the trainer gives a critic where one is needed"
+        sets, offsets = batch.sets, batch.sets.offsets
+        teacher = core.project(sets.log_probs, offsets)
+        price = self._price(views.critic.on_set.detach(), teacher, batch)
+        tilted = core.tilt(teacher, price, offsets, strength=self.strength(views))
+        mass = core.log_set_mass(sets.log_probs, offsets)[sets.step]
+        result = super().loss(views, replace(batch, sets=replace(sets, log_probs=tilted + mass)))
+        going_on = tilted if self.bootstrap == "tilted" else teacher
+        cost = self._cost(views, teacher, batch)
+        target, known = self.cost_to_go(views, batch, cost, going_on)
+        critic, parts = self.critic_loss(views, target, known & batch.expert)
+        parts["cost"] = cost
+        parts["tilt_kl"] = core.segment_sum(core.forward_kl_terms(tilted, teacher), offsets)
+        parts["critic_spread"] = core.spread(price, teacher, offsets)
+        return StepLoss(result.loss, result.parts | parts, critic)
+
+    def strength(self, views: Views) -> float:
+        """beta at the present update."""
+        if views.update < self.critic_updates:
+            return 0.0
+        start = self.beta if self.beta_start is None else self.beta_start
+        done = (views.update - self.critic_updates) / max(
+            1, views.updates - 1 - self.critic_updates
+        )
+        return start + (self.beta - start) * min(1.0, done)
+
+    def _price(self, to_go: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+        """What the teacher is tilted by [M]: g, or what of it is not its token's own price."""
+        if self.centre == "none":
+            return to_go
+        excess = core.advantage(to_go, teacher, batch.sets.offsets)
+        ids, weights = batch.sets.ids, teacher.exp()
+        total, weight = core.token_sums(excess, weights, ids, int(ids.max()) + 1)
+        return excess - (total / weight.clamp(min=1e-30))[ids]
+
+    def _cost(self, views: Views, teacher: Tensor, batch: Batch) -> Tensor:
+        """c(s) of every step [T], nats."""
+        view = views.student
+        if self.cost == "own-loss":
+            return core.cross_entropy(view.log_normaliser, view.action)
+        if self.cost == "forward-kl":
+            return self.forward_cost(view, teacher)
+        return self.reverse_cost(view, batch)
+
+
+@dataclass(frozen=True)
+class ValueTiltedKD(ValueTilt, KD):
+    """Forward KL to the teacher tilted by the cost to go: no rollouts, and the time of kd.
+
+    Among the tokens that the teacher accepts it prefers those after which this student can carry
+    on. Where the student can be the teacher, g is 0 and it is :class:`KD`.
+    """
+
+    name: ClassVar[str] = "value_tilted_kd"
+    card: ClassVar[Card] = Card(
+        family="temporal-difference",
+        minimises="KL(q || pi), q = T exp(-beta g) / Z; (G - g)^2 by an optimiser of its own",
+        optimum="proj_p pi* where the student can be it; else tilted to what it can carry through",
+        bias="none where the student can be the teacher: then g = 0",
+        data="teacher responses with sets",
+        cost="V D and K D, and K D of the critic",
+        reference="method.md, section 9, (9.6)",
+    )
+    set_top_p: float | None = 0.8  # mass of the candidate sets; null takes all that was captured
+
+    def __post_init__(self) -> None:
+        """Refuse the support that reads no sets."""
+        super().__post_init__()
+        wanted = "set, set-and-tail or projected: it is the sets that are tilted"
+        check("support", self.support != "vocabulary", wanted, self.support)
