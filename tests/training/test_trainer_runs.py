@@ -105,8 +105,8 @@ def test_interrupted_and_resumed_is_the_straight_run_bit_for_bit(
     resumed = make_trainer(tmp_path / "b", objective, model=dropping_out(5), **options)
     resumed.train(resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-3"))
     pairs = [(straight.model.state_dict(), resumed.model.state_dict())]
-    if straight.target is not None:
-        pairs.append((straight.target.model.state_dict(), resumed.target.model.state_dict()))
+    if straight.beside.target is not None:
+        pairs.append((straight.beside.target.model.state_dict(), resumed.beside.target.model.state_dict()))
         start = dropping_out(1).state_dict()
         for name, average in pairs[1][0].items():
             assert not average.equal(pairs[0][0][name])

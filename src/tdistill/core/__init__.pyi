@@ -2,7 +2,7 @@
 
 from .bellman import implied_reward, soft_bellman_backup, td_error
 from .bounds import kappa, sampled_gap_bound
-from .cost_to_go import advantage, spread, state_cost, tilt, token_sums
+from .cost_to_go import advantage, soft_actor_terms, spread, state_cost, tilt, token_sums
 from .divergences import (
     cross_entropy,
     forward_kl,
@@ -36,7 +36,7 @@ from .policy_gradient import clipped_policy_loss
 from .projection import log_rest, log_set_mass, project, with_rest
 from .ragged import Ragged, TensorGroup
 from .reduction import WeightedSum, masked_sum
-from .returns import discounted_sum, k_step_return, lambda_return
+from .returns import discounted_sum, k_step_return, lambda_return, retrace_return
 from .sampled_normaliser import sampled_log_normaliser, set_membership
 from .segments import (
     kept_offsets,
@@ -95,6 +95,7 @@ __all__ = [
     "offsets_of",
     "policy_value",
     "project",
+    "retrace_return",
     "reverse_kl_terms",
     "row_index",
     "sampled_gap_bound",
@@ -109,6 +110,7 @@ __all__ = [
     "set_membership",
     "skew_kl_terms",
     "skew_reverse_kl_terms",
+    "soft_actor_terms",
     "soft_bellman_backup",
     "soft_value",
     "spread",

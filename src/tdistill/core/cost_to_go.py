@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tdistill.core.divergences import reverse_kl_terms
 from tdistill.core.projection import project
 from tdistill.core.segments import segment_sum
 from tdistill.core.value import expectation
@@ -99,6 +100,30 @@ def token_sums(
     """
     none = values.new_zeros(vocabulary_size)
     return none.index_add(0, ids, weights * values), none.index_add(0, ids, weights)
+
+
+def soft_actor_terms(
+    teacher: Float[Tensor, " M"], student: Float[Tensor, " M"], to_go: Float[Tensor, " M"]
+) -> Float[Tensor, " M"]:
+    """Terms ``pi (log pi - log T + g)`` of the actor's loss (9.5); all actions are counted.
+
+    Their sum over a state is ``KL(pi || T exp(-g) / Z)`` up to a constant; with g = 0 it is the
+    reverse KL.
+
+    Args:
+        teacher: log T of the outcomes, nats.
+        student: log pi of the outcomes, nats; sums to one over them.
+        to_go: g of the outcomes, nats, a constant.
+
+    Returns:
+        Terms whose sum over the outcomes is the loss of the state, nats.
+
+    Example:
+        >>> half = torch.tensor([0.5, 0.5]).log()
+        >>> soft_actor_terms(half, half, torch.tensor([1.0, 3.0])).sum().item()
+        2.0
+    """
+    return reverse_kl_terms(teacher, student) + student.exp() * to_go
 
 
 def spread(

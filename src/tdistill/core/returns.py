@@ -92,6 +92,47 @@ def lambda_return(
     return _backwards(first, keep, links.has_successor)
 
 
+def retrace_return(
+    reward: Float[Tensor, " T"],
+    q_a: Float[Tensor, " T"],
+    value: Float[Tensor, " T"],
+    log_ratio: Float[Tensor, " T"],
+    links: Transitions,
+    *,
+    trace: float,
+) -> Float[Tensor, " T"]:
+    """``G_t = r_t + disc (V(s_{t+1}) + lambda min(1, rho_{t+1}) (G_{t+1} - Q(s_{t+1},a_{t+1})))``.
+
+    The lambda return of a policy other than the one that wrote the row: a trace is cut where the
+    policy would hardly have taken the action. V is the policy's own mean of Q, so what the sampled
+    actions add has mean 0, and the fixed point is the policy's Q for every trace.
+
+    Args:
+        reward: reward of every step, nats.
+        q_a: Q of every action, nats.
+        value: V(s_t) of every step under the policy, nats.
+        log_ratio: ``log pi(a|s) - log behaviour(a|s)`` of every step, nats.
+        links: discounts and boundaries of the steps.
+        trace: lambda in [0, 1].
+
+    Returns:
+        Target for Q per step, nats; without meaning where ``can_bootstrap`` is false.
+
+    Reference:
+        Munos et al., Safe and Efficient Off-Policy Reinforcement Learning, 2016, arXiv 1606.02647.
+
+    Example:
+        >>> one, yes = torch.ones(3), torch.tensor([True, True, False])
+        >>> cut = Transitions(0.5 * one, yes, yes)
+        >>> retrace_return(one, 4 * one, 8 * one, 0 * one, cut, trace=1.0).tolist()
+        [5.5, 5.0, 1.0]
+    """
+    weight = trace * log_ratio.clamp(max=0.0).exp() * links.can_bootstrap.to(value.dtype)
+    beside = successor(value - weight * q_a, links.has_successor)
+    keep = links.discount * successor(weight, links.has_successor)
+    return _backwards(reward + links.discount * beside, keep, links.has_successor)
+
+
 def discounted_sum(
     rewards: Float[Tensor, " T"], has_successor: Bool[Tensor, " T"], *, discount: float = 1.0
 ) -> Float[Tensor, " T"]:

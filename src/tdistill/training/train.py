@@ -104,8 +104,8 @@ def train_student(
     )
     trainer.remove_callback(PrinterCallback)  # the progress line is enough
     trainer.train(resume_from_checkpoint=newest_checkpoint(checkpoints))
-    if critic_folder is not None and trainer.critic is not None:
-        trainer.critic.save(critic_folder)
+    if critic_folder is not None and trainer.beside.critic is not None:
+        trainer.beside.critic.save(critic_folder)
     for weight in frozen:
         weight.requires_grad_(True)
     if config.lora is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from tdistill.core import masked_sum
 from tdistill.errors import InvalidValueError
@@ -29,14 +29,13 @@ from tdistill.models.layout import Layout
 from tdistill.models.scores import StepScores, check_head, shares_prompts, step_scores
 from tdistill.models.set_scores import SetScores
 from tdistill.teacher.source import LiveTeacher
+from tdistill.training.beside import Beside
 from tdistill.training.config import TrainConfig
-from tdistill.training.critic import CriticLearner
 from tdistill.training.diagnostics import Diagnostics
 from tdistill.training.mixing import EvidenceMix
-from tdistill.training.objectives import Objective, Views
+from tdistill.training.objectives import Objective
 from tdistill.training.row_gradient import RowGradient, sparse_gradient
 from tdistill.training.sampling import PromptSampler
-from tdistill.training.target import TargetNetwork
 
 
 class RowDataset(Dataset):
@@ -88,14 +87,8 @@ class DistillTrainer(Trainer):
             _check_evidence_is_stored(self)
         self.objective, self.config = objective, config
         self.vocabulary_size, self.live_teacher = vocabulary_size, live_teacher
-        decay = objective.target_network
-        self.target = None if decay is None else TargetNetwork(model, decay)
-        if self.target is not None:
-            self.add_callback(_UpdateTarget(self.target))
-        critic = objective.critic_config
-        self.critic = None if critic is None else CriticLearner(model, critic, self.args.device)
-        if self.critic is not None:
-            self.add_callback(_UpdateCritic(self.critic, self._mean_over_processes))
+        self.beside = Beside(model, objective, device=self.args.device, reduce=self._over_processes)
+        self.add_callback(self.beside)
         self.diagnostics = Diagnostics(by_source=mix is not None)
         self._rows: RowGradient | None = None
         self._clock = time.perf_counter()
@@ -211,13 +204,10 @@ class DistillTrainer(Trainer):
         teacher = None
         if self.live_teacher is not None and self.objective.needs_live_teacher:
             teacher = self.live_teacher.scores(batch.layout)
-        target = None
-        if self.target is not None:
-            with torch.no_grad():
-                target = self._scores(self.target.model, batch)
-        critic = (None, None) if self.critic is None else self.critic.scores(student, batch)
-        clock = self.state.global_step, self.config.steps
-        result = self.objective.loss(Views(student, teacher, target, *critic, *clock), batch)
+        clock = {"update": self.state.global_step, "updates": self.config.steps}
+        views = self.beside.views(student, batch, teacher=teacher, scores=self._scores, **clock)
+        result = self.objective.loss(views, batch)
+        self.beside.observe(result)
         self.diagnostics.observe(student, batch, result)
         step_sum = masked_sum(result.loss, batch.trained).total
         critic_sum = None
@@ -247,7 +237,7 @@ class DistillTrainer(Trainer):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the means of the interval to what the Trainer logs."""
         if "loss" in logs:
-            means, steps = self.diagnostics.take(self._sum_over_processes)
+            means, steps = self.diagnostics.take(lambda sums: self._over_processes(sums, "sum"))
             now = time.perf_counter()
             logs |= means | {"tokens_per_second": steps / max(now - self._clock, 1e-9)}
             self._clock = now
@@ -255,13 +245,9 @@ class DistillTrainer(Trainer):
                 logs |= self.mix.buffer.report(self.state.global_step)
         super().log(logs, *args, **kwargs)
 
-    def _mean_over_processes(self, values: Tensor) -> Tensor:
-        mean: Any = self.accelerator.reduce(values, reduction="mean")
-        return mean
-
-    def _sum_over_processes(self, values: Tensor) -> Tensor:
-        total: Any = self.accelerator.reduce(values, reduction="sum")
-        return total
+    def _over_processes(self, values: Tensor, reduction: str) -> Tensor:
+        reduced: Any = self.accelerator.reduce(values, reduction=reduction)
+        return reduced
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor:
         """Trained steps and text tokens of the whole batch, over all micro-batches and devices."""
@@ -278,19 +264,15 @@ class DistillTrainer(Trainer):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
-        if self.target is not None and self.args.should_save:
-            self.target.save(Path(output_dir))
-        if self.critic is not None and self.args.should_save:
-            self.critic.save(Path(output_dir))
+        if self.args.should_save:
+            self.beside.save(Path(output_dir))
         if self.mix is not None:
             self.mix.save(Path(output_dir), self.args.process_index)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        if self.target is not None and checkpoint is not None:
-            self.target.load(Path(checkpoint))
-        if self.critic is not None and checkpoint is not None:
-            self.critic.load(Path(checkpoint))
+        if checkpoint is not None:
+            self.beside.load(Path(checkpoint))
         if self.mix is not None and checkpoint is not None:
             self.mix.load(Path(checkpoint), self.args.process_index)
 
@@ -319,25 +301,6 @@ def _check_evidence_is_stored(trainer: Trainer) -> None:
             "training.loader_workers: expected evidence from a cache, which other processes can "
             "read, found the teacher in memory; use 0, or score the rows into a cache first"
         )
-
-
-class _UpdateTarget(TrainerCallback):
-    def __init__(self, target: TargetNetwork) -> None:
-        self.target = target
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Move the averaged copy towards the student after every update."""
-        self.target.update(kwargs["model"])
-
-
-class _UpdateCritic(TrainerCallback):
-    def __init__(self, critic: CriticLearner, mean: Callable[[Tensor], Tensor]) -> None:
-        self.critic, self.mean = critic, mean
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Move the critic with the student, on the student's schedule."""
-        factor = kwargs["lr_scheduler"].get_last_lr()[0] / args.learning_rate
-        self.critic.update(factor=factor, mean=self.mean)
 
 
 def training_arguments(config: TrainConfig, folder: Path) -> TrainingArguments:

@@ -15,6 +15,7 @@ from tdistill.training.objectives.csil import *
 from tdistill.training.objectives.gkd import *
 from tdistill.training.objectives.iq_learn import *
 from tdistill.training.objectives.minillm import *
+from tdistill.training.objectives.soft_actor_critic import *
 from tdistill.training.objectives.soft_td import *
 from tdistill.training.objectives.sparse_kd import *
 from tdistill.training.objectives.temporal_difference import *
@@ -41,4 +42,5 @@ AnyObjective = (
     | BoundedIQ
     | SparseKD
     | ValueTiltedKD
+    | SoftActorCritic
 )

@@ -33,11 +33,13 @@ class StepLoss:
         loss: per step; the trainer averages it over the trained steps.
         parts: further per-step quantities by name.
         critic: loss of the critic, which has an optimiser of its own; None where there is none.
+        sums: sums of values and of their weights by name, for the means of later updates.
     """
 
     loss: Tensor
     parts: dict[str, Tensor] = field(default_factory=dict)
     critic: Tensor | None = None
+    sums: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +52,7 @@ class Views:
         target: the averaged copy of the student, where the objective needs it.
         critic: g of set members and actions, nats, where the objective has a critic.
         averaged_critic: the same by its averaged copy, without a gradient.
+        means: of what was summed in earlier updates, by name.
         update: number of the present update, from 0.
         updates: of the whole run.
     """
@@ -59,6 +62,7 @@ class Views:
     target: SetScores | None = None
     critic: SetScores | None = None
     averaged_critic: SetScores | None = None
+    means: dict[str, Tensor] = field(default_factory=dict)
     update: int = 0
     updates: int = 1
 

@@ -45,15 +45,19 @@ class CostCritic(Objective):
         student = view.on_set - view.log_normaliser[view.sets.step]
         return core.segment_sum(core.forward_kl_terms(teacher, student), view.sets.offsets)
 
-    def reverse_cost(self, view: SetScores, batch: Batch) -> Tensor:
-        """``KL(pi || T)`` [T], all mass off the set one more outcome of both, nats."""
+    def outcomes(self, view: SetScores, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probabilities of teacher and student as they are, what is off the set as one more."""
         offsets, teacher = batch.sets.offsets, batch.sets.log_probs
         student = view.on_set - view.log_normaliser[batch.sets.step]
         teacher_rest = core.log_rest(core.log_set_mass(teacher, offsets))
         student_rest = core.log_rest(view.set_value - view.log_normaliser)
-        outcomes, rows = core.with_rest(teacher, teacher_rest, offsets)
-        terms = core.reverse_kl_terms(outcomes, core.with_rest(student, student_rest, offsets)[0])
-        return core.segment_sum(terms, rows)
+        with_tail = core.with_rest(student, student_rest, offsets)
+        return core.with_rest(teacher, teacher_rest, offsets)[0], *with_tail
+
+    def reverse_cost(self, view: SetScores, batch: Batch) -> Tensor:
+        """``KL(pi || T)`` over the :meth:`outcomes` of every step [T], nats."""
+        teacher, student, rows = self.outcomes(view, batch)
+        return core.segment_sum(core.reverse_kl_terms(teacher, student), rows)
 
     def cost_to_go(
         self, views: Views, batch: Batch, cost: Tensor, log_policy: Tensor

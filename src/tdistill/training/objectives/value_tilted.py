@@ -32,7 +32,8 @@ class ValueTilt(CostCritic):
     critic_updates: int = 0  # first updates at which there is no tilt and the critic learns alone
     cost: Literal["forward-kl", "reverse-kl", "own-loss"] = "forward-kl"  # of a step
     bootstrap: Literal["tilted", "teacher"] = "tilted"  # the policy that goes on after a step
-    centre: Literal["none", "token"] = "token"  # token: less its token's mean over the batch
+    # What of g tilts: all, or what is not its token's own price (a mean over batch or updates).
+    centre: Literal["none", "token", "running"] = "running"
     discount: float = 0.8  # of the cost to go; long horizons drown what a student can choose
 
     def __post_init__(self) -> None:
@@ -48,7 +49,10 @@ class ValueTilt(CostCritic):
         assert views.critic is not None, "the trainer gives a critic where one is needed"
         sets, offsets = batch.sets, batch.sets.offsets
         teacher = core.project(sets.log_probs, offsets)
-        price = self._price(views.critic.on_set.detach(), teacher, batch)
+        excess = core.advantage(views.critic.on_set.detach(), teacher, offsets)
+        size = views.student.scores.vocabulary_size
+        sums = {"token_price": core.token_sums(excess, teacher.exp(), sets.ids, size)}
+        price = excess - self._token_price(views, sums["token_price"])[sets.ids]
         tilted = core.tilt(teacher, price, offsets, strength=self.strength(views))
         mass = core.log_set_mass(sets.log_probs, offsets)[sets.step]
         result = super().loss(views, replace(batch, sets=replace(sets, log_probs=tilted + mass)))
@@ -59,7 +63,7 @@ class ValueTilt(CostCritic):
         parts["cost"] = cost
         parts["tilt_kl"] = core.segment_sum(core.forward_kl_terms(tilted, teacher), offsets)
         parts["critic_spread"] = core.spread(price, teacher, offsets)
-        return StepLoss(result.loss, result.parts | parts, critic)
+        return StepLoss(result.loss, result.parts | parts, critic, sums)
 
     def strength(self, views: Views) -> float:
         """beta at the present update."""
@@ -71,14 +75,13 @@ class ValueTilt(CostCritic):
         )
         return start + (self.beta - start) * min(1.0, done)
 
-    def _price(self, to_go: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
-        """What the teacher is tilted by [M]: g, or what of it is not its token's own price."""
-        if self.centre == "none":
-            return to_go
-        excess = core.advantage(to_go, teacher, batch.sets.offsets)
-        ids, weights = batch.sets.ids, teacher.exp()
-        total, weight = core.token_sums(excess, weights, ids, int(ids.max()) + 1)
-        return excess - (total / weight.clamp(min=1e-30))[ids]
+    def _token_price(self, views: Views, sums: tuple[Tensor, Tensor]) -> Tensor:
+        """The teacher-weighted mean of g, less that of its set, of every token [V], nats."""
+        total, weight = sums
+        if self.centre == "token":
+            return total / weight.clamp(min=1e-30)
+        known = views.means.get("token_price") if self.centre == "running" else None
+        return total.new_zeros(total.shape) if known is None else known
 
     def _cost(self, views: Views, teacher: Tensor, batch: Batch) -> Tensor:
         """c(s) of every step [T], nats."""
