@@ -17,13 +17,16 @@ from transformers import TrainerCallback
 
 from tdistill.errors import InvalidValueError
 from tdistill.evidence.collator import Collator
-from tdistill.training.objectives import BellmanDistill
+from tdistill.training.objectives import BellmanDistill, CriticConfig, Objective, ValueTiltedKD
 from tiny import VOCABULARY, tiny_model
 from world import END, PAPER, cached, inside_rows, make_trainer, mixed_rows, student
 
 PLAIN = replace(PAPER, shift="raw", alpha=10.0, lm_weight=0.5)
 TARGET = replace(PAPER, shift="raw", alpha=10.0, successor="target", target_decay=0.6)
 SAMPLED = replace(PLAIN, normaliser="sampled", negatives=16)  # a random draw an update
+VALUES = ValueTiltedKD(
+    critic=CriticConfig(learning_rate=0.5, averaged=0.7), student_share=0.0, shuffled=True
+)
 TEXT = tuple(tuple((7 * i + 3 * j) % VOCABULARY for j in range(6)) for i in range(5))
 
 
@@ -80,10 +83,12 @@ def history(trainer: Any) -> list[dict[str, float]]:
 
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize(
-    "objective", [PLAIN, TARGET, SAMPLED], ids=["residual", "target network", "sampled"]
+    "objective",
+    [PLAIN, TARGET, SAMPLED, VALUES],
+    ids=["residual", "target network", "sampled", "values"],
 )
 def test_interrupted_and_resumed_is_the_straight_run_bit_for_bit(
-    objective: BellmanDistill, accumulation: int, tmp_path: Path
+    objective: Objective, accumulation: int, tmp_path: Path
 ) -> None:
     options: dict[str, Any] = {
         "rows": list(inside_rows(16)),
@@ -105,14 +110,20 @@ def test_interrupted_and_resumed_is_the_straight_run_bit_for_bit(
     resumed = make_trainer(tmp_path / "b", objective, model=dropping_out(5), **options)
     resumed.train(resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-3"))
     pairs = [(straight.model.state_dict(), resumed.model.state_dict())]
-    if straight.beside.target is not None:
-        pairs.append((straight.beside.target.model.state_dict(), resumed.beside.target.model.state_dict()))
+    one, two = straight.beside, resumed.beside
+    if one.target is not None and two.target is not None:
+        pairs.append((one.target.model.state_dict(), two.target.model.state_dict()))
         start = dropping_out(1).state_dict()
         for name, average in pairs[1][0].items():
             assert not average.equal(pairs[0][0][name])
             assert not average.equal(start[name])
-    for one, two in pairs:
-        assert all(one[name].equal(two[name]) for name in one)
+    if one.critic is not None and two.critic is not None:
+        pairs.append((one.critic.critic.state_dict(), two.critic.critic.state_dict()))
+        pairs.append((one.critic.averaged.state_dict(), two.critic.averaged.state_dict()))
+        pairs.append((one.means.means(), two.means.means()))
+        assert all(weight.any() for pair in pairs[1:] for weight in pair[0].values())
+    for first, second in pairs:
+        assert all(first[name].equal(second[name]) for name in first)
     for one, two in zip(optimizer_state(straight), optimizer_state(resumed), strict=True):
         assert one.equal(two)
     assert history(straight) == history(resumed)

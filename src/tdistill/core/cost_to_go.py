@@ -98,7 +98,7 @@ def token_sums(
         >>> token_sums(torch.tensor([1.0, 2.0, 5.0]), one, torch.tensor([0, 1, 1]), 2)
         (tensor([1., 7.]), tensor([1., 2.]))
     """
-    none = values.new_zeros(vocabulary_size)
+    none, weights = values.new_zeros(vocabulary_size), weights.to(values.dtype)
     return none.index_add(0, ids, weights * values), none.index_add(0, ids, weights)
 
 

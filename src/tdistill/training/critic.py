@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,24 @@ from tdistill.training.objectives.critic_config import CriticConfig
 CRITIC_FILE = "critic.safetensors"
 
 
-class Critic(nn.Module):
-    """``g(s,a) = scale f(h(s)) . e(a)``, 0 at the start, at the cost of the set members.
+@dataclass(frozen=True, eq=False)
+class CriticScores(LinearStepScores):
+    """g at T states: what a head gives for the tokens, and a value for each state."""
 
-    h is the student's hidden state scaled to unit root mean square; e is a frozen token embedding
-    of unit length, or a row of its own for each token (``rows``, where f is the identity). The
-    scale makes the step that one update of Adam takes in g the learning rate, for every width.
+    value: Float[Tensor, " T"]
+
+    def at(self, ids: Tensor, step: Tensor) -> Tensor:
+        """g of chosen tokens at chosen steps."""
+        return super().at(ids, step) + self.value[step]
+
+
+class Critic(nn.Module):
+    """``g(s,a) = v(h(s)) + f(h(s)) . e(a)``, 0 at the start, at the cost of the set members.
+
+    h is the student's hidden state scaled to unit root mean square, v is linear; e is a frozen
+    token embedding of unit length, or a row of its own for each token (``rows``, where f is the
+    identity). Both parts are scaled so that one update of Adam moves them by about its learning
+    rate, for every width.
 
     Args:
         embeddings: of the tokens [V, E], copied.
@@ -37,33 +50,36 @@ class Critic(nn.Module):
         config: which f.
     """
 
+    table: Tensor
+
     def __init__(self, embeddings: Float[Tensor, "V E"], width: int, config: CriticConfig) -> None:
         super().__init__()
-        size, rank = embeddings.shape[1], config.rank
-        table = nn.functional.normalize(embeddings.detach().float(), dim=1)
+        self.value = nn.Parameter(torch.zeros(width))
+        self.offset = nn.Parameter(torch.zeros(()))
         self.function: nn.Module = nn.Identity()
+        self.scale = 1.0 / width
         if config.form == "rows":
-            self.table: Tensor = nn.Parameter(table.new_zeros(len(table), width))
-            self.scale = 1.0 / width
+            self.table = nn.Parameter(torch.zeros(len(embeddings), width))
             return
-        self.register_buffer("table", table)
-        inner = width if config.form == "map" else rank
-        self.scale = 1.0 / (inner * math.sqrt(size))
-        last = nn.Linear(inner, size, bias=False)
+        self.register_buffer("table", nn.functional.normalize(embeddings.detach().float(), dim=1))
+        inner = width if config.form == "map" else config.rank
+        last = nn.Linear(inner, embeddings.shape[1], bias=False)
+        self.scale = 1.0 / (inner * math.sqrt(embeddings.shape[1]))
         nn.init.zeros_(last.weight)
         self.function = last
         if config.form != "map":
             first = nn.Linear(width, inner, bias=config.form == "mlp")
-            nn.init.orthogonal_(first.weight)
             between = [nn.GELU()] if config.form == "mlp" else []
             self.function = nn.Sequential(first, *between, last)
 
-    def scores(self, hidden: Float[Tensor, "T D"]) -> LinearStepScores:
+    def scores(self, hidden: Float[Tensor, "T D"]) -> CriticScores:
         """g at T states, in float32; read at tokens like any model's scores."""
         with torch.autocast(hidden.device.type, enabled=False):
             hidden = hidden.float()
             unit = hidden * hidden.square().mean(1, keepdim=True).clamp(min=1e-12).rsqrt()
-            return LinearStepScores(LinearHead(self.table, scale=self.scale), self.function(unit))
+            value = unit @ self.value / len(self.value) + self.offset
+            head = LinearHead(self.table, scale=self.scale)
+            return CriticScores(head, self.function(unit), value)
 
 
 class CriticLearner:

@@ -21,7 +21,7 @@ class CriticConfig:
 
     form: Literal["map", "low-rank", "mlp", "rows"] = "map"
     rank: int = 32  # inner width of low-rank and mlp
-    learning_rate: float = 0.05  # about the nats by which one update can move g, for every form
+    learning_rate: float = 4.0  # about the nats by which one update moves g, were all rows alike
     averaged: float | None = None  # decay of an averaged copy that gives the targets; null: none
     into_student: float = 0.0  # weight of the critic's gradient in the student's hidden states
 
