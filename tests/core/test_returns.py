@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tdistill.core import Transitions, discounted_sum, k_step_return, lambda_return, transitions
+from tdistill.core import (
+    Transitions,
+    discounted_sum,
+    k_step_return,
+    lambda_return,
+    retrace_return,
+    transitions,
+)
 
 LENGTHS, ENDED = (4, 1, 1, 6, 3), (True, True, False, False, True)
 STEPS = sum(LENGTHS)
@@ -134,3 +141,20 @@ def test_discounted_sums_are_the_sums_written_out(
         for t in range(len(row))
     ]
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
+
+
+def test_retrace_is_the_expected_return_and_cuts_unlikely_actions() -> None:
+    """Hand-computed: two steps and the end, then a row that was cut."""
+    links = transitions(torch.tensor([3, 2]), torch.tensor([True, False]), discount=0.5)
+    reward = torch.tensor([1.0, 2.0, 3.0, 1.0, 1.0])
+    q_a = torch.tensor([4.0, 5.0, 6.0, 7.0, 8.0])
+    value = torch.tensor([10.0, 20.0, 30.0, 40.0, 50.0])
+    ratio = torch.tensor([9.0, 0.5, 4.0, 1.0, 1.0]).log()
+    found = retrace_return(reward, q_a, value, ratio, links, trace=0.5)
+    last = 3.0
+    second = 2.0 + 0.5 * (30.0 + 0.5 * 1.0 * (last - 6.0))  # a ratio above 1 counts as 1
+    first = 1.0 + 0.5 * (20.0 + 0.5 * 0.5 * (second - 5.0))
+    assert found[:3].tolist() == [first, second, last]
+    assert found[3] == 1.0 + 0.5 * 50.0  # the step after it has no target
+    one = retrace_return(reward, q_a, value, ratio, links, trace=0.0)
+    assert one[:4].tolist() == [11.0, 17.0, 3.0, 26.0]
