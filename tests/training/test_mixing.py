@@ -49,7 +49,7 @@ def sampler(teacher_mix: float = 0.0, **changes: Any) -> StudentSampler:
 def mix(objective: Any, **options: Any) -> EvidenceMix:
     settings: dict[str, Any] = {
         "steps": 11,
-        "prompts": [row.prompt_ids for row in inside_rows()],
+        "rows": inside_rows(),
         "sampler": sampler(objective.teacher_mix),
         "references": [replace(row, source="reference") for row in mixed_rows()],
         "config": REPLAY,
