@@ -180,11 +180,6 @@ def test_objectives_train_on_branches_and_the_log_counts_the_sampled_tokens(
         assert math.isfinite(entry["loss"])
 
 
-def test_a_run_without_student_rows_does_not_speak_of_sampled_tokens(tmp_path: Path) -> None:
-    _, history = run(tmp_path, ReverseKL())
-    assert not {"sampled_tokens", "replay_rows"} & set(history[-1])
-
-
 def test_branches_of_no_token_are_refused() -> None:
     with pytest.raises(InvalidValueError, match="branch_tokens: expected at least 1, found 0"):
         ReplayConfig(branch_tokens=0)
