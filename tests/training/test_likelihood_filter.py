@@ -81,7 +81,6 @@ def test_responses_are_scored_over_the_vocabulary_in_any_order(batch_size: int) 
 def test_rows_are_ranked_by_their_mean_a_token_with_dropout_off() -> None:
     lm, modes = learner(), list[bool]()
     lm.model.train()
-    lm.model.register_forward_pre_hook(lambda *_: modes.append(lm.model.training))
     lm.model.base_model.register_forward_pre_hook(lambda *_: modes.append(lm.model.training))
     rows = [r for r in ROWS if r.prompt_ids == (6,)]
     kept = LikelihoodFilter(lm, 0.5, VOCABULARY, 3).best(rows, groups=[0] * 4)

@@ -244,7 +244,7 @@ class DistillTrainer(Trainer):
             if self.mix is not None and self.mix.sampler is not None:
                 logs |= self.mix.buffer.report(self.state.global_step)
                 sampled = torch.tensor(self.mix.buffer.sampled_tokens, device=self.args.device)
-                logs["sampled_tokens"] = float(self._sum_over_processes(sampled))
+                logs["sampled_tokens"] = float(self._over_processes(sampled, "sum"))
         super().log(logs, *args, **kwargs)
 
     def _over_processes(self, values: Tensor, reduction: str) -> Tensor:
