@@ -225,6 +225,17 @@ def test_generation_stops_when_all_have_ended():
     assert calls == [2]
 
 
+def test_each_response_can_have_a_limit_of_its_own():
+    lm = tiny_lm("llama")
+    whole = decode(lm, PROMPTS, Decoding(greedy=True))
+    limits = [4, 1, 16, 2, 3]
+    sampler = decoding_sampler(Decoding(greedy=True), len(PROMPTS), seed=0)
+    found = generate(lm, PROMPTS, sampler, max_new_tokens=limits, batch_size=2)
+    assert [r.ids for r in found] == [w.ids[:n] for w, n in zip(whole, limits, strict=True)]
+    ended = [w.ended and len(w.ids) <= n for w, n in zip(whole, limits, strict=True)]
+    assert [r.ended for r in found] == ended
+
+
 def test_padding_rows_of_the_matrix_are_never_sampled():
     lm = tiny_lm(vocab_size=VOCABULARY + 8)
     lm.model.get_output_embeddings().weight.data[VOCABULARY:] *= 100.0  # pyright: ignore

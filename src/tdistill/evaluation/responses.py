@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from tdistill.data.examples import Example
 from tdistill.evaluation.intervals import Sample
@@ -15,8 +14,7 @@ from tdistill.evidence.rows import Row
 from tdistill.models.decoding import Decoding
 from tdistill.models.generation import Response, decoding_sampler, generate, seed_of
 from tdistill.models.language_model import LanguageModel
-from tdistill.models.layout import alike, lay_out
-from tdistill.models.scores import step_scores
+from tdistill.models.likelihood import response_log_probs
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +136,6 @@ def _table(made: Responses, value: Callable[[int, Response], float]) -> np.ndarr
     return np.asarray(rounds, dtype=np.float64).T
 
 
-@torch.no_grad()
 def _log_probs(
     model: LanguageModel,
     made: Responses,
@@ -152,17 +149,5 @@ def _log_probs(
         for round_ in made.responses
         for example, response in zip(examples, round_, strict=True)
     ]
-    order = alike(rows)
-    totals = np.zeros(len(rows))
-    for first in range(0, len(rows), batch_size):
-        group = order[first : first + batch_size]
-        laid = lay_out([rows[i] for i in group], model.pad_id).to(model.device)
-        scores = step_scores(model.model, laid, vocabulary_size=vocabulary_size)
-        actions = torch.tensor([a for i in group for a in rows[i].response_ids])
-        actions = actions.to(model.device)
-        normaliser = scores.log_normaliser(chunk_size=256)
-        chosen = scores.at(actions, torch.arange(len(actions), device=model.device))
-        lengths = [len(rows[i].response_ids) for i in group]
-        parts = (chosen - normaliser).double().split(lengths)
-        totals[group] = torch.stack([part.sum() for part in parts]).cpu().numpy()
-    return totals.reshape(len(made.responses), len(examples)).T
+    totals = response_log_probs(model, rows, vocabulary_size=vocabulary_size, batch_size=batch_size)
+    return totals.numpy().reshape(len(made.responses), len(examples)).T

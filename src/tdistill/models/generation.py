@@ -61,7 +61,7 @@ def generate(
     prompts: Sequence[Sequence[int]],
     sampler: Sampler,
     *,
-    max_new_tokens: int,
+    max_new_tokens: int | Sequence[int],
     batch_size: int | None = None,
     companion: Companion | None = None,
     on_finished: Callable[[int], None] = lambda count: None,
@@ -75,7 +75,8 @@ def generate(
         prompts: token ids of each prompt, none empty.
         sampler: chooses the next token of each active row; it knows a row by its place in the
             queue. Rows are in no order.
-        max_new_tokens: length limit; a response that reaches it without an end token is cut.
+        max_new_tokens: length limit, of all or of each; a response that reaches it without an end
+            token is cut.
         batch_size: rows that are decoded together; all where None.
         companion: where given, the sampler sees the logarithm of the mixture of both policies.
         on_finished: told how many responses have ended with a step.
@@ -93,6 +94,7 @@ def generate(
     if not all(prompts):
         raise InvalidValueError("prompts: expected at least one token in each, found an empty one")
     queue = [tuple(prompt) for prompt in prompts]
+    limits = [max_new_tokens] * len(queue) if isinstance(max_new_tokens, int) else max_new_tokens
     slots = min(batch_size or len(queue), len(queue))
     policy = _Policy([open_reader(m, slots) for m in _models(lm, companion)], lm.device, companion)
     tokens: list[list[int]] = [[] for _ in queue]
@@ -109,7 +111,7 @@ def generate(
         for place, (row, token) in enumerate(zip(rows, chosen.tolist(), strict=True)):
             tokens[row].append(token)
             ended[row] = token in ends
-            if not ended[row] and len(tokens[row]) < max_new_tokens:
+            if not ended[row] and len(tokens[row]) < limits[row]:
                 going.append(place)
         if len(going) < len(rows):
             on_finished(len(rows) - len(going))

@@ -29,6 +29,8 @@ class ReplayConfig:
     max_age: int = 32  # updates after which a response is no longer used
     capacity: int = 1024  # most responses held; the oldest go first
     max_new_tokens: int = 128  # length limit of a response
+    # Most tokens that continue a training response, cut at a place drawn anew; null: whole ones.
+    branch_tokens: int | None = None
     temperature: float = 1.0  # of sampling
     batch_size: int = 32  # responses sampled together
 
@@ -40,6 +42,7 @@ class ReplayConfig:
             rows_per_refresh=self.rows_per_refresh,
             capacity=self.capacity,
             max_new_tokens=self.max_new_tokens,
+            branch_tokens=self.branch_tokens,
             batch_size=self.batch_size,
         )
         check("temperature", self.temperature > 0.0, "a value above 0", self.temperature)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, pairwise
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,8 +18,11 @@ from tdistill.models.generation import Companion, draw, generate, row_uniforms, 
 from tdistill.models.language_model import LanguageModel
 from tdistill.teacher.source import LiveTeacher
 from tdistill.training.config import ReplayConfig
+from tdistill.training.likelihood_filter import LikelihoodFilter
 from tdistill.training.objectives import Objective
 from tdistill.training.replay import Entry, ReplayBuffer
+
+_Any = TypeVar("_Any")
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,12 +41,26 @@ class StudentSampler:
     config: ReplayConfig
     teacher_mix: float
 
-    def sample(self, prompts: Sequence[tuple[int, ...]], *, seed: int, update: int) -> list[Entry]:
-        """One response to each prompt, with the teacher's evidence and the sampler's log-probs."""
+    def sample(
+        self,
+        prompts: Sequence[tuple[int, ...]],
+        *,
+        seed: int,
+        update: int,
+        limits: Sequence[int] | None = None,
+    ) -> list[Entry]:
+        """One response to each prompt, with the teacher's evidence and the sampler's log-probs.
+
+        Args:
+            prompts: what to respond to.
+            seed: decides the tokens, with a response's place.
+            update: the present one.
+            limits: most tokens of each response; the configuration's ``max_new_tokens`` where None.
+        """
         network = self.student.model
         was_training = network.training
         network.eval()
-        entries, made = [], self._responses(prompts, seed)
+        entries, made = [], self._responses(prompts, seed, limits)
         for first in range(0, len(made), self.config.batch_size):
             rows = made[first : first + self.config.batch_size]
             evidence = self.teacher.evidence(rows)
@@ -50,7 +69,9 @@ class StudentSampler:
         network.train(was_training)
         return entries
 
-    def _responses(self, prompts: Sequence[tuple[int, ...]], seed: int) -> list[Row]:
+    def _responses(
+        self, prompts: Sequence[tuple[int, ...]], seed: int, limits: Sequence[int] | None
+    ) -> list[Row]:
         seeds = [seed_of(seed, place) for place in range(len(prompts))]
         uniform = row_uniforms(seeds, device=self.student.device)
         steps: list[tuple[Tensor, Tensor]] = []
@@ -66,7 +87,7 @@ class StudentSampler:
             self.student,
             prompts,
             choose,
-            max_new_tokens=self.config.max_new_tokens,
+            max_new_tokens=limits or self.config.max_new_tokens,
             batch_size=self.config.batch_size,
             companion=mixed,
         )
@@ -89,11 +110,12 @@ class EvidenceMix:
     Args:
         objective: says the shares.
         steps: updates of the whole run, for shares that change.
-        prompts: what the student responds to.
+        rows: the training responses, whose prompts the student responds to, or which it continues.
         sampler: makes the student's responses; None where the objective uses none.
         references: ground-truth responses with evidence.
         config: how often responses are made, and how long they are kept.
         seed: of prompts, draws and tokens.
+        likelier: leaves the likelier of the rows of an update; None leaves all.
     """
 
     def __init__(
@@ -101,16 +123,23 @@ class EvidenceMix:
         objective: Objective,
         *,
         steps: int,
-        prompts: Sequence[tuple[int, ...]],
+        rows: Sequence[Row],
         sampler: StudentSampler | None,
         references: Sequence[Row],
         config: ReplayConfig,
         seed: int,
+        likelier: LikelihoodFilter | None = None,
     ) -> None:
         self.objective, self.steps, self.sampler = objective, steps, sampler
-        self.prompts, self.references = list(dict.fromkeys(prompts)), list(references)
-        self.config, self.seed = config, seed
+        self.rows, self.references = list(rows), list(references)
+        self.prompts = list(dict.fromkeys(row.prompt_ids for row in rows))
+        self.config, self.seed, self.likelier = config, seed, likelier
         self.buffer = ReplayBuffer(config)
+
+    @property
+    def reads_student(self) -> bool:
+        """Whether the student is sampled from, or scores rows, between updates."""
+        return self.sampler is not None or self.likelier is not None
 
     def student_share(self, update: int) -> float:
         """Share of student rows at an update: constant, or linear to the last one."""
@@ -120,18 +149,42 @@ class EvidenceMix:
         return first + (last - first) * min(1.0, update / max(self.steps - 1, 1))
 
     def refresh(self, update: int) -> None:
-        """Let the student respond to some prompts, where it is time to."""
+        """Let the student respond to some prompts, or go on from within rows, where it is time."""
         due = update % self.config.refresh_every == 0 and self.student_share(update) > 0
         if self.sampler is None or not due:
             return
         seed = seed_of("refresh", self.seed, update)
         generator = torch.Generator().manual_seed(seed)
-        order: list[int] = []
-        while len(order) < self.config.rows_per_refresh:
-            order += torch.randperm(len(self.prompts), generator=generator).tolist()
-        chosen = [self.prompts[i] for i in order[: self.config.rows_per_refresh]]
-        chosen.sort(key=len)  # less padding
-        self.buffer.add(self.sampler.sample(chosen, seed=seed, update=update), update=update)
+        count, most = self.config.rows_per_refresh, self.config.branch_tokens
+        if most is None:
+            whole = _drawn(self.prompts, count, generator)
+            chosen = [(prompt, self.config.max_new_tokens) for prompt in whole]
+        else:
+            rows = _drawn(self.rows, count, generator)
+            chosen = [self._branch(row, most, generator) for row in rows]
+        chosen.sort(key=lambda one: len(one[0]))  # less padding
+        prompts, limits = zip(*chosen, strict=True)
+        made = self.sampler.sample(prompts, seed=seed, update=update, limits=limits)
+        self.buffer.add(made, update=update)
+
+    def _branch(
+        self, row: Row, most: int, generator: torch.Generator
+    ) -> tuple[tuple[int, ...], int]:
+        """A state of a row to go on from, and for how many tokens at most."""
+        length = len(row.response_ids)
+        position = int(torch.randint(length, (), generator=generator))
+        # No longer than the row or a whole response, which the models are known to have room for.
+        room = max(length, self.config.max_new_tokens) - position
+        return row.prompt_ids + row.response_ids[:position], min(most, room)
+
+    def keep(self, drawn: Sequence[Sequence[Item]]) -> Sequence[Sequence[Item]]:
+        """The micro-batches of an update with its likelier rows only, where they are wanted."""
+        if self.likelier is None or not drawn:
+            return drawn
+        items = list(chain.from_iterable(drawn))
+        best = self.likelier.best([row for _, row in items], groups=[0] * len(items))
+        ends = [len(best) * i // len(drawn) for i in range(len(drawn) + 1)]
+        return [[items[i] for i in best[a:b]] for a, b in pairwise(ends)]
 
     def mix(self, items: Sequence[Item], *, update: int, part: int, parts: int) -> list[Item]:
         """A micro-batch with its share of other rows in it.
@@ -167,6 +220,14 @@ class EvidenceMix:
     def load(self, folder: Path, rank: int) -> None:
         """Read the buffer of a checkpoint."""
         self.buffer.load(folder / f"replay-{rank}.safetensors")
+
+
+def _drawn(pool: Sequence[_Any], count: int, generator: torch.Generator) -> list[_Any]:
+    """So many of the pool, each once as long as there are enough."""
+    order: list[int] = []
+    while len(order) < count:
+        order += torch.randperm(len(pool), generator=generator).tolist()
+    return [pool[i] for i in order[:count]]
 
 
 def _due(share: float, count: int, place: int) -> int:

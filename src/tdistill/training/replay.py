@@ -44,6 +44,7 @@ class ReplayBuffer:
     def __init__(self, config: ReplayConfig) -> None:
         self.config = config
         self.entries: list[Entry] = []
+        self.sampled_tokens = 0  # of all responses ever taken in
         self._by_key: dict[bytes, Entry] = {}
 
     def __len__(self) -> int:
@@ -58,7 +59,9 @@ class ReplayBuffer:
 
     def add(self, entries: Iterable[Entry], *, update: int) -> None:
         """Take in new responses, and let go of those that are too old or too many."""
+        held = len(self.entries)
         kept = [*self.entries, *entries]
+        self.sampled_tokens += sum(len(e.row.response_ids) for e in kept[held:])
         oldest = update - self.config.max_age
         self._keep([e for e in kept if e.born >= oldest][-self.config.capacity :])
 
@@ -94,6 +97,7 @@ class ReplayBuffer:
         """Write everything as one safetensors file."""
         tensors = _rows_to_tensors([e.row for e in self.entries])
         tensors["born"] = torch.tensor([e.born for e in self.entries], dtype=torch.long)
+        tensors["sampled_tokens"] = torch.tensor(self.sampled_tokens)
         if self.entries:
             tensors |= concatenate([e.evidence for e in self.entries]).named_tensors()
         save_file({name: t.contiguous() for name, t in tensors.items()}, path)
@@ -102,6 +106,7 @@ class ReplayBuffer:
         """Read what :meth:`save` wrote, in the same order."""
         tensors = load_file(path)
         rows, born = _rows_from_tensors(tensors), tensors["born"].tolist()
+        self.sampled_tokens = int(tensors["sampled_tokens"])
         parts: list[Evidence] = []
         if rows:
             lengths = [len(row.response_ids) for row in rows]

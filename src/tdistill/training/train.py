@@ -20,6 +20,7 @@ from tdistill.models.language_model import LanguageModel
 from tdistill.progress import Progress
 from tdistill.teacher.source import LiveTeacher
 from tdistill.training.config import LoraConfig, TrainConfig
+from tdistill.training.likelihood_filter import LikelihoodFilter, likelihood_filter
 from tdistill.training.mixing import EvidenceMix, StudentSampler
 from tdistill.training.objectives import Objective
 from tdistill.training.replay import BufferedSource
@@ -73,10 +74,19 @@ def train_student(
     frozen = list(model.get_input_embeddings().parameters()) if config.freeze_embeddings else []
     frozen = [weight.requires_grad_(False) for weight in frozen if weight.requires_grad]
     trained = LanguageModel(model, student.tokenizer, student.name)
+    likelier = likelihood_filter(trained, objective, config, vocabulary_size)
+    if likelier is not None and objective.keep_when == "start":
+        rows, likelier = likelier.best_of_prompts(rows), None
     mix = _evidence_mix(
-        trained, objective, rows, config, live_teacher=live_teacher, references=references
+        trained,
+        objective,
+        rows,
+        config,
+        live_teacher=live_teacher,
+        references=references,
+        likelier=likelier,
     )
-    if mix is not None and source is not None:
+    if mix is not None and mix.sampler is not None and source is not None:
         source = BufferedSource(mix.buffer, source)
     collator = Collator(
         source,
@@ -122,9 +132,11 @@ def _evidence_mix(
     *,
     live_teacher: LiveTeacher | None,
     references: Sequence[Row],
+    likelier: LikelihoodFilter | None,
 ) -> EvidenceMix | None:
     """Whose rows batches hold, where that is not only the data's."""
-    if not objective.uses_student_rows and objective.reference_share == 0.0:
+    as_drawn = not objective.uses_student_rows and objective.reference_share == 0.0
+    if as_drawn and likelier is None:
         return None
     sampler = None
     if objective.uses_student_rows:
@@ -133,12 +145,13 @@ def _evidence_mix(
     return EvidenceMix(
         objective,
         steps=config.steps,
-        prompts=[row.prompt_ids for row in rows],
+        rows=rows,
         sampler=sampler,
         references=references,
         config=config.replay,
         # Each process of a data-parallel run has its own responses.
         seed=config.seed + 1_000_003 * int(os.environ.get("RANK", "0")),
+        likelier=likelier,
     )
 
 

@@ -79,7 +79,7 @@ class DistillTrainer(Trainer):
     ) -> None:
         super().__init__(model=model, **kwargs)
         self.mix = mix
-        if mix is not None and mix.sampler is not None:
+        if mix is not None and mix.reads_student:
             _check_whole_weights(self)
         if config.tokens_per_forward is not None:
             _check_free_passes(self)
@@ -146,7 +146,7 @@ class DistillTrainer(Trainer):
         collator: Any = self.data_collator
         return [
             collator.batches(mix.mix(items, update=update, part=i, parts=parts))
-            for i, items in enumerate(drawn)
+            for i, items in enumerate(mix.keep(drawn))
         ]
 
     def training_step(
@@ -241,8 +241,10 @@ class DistillTrainer(Trainer):
             now = time.perf_counter()
             logs |= means | {"tokens_per_second": steps / max(now - self._clock, 1e-9)}
             self._clock = now
-            if self.mix is not None:
+            if self.mix is not None and self.mix.sampler is not None:
                 logs |= self.mix.buffer.report(self.state.global_step)
+                sampled = torch.tensor(self.mix.buffer.sampled_tokens, device=self.args.device)
+                logs["sampled_tokens"] = float(self._over_processes(sampled, "sum"))
         super().log(logs, *args, **kwargs)
 
     def _over_processes(self, values: Tensor, reduction: str) -> Tensor:
@@ -280,8 +282,9 @@ class DistillTrainer(Trainer):
 def _check_whole_weights(trainer: Trainer) -> None:
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         raise InvalidValueError(
-            "student_share: expected the student's whole weights in every process, to sample from, "
-            "found a sharded run (FSDP or DeepSpeed); use plain data parallelism, or a share of 0"
+            "student_share, keep_when: expected the student's whole weights in every process, to "
+            "sample from or to score rows, found a sharded run (FSDP or DeepSpeed); use plain data "
+            "parallelism, or a student_share of 0 and keep_when: start"
         )
 
 

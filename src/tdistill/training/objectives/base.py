@@ -109,6 +109,9 @@ class Objective:
     student_share_end: float | None = None  # share at the last update, linearly; null: constant
     teacher_mix: float = 0.0  # weight of the teacher in the sampler of the student's responses
     reference_share: float = 0.0  # of each batch: ground-truth responses, scored by the teacher
+    keep_share: float = 1.0  # of the rows: the likeliest under the student, a token
+    # start: of each prompt's rows, by the start; update: of each update's, by the student then.
+    keep_when: Literal["start", "update"] = "start"
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
@@ -126,6 +129,7 @@ class Objective:
         for name in ("student_share", "student_share_end", "teacher_mix", "reference_share"):
             share = getattr(self, name)
             check(name, share is None or 0.0 <= share <= 1.0, "a value in [0, 1]", share)
+        check("keep_share", 0.0 < self.keep_share <= 1.0, "a value in (0, 1]", self.keep_share)
         most = max(self.student_share, self.student_share_end or 0.0) + self.reference_share
         check("student_share + reference_share", most <= 1.0, "at most 1", most)
         wanted = "above 0: this objective learns from the student's own responses"
