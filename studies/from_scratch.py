@@ -1,0 +1,89 @@
+"""What the worlds of these studies share: tokenizers, networks and teachers made from nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from tdistill.evidence.rows import Row
+from tdistill.models.language_model import LanguageModel
+from tdistill.training.config import TrainConfig
+from tdistill.training.objectives import SFT
+from tdistill.training.train import train_student
+
+END = "<end>"
+
+
+class Pair(NamedTuple):
+    """A prompt with an answer to it."""
+
+    prompt: str
+    answer: str
+
+
+def characters(alphabet: str) -> PreTrainedTokenizerFast:
+    """A tokenizer whose tokens are single characters, with an end and a padding token."""
+    words = ["<pad>", END, "<unk>", *alphabet]
+    inner = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    inner.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, unk_token="<unk>", eos_token=END, pad_token="<pad>"
+    )
+
+
+def network(
+    tokenizer: PreTrainedTokenizerFast, *, layers: int, width: int, seed: int
+) -> LanguageModel:
+    """A Llama of random weights."""
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=max(2, width // 32),
+        max_position_embeddings=256,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    torch.manual_seed(seed)
+    return LanguageModel(LlamaForCausalLM(config).eval(), tokenizer, f"{layers} x {width}")
+
+
+def teach(
+    lm: LanguageModel, pairs: Sequence[Pair], config: TrainConfig, folder: Path
+) -> LanguageModel:
+    """Train a network on answers; checkpoints are in the folder meanwhile."""
+    end = lm.end_ids[0]
+    rows = [
+        Row(tuple(prompt), (*answer, end), ended=True, source="reference")
+        for prompt, answer in zip(
+            lm.tokenizer([pair.prompt for pair in pairs]).input_ids,
+            lm.tokenizer([pair.answer for pair in pairs]).input_ids,
+            strict=True,
+        )
+    ]
+    trained, _ = train_student(
+        lm,
+        SFT(),
+        rows,
+        config,
+        checkpoints=folder / "checkpoints",
+        vocabulary_size=lm.vocabulary_size,
+        label="teacher",
+    )
+    shutil.rmtree(folder / "checkpoints")
+    return trained
+
+
+def write_lines(path: Path, rows: Iterable[dict[str, object]]) -> None:
+    """Rows as JSONL."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
