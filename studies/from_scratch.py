@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,8 +19,6 @@ from tdistill.training.config import TrainConfig
 from tdistill.training.objectives import SFT
 from tdistill.training.train import train_student
 
-END = "<end>"
-
 
 class Pair(NamedTuple):
     """A prompt with an answer to it."""
@@ -28,14 +27,18 @@ class Pair(NamedTuple):
     answer: str
 
 
-def characters(alphabet: str) -> PreTrainedTokenizerFast:
-    """A tokenizer whose tokens are single characters, with an end and a padding token."""
-    words = ["<pad>", END, "<unk>", *alphabet]
-    inner = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
-    inner.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+def pieces(pattern: str, texts: Iterable[str]) -> PreTrainedTokenizerFast:
+    """A tokenizer whose tokens are what a regular expression finds in texts, with two more.
+
+    The texts must be made of such pieces without a gap, so that decoding gives them back.
+    """
+    found = sorted({piece for text in texts for piece in re.findall(pattern, text)})
+    vocabulary = {word: i for i, word in enumerate(["<pad>", "<end>", "<unk>", *found])}
+    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), "isolated")
     inner.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
-        tokenizer_object=inner, unk_token="<unk>", eos_token=END, pad_token="<pad>"
+        tokenizer_object=inner, unk_token="<unk>", eos_token="<end>", pad_token="<pad>"
     )
 
 

@@ -11,7 +11,7 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-from from_scratch import Pair, characters, network, teach, write_lines
+from from_scratch import Pair, network, pieces, teach, write_lines
 
 from tdistill.models.language_model import save
 from tdistill.training.config import TrainConfig
@@ -27,6 +27,7 @@ class TwoWays:
 
     keys: int = 500  # in the table
     table_share: float = 0.6  # of the prompts that the teacher answers from the table
+    key: int = 2  # letters of a key
     digits: int = 4  # of a number
     word: int = 4  # letters of a word
     teacher_layers: int = 2
@@ -40,7 +41,7 @@ class TwoWays:
 
     def make(self, folder: Path) -> None:
         """Write ``teacher/``, ``student/`` and a JSONL file for each split."""
-        tokenizer = characters(LETTERS + DIGITS + " #=")
+        tokenizer = pieces(".", [LETTERS + DIGITS + " #="])
         student = network(
             tokenizer, layers=self.student_layers, width=self.student_width, seed=self.seed + 1
         )
@@ -69,7 +70,7 @@ class TwoWays:
         draw = random.Random(f"table {self.seed}")
         numbers: dict[str, str] = {}
         while len(numbers) < self.keys:
-            numbers[_word(draw, 2)] = "".join(draw.choices(DIGITS, k=self.digits))
+            numbers[_word(draw, self.key)] = "".join(draw.choices(DIGITS, k=self.digits))
         return numbers
 
     def answers(self, prompt: str) -> list[str]:

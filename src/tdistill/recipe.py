@@ -23,13 +23,14 @@ _OF_OBJECTIVES = ("objectives", "distilled", "baseline")
 
 @dataclass(frozen=True)
 class WorldConfig:
-    """Data and models that the run makes before all else, in ``DIR/world``.
+    """Data and models that the run makes before all else.
 
     ``world:NAME`` in place of a path, of a model or of data, is what goes by that name there.
     """
 
     make: str  # FILE.py:CLASS, a dataclass with a method make(folder) that writes them
     settings: dict[str, int | float | bool | str | None] = field(default_factory=dict)  # its fields
+    folder: str | None = None  # where it is made, so that runs may share it; null: DIR/world
 
     def __post_init__(self) -> None:
         """Refuse a class that cannot make it; spell its defaults out."""
@@ -136,7 +137,7 @@ def named_paths(recipe: Recipe) -> dict[str, str]:
 
 
 def placed(recipe: Recipe, world: Path) -> Recipe:
-    """The recipe with every ``world:NAME`` as the path in the folder of the world."""
+    """The recipe with every ``world:NAME`` as the path in the folder of its world."""
     paths = {field: place_in_world(path, world) for field, path in named_paths(recipe).items()}
     return replace(
         recipe,

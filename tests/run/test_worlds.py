@@ -135,6 +135,17 @@ def test_an_interrupted_world_goes_on_from_what_it_left(study: Path, tmp_path: P
     assert made(study) == ["['key.txt']", "['key.txt', 'teacher']"]
 
 
+def test_runs_share_a_world_in_a_folder_of_its_own(study: Path, tmp_path: Path):
+    shared = f"--world.folder={tmp_path / 'worlds' / 'letters'}"
+    for out in ("one", "two"):
+        Groundwork(read_recipe(study, [shared]), tmp_path / out, print).make_world()
+    assert len(made(study)) == 1
+    alone = Groundwork(read_recipe(study), tmp_path / "three", print)
+    assert alone.keys == Groundwork(read_recipe(study, [shared]), tmp_path / "one", print).keys
+    assert (tmp_path / "worlds/letters/teacher/config.json").exists()
+    assert not (tmp_path / "one/world").exists()
+
+
 @pytest.mark.parametrize(
     ("option", "text"),
     [

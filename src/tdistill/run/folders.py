@@ -20,9 +20,10 @@ def seed_folder(folder: Path, number: int) -> Path:
     return folder if number == 0 else folder / f"seed-{number}"
 
 
-def world_folder(folder: Path) -> Path:
-    """Where the world of a run is."""
-    return folder / "world"
+def world_folder(recipe: Recipe, folder: Path) -> Path:
+    """Where the world of a run in a folder is."""
+    own = None if recipe.world is None else recipe.world.folder
+    return folder / "world" if own is None else Path(own).expanduser()
 
 
 def model_folder(recipe: Recipe, folder: Path, label: str) -> Path:
@@ -41,6 +42,6 @@ def model_folder(recipe: Recipe, folder: Path, label: str) -> Path:
         if config.gguf_file:
             return folder / "teacher"
         if in_world(config.path):  # which may not be made yet
-            return Path(place_in_world(config.path, world_folder(folder)))
+            return Path(place_in_world(config.path, world_folder(recipe, folder)))
         return Path(resolve_path(config.path))
     return folder / ("student" if label == recipe.distilled else f"models/{label}")

@@ -14,7 +14,7 @@ from tdistill.evaluation import evaluate
 from tdistill.evaluation.evaluate import Exam
 from tdistill.evaluation.imitation import hold_out
 from tdistill.evidence.rows import Row
-from tdistill.files import in_world
+from tdistill.files import in_world, locked
 from tdistill.models import language_model
 from tdistill.models.language_model import LanguageModel
 from tdistill.progress import Progress
@@ -58,7 +58,8 @@ class Groundwork:
 
     def __init__(self, recipe: Recipe, folder: Path, say: Say) -> None:
         self.recipe, self.folder, self.say = recipe, folder, say
-        self.placed = placed(recipe, world_folder(folder))
+        self.world = world_folder(recipe, folder)
+        self.placed = placed(recipe, self.world)
         self.keys = stage_keys(recipe)
         self.stages = Stages(folder, say)
         self.teacher_folder = model_folder(recipe, folder, "teacher")
@@ -68,22 +69,24 @@ class Groundwork:
     # The world.
 
     def make_world(self) -> None:
-        """Let the recipe's own class make what the run starts from, once."""
-        config, folder = self.recipe.world, world_folder(self.folder)
+        """Let the recipe's own class make what the run starts from, once for all that share it."""
+        config, folder, key = self.recipe.world, self.world, self.keys.get("world", "")
         if config is None:
             return
         before, after = named_paths(self.recipe), named_paths(self.placed)
         outputs = {path: Path(after[field]) for field, path in before.items() if in_world(path)}
 
         def make() -> dict[str, Any]:
-            open_workplace(folder, self.keys["world"])
+            open_workplace(folder, key)
             config.maker().make(folder)
             for path, output in outputs.items():
                 found = ", ".join(sorted(p.name for p in folder.iterdir()))
                 check("world.make", output.exists(), f"it to leave {path}", f"{found} in {folder}")
             return {}
 
-        self.stages.run("world", self.keys["world"], list(outputs.values()), make)
+        with locked(folder.parent / "locks" / folder.name, wait=True):
+            beside = Stages(folder.parent, self.say)
+            beside.run(folder.name, key, list(outputs.values()), make)
 
     # The teacher.
 
