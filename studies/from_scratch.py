@@ -52,6 +52,7 @@ def network(
         intermediate_size=4 * width,
         num_hidden_layers=layers,
         num_attention_heads=max(2, width // 32),
+        initializer_range=width**-0.5,  # the default is for widths of thousands
         max_position_embeddings=256,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,

@@ -1,4 +1,4 @@
-"""The worlds under ``studies/``: what they hold is right, the same for a seed, and apart by split."""
+"""The worlds under ``studies/``: what they hold is right, the same for a seed, apart by split."""
 
 from __future__ import annotations
 
