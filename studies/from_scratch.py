@@ -43,13 +43,13 @@ def pieces(pattern: str, texts: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def network(
-    tokenizer: PreTrainedTokenizerFast, *, layers: int, width: int, seed: int
+    tokenizer: PreTrainedTokenizerFast, *, layers: int, width: int, seed: int, inner: int = 4
 ) -> LanguageModel:
-    """A Llama of random weights."""
+    """A Llama of random weights; its feed-forward layers are ``inner`` times as wide."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,
-        intermediate_size=4 * width,
+        intermediate_size=inner * width,
         num_hidden_layers=layers,
         num_attention_heads=max(2, width // 32),
         initializer_range=width**-0.5,  # the default is for widths of thousands

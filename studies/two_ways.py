@@ -1,7 +1,7 @@
 """A world in which each prompt has two right answers, one of which small students cannot give.
 
 A prompt is a key of two letters and a word: ``qx bjkr``. Right are the number that a table of
-random numbers holds for the key, ``#4821``, and the word again, ``=bjkr``. The teacher takes the
+random numbers holds for the key, ``#482105``, and the word again, ``=bjkr``. The teacher takes the
 table with a set probability. A small network can copy the word but has no room for the table.
 """
 
@@ -25,14 +25,14 @@ SPLITS = {"train": 2000, "valid": 100, "test": 200}
 class TwoWays:
     """Teacher, student and prompts with both right answers."""
 
-    keys: int = 500  # in the table
+    keys: int = 600  # in the table
     table_share: float = 0.6  # of the prompts that the teacher answers from the table
     key: int = 2  # letters of a key
-    digits: int = 4  # of a number
+    digits: int = 6  # of a number
     word: int = 4  # letters of a word
-    teacher_layers: int = 2
-    teacher_width: int = 192
-    teacher_steps: int = 1200
+    teacher_layers: int = 4
+    teacher_width: int = 128
+    teacher_steps: int = 1000
     teacher_batch: int = 64
     learning_rate: float = 3e-3
     student_layers: int = 1
@@ -42,9 +42,8 @@ class TwoWays:
     def make(self, folder: Path) -> None:
         """Write ``teacher/``, ``student/`` and a JSONL file for each split."""
         tokenizer = pieces(".", [LETTERS + DIGITS + " #="])
-        student = network(
-            tokenizer, layers=self.student_layers, width=self.student_width, seed=self.seed + 1
-        )
+        layers, width = self.student_layers, self.student_width
+        student = network(tokenizer, layers=layers, width=width, inner=2, seed=self.seed + 1)
         save(student, folder / "student")
         for split, prompts in self.prompts().items():
             rows = ({"prompt": p, "references": self.answers(p)} for p in prompts)
