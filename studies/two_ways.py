@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from from_scratch import Pair, network, pieces, teach, write_lines
@@ -64,6 +65,7 @@ class TwoWays:
         pairs = self.lessons(self.teacher_steps * self.teacher_batch)
         save(teach(teacher, pairs, lesson, folder), folder / "teacher")
 
+    @cached_property
     def table(self) -> dict[str, str]:
         """A number for each key."""
         draw = random.Random(f"table {self.seed}")
@@ -75,17 +77,17 @@ class TwoWays:
     def answers(self, prompt: str) -> list[str]:
         """Both right answers: from the table, and the copy."""
         key, word = prompt.split()
-        return ["#" + self.table()[key], "=" + word]
+        return ["#" + self.table[key], "=" + word]
 
     def prompts(self) -> dict[str, list[str]]:
         """Distinct prompts for each split."""
-        draw, keys = random.Random(f"prompts {self.seed}"), list(self.table())
+        draw, keys = random.Random(f"prompts {self.seed}"), list(self.table)
         made = iter(_distinct(draw, keys, self.word, sum(SPLITS.values())))
         return {split: [next(made) for _ in range(count)] for split, count in SPLITS.items()}
 
     def lessons(self, count: int) -> list[Pair]:
         """What the teacher learns from: a drawn prompt, answered in one drawn way."""
-        draw, table = random.Random(f"lessons {self.seed}"), self.table()
+        draw, table = random.Random(f"lessons {self.seed}"), self.table
         keys = list(table)
         pairs = []
         for _ in range(count):

@@ -45,7 +45,7 @@ def test_prompts_of_two_ways_are_apart_and_have_two_answers(two_ways: Any):
     assert len(set(prompts)) == len(prompts)
     assert two_ways(keys=20).prompts() == splits
     assert two_ways(keys=20, seed=1).prompts() != splits
-    table = world.table()
+    table = world.table
     assert len(table) == 20
     for prompt in splits["test"]:
         key, word = prompt.split()
