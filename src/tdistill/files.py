@@ -13,6 +13,7 @@ from tdistill.errors import ModelError
 from tdistill.hashing import file_sha256, key_of
 
 _PACKAGE = "package:"
+_WORLD = "world:"
 _WHOLE_BELOW = 1 << 20
 
 
@@ -36,6 +37,16 @@ def resolve_path(path: str) -> str:
     if not local.exists() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
         raise ModelError(f"{path}: expected a folder with a model, found nothing there")
     return str(local) if local.exists() else path
+
+
+def in_world(path: str | None) -> bool:
+    """Whether a path is ``world:NAME``: what the world of a run makes by that name."""
+    return path is not None and path.startswith(_WORLD)
+
+
+def place_in_world(path: str, world: Path) -> str:
+    """``world:NAME`` as the path in the folder of a world; other paths as they are."""
+    return str(world / path.removeprefix(_WORLD)) if in_world(path) else path
 
 
 def fingerprint(path: str | None) -> str:

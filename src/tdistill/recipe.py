@@ -12,18 +12,41 @@ from tdistill.checks import check, check_at_least
 from tdistill.data.config import DataConfig
 from tdistill.errors import InvalidValueError, RecipeError
 from tdistill.evaluation.config import EvaluationConfig
+from tdistill.files import in_world, place_in_world
 from tdistill.teacher.config import RolloutConfig
 from tdistill.training.config import TrainConfig
 from tdistill.training.objectives import KD, SFT, AnyObjective, BellmanDistill, SeqKD
 
+_SOURCES = ("train", "valid", "test", "lm_text")  # fields of data
 _OF_OBJECTIVES = ("objectives", "distilled", "baseline")
+
+
+@dataclass(frozen=True)
+class WorldConfig:
+    """Data and models that the run makes before all else.
+
+    ``world:NAME`` in place of a path, of a model or of data, is what goes by that name there.
+    """
+
+    make: str  # FILE.py:CLASS, a dataclass with a method make(folder) that writes them
+    settings: dict[str, int | float | bool | str | None] = field(default_factory=dict)  # its fields
+    folder: str | None = None  # where it is made, so that runs may share it; null: DIR/world
+
+    def __post_init__(self) -> None:
+        """Refuse a class that cannot make it; spell its defaults out."""
+        object.__setattr__(self, "settings", strict.dump(self.maker()))
+
+    def maker(self) -> Any:
+        """The instance that makes it."""
+        cls = strict.import_maker(self.make, "make")
+        return strict.structure(cls, self.settings, where="settings")
 
 
 @dataclass(frozen=True)
 class TeacherConfig:
     """The model to imitate."""
 
-    path: str  # a folder, a hub name, or package:NAME for the folder of an installed package
+    path: str  # a folder, a hub name, world:NAME, or package:NAME for an installed package's folder
     gguf_file: str | None = None  # name of a GGUF file in it; converted to safetensors once
 
 
@@ -32,7 +55,7 @@ class StudentConfig:
     """The model to train: the teacher with fewer layers, or a checkpoint of the same tokenizer."""
 
     layers: int | None = None  # keep so many of the teacher's layers, first and last among them
-    path: str | None = None  # or start from this folder or hub name
+    path: str | None = None  # or start from this folder, hub name or world:NAME
 
     def __post_init__(self) -> None:
         """Refuse both and neither."""
@@ -60,6 +83,7 @@ class Recipe:
 
     teacher: TeacherConfig
     student: StudentConfig
+    world: WorldConfig | None = None  # made by the run itself; null: all that it reads is there
     data: DataConfig = field(default_factory=DataConfig)
     rollouts: RolloutConfig = field(default_factory=RolloutConfig)
     start: StartConfig | None = field(default_factory=StartConfig)  # null: no SFT phase
@@ -81,6 +105,9 @@ class Recipe:
         for label in self.objectives:
             usable = label not in ("teacher", "start") and label.replace("-", "_").isidentifier()
             check("objectives", usable, "names of letters, digits, - and _, not a model's", label)
+        for place, path in named_paths(self).items():
+            there = self.world is not None or not in_world(path)
+            check(place, there, "a section `world` that makes it", f"{path} and none")
         captured = self.rollouts.capture.captured_top_p
         fixed = {k: o for k, o in self.objectives.items() if o.tolerated_gap is None}
         wanted = {f"objectives.{k}": o.set_top_p for k, o in fixed.items()}
@@ -100,6 +127,24 @@ class Recipe:
         models = ("teacher", "start", *self.objectives)
         for name in self.evaluation.tuned_models:
             check("evaluation.tuned_models", name in models, f"among {', '.join(models)}", name)
+
+
+def named_paths(recipe: Recipe) -> dict[str, str]:
+    """The paths of models and data that a recipe gives, by their field."""
+    paths = {"teacher.path": recipe.teacher.path, "student.path": recipe.student.path}
+    paths |= {f"data.{name}": getattr(recipe.data, name) for name in _SOURCES}
+    return {field: path for field, path in paths.items() if path is not None}
+
+
+def placed(recipe: Recipe, world: Path) -> Recipe:
+    """The recipe with every ``world:NAME`` as the path in the folder of its world."""
+    paths = {field: place_in_world(path, world) for field, path in named_paths(recipe).items()}
+    return replace(
+        recipe,
+        teacher=replace(recipe.teacher, path=paths["teacher.path"]),
+        student=replace(recipe.student, path=paths.get("student.path")),
+        data=replace(recipe.data, **{name: paths.get(f"data.{name}") for name in _SOURCES}),
+    )
 
 
 def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -130,7 +175,8 @@ def read_recipes(paths: Sequence[Path], options: Sequence[strict.Option] = ()) -
 
 
 def _read(path: Path, options: Sequence[strict.Option]) -> Recipe:
-    return strict.structure(Recipe, strict.load_yaml(path), options, where=str(path))
+    document = strict.beside(strict.load_yaml(path), path.parent)
+    return strict.structure(Recipe, document, options, where=str(path))
 
 
 def unite(recipes: Mapping[str, Recipe]) -> Recipe:

@@ -16,7 +16,7 @@ class DataConfig:
     """The ``data`` section of a recipe.
 
     A source is a JSONL, ``.json`` or Parquet file, a folder saved by ``datasets.save_to_disk``, or
-    ``demo:SPLIT`` (the prompts that ship with the package).
+    ``demo:SPLIT`` (the prompts that ship with the package); in a recipe also ``world:NAME``.
 
     Attributes:
         train: source of the training prompts; ``valid`` (null: none) and ``test`` likewise.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tdistill.files import resolve_path
+from tdistill.files import in_world, place_in_world, resolve_path
 from tdistill.recipe import Recipe
 
 RESOLVED_RECIPE = "recipe.resolved.yaml"
@@ -20,6 +20,12 @@ def seed_folder(folder: Path, number: int) -> Path:
     return folder if number == 0 else folder / f"seed-{number}"
 
 
+def world_folder(recipe: Recipe, folder: Path) -> Path:
+    """Where the world of a run in a folder is."""
+    own = None if recipe.world is None else recipe.world.folder
+    return folder / "world" if own is None else Path(own).expanduser()
+
+
 def model_folder(recipe: Recipe, folder: Path, label: str) -> Path:
     """Where the model of a label is.
 
@@ -33,5 +39,9 @@ def model_folder(recipe: Recipe, folder: Path, label: str) -> Path:
     """
     if label == "teacher":
         config = recipe.teacher
-        return folder / "teacher" if config.gguf_file else Path(resolve_path(config.path))
+        if config.gguf_file:
+            return folder / "teacher"
+        if in_world(config.path):  # which may not be made yet
+            return Path(place_in_world(config.path, world_folder(recipe, folder)))
+        return Path(resolve_path(config.path))
     return folder / ("student" if label == recipe.distilled else f"models/{label}")

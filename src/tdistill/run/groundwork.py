@@ -8,19 +8,21 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tdistill.checks import check
 from tdistill.data import Example, load_text_chunks
 from tdistill.evaluation import evaluate
 from tdistill.evaluation.evaluate import Exam
 from tdistill.evaluation.imitation import hold_out
 from tdistill.evidence.rows import Row
+from tdistill.files import in_world, locked
 from tdistill.models import language_model
 from tdistill.models.language_model import LanguageModel
 from tdistill.progress import Progress
-from tdistill.recipe import Recipe
+from tdistill.recipe import Recipe, named_paths, placed
 from tdistill.run.examples import load_splits
-from tdistill.run.folders import model_folder
+from tdistill.run.folders import model_folder, world_folder
 from tdistill.run.keys import stage_keys
-from tdistill.run.stages import Say, Stages
+from tdistill.run.stages import Say, Stages, open_workplace
 from tdistill.teacher.cache.reader import Cache
 from tdistill.teacher.cache.writer import CacheWriter, identity_of
 from tdistill.teacher.rollouts import collect_rollouts, plan_key
@@ -56,17 +58,41 @@ class Groundwork:
 
     def __init__(self, recipe: Recipe, folder: Path, say: Say) -> None:
         self.recipe, self.folder, self.say = recipe, folder, say
+        self.world = world_folder(recipe, folder)
+        self.placed = placed(recipe, self.world)
         self.keys = stage_keys(recipe)
         self.stages = Stages(folder, say)
         self.teacher_folder = model_folder(recipe, folder, "teacher")
         self._caches: dict[str, Cache] = {}
         self._chunks: dict[int, list[tuple[int, ...]]] = {}
 
+    # The world.
+
+    def make_world(self) -> None:
+        """Let the recipe's own class make what the run starts from, once for all that share it."""
+        config, folder, key = self.recipe.world, self.world, self.keys.get("world", "")
+        if config is None:
+            return
+        before, after = named_paths(self.recipe), named_paths(self.placed)
+        outputs = {path: Path(after[field]) for field, path in before.items() if in_world(path)}
+
+        def make() -> dict[str, Any]:
+            open_workplace(folder, key)
+            config.maker().make(folder)
+            for path, output in outputs.items():
+                found = ", ".join(sorted(p.name for p in folder.iterdir()))
+                check("world.make", output.exists(), f"it to leave {path}", f"{found} in {folder}")
+            return {}
+
+        with locked(folder.parent / "locks" / folder.name, wait=True):
+            beside = Stages(folder.parent, self.say)
+            beside.run(folder.name, key, list(outputs.values()), make)
+
     # The teacher.
 
     def convert_teacher(self) -> None:
         """Convert a GGUF teacher to safetensors, once."""
-        config = self.recipe.teacher
+        config = self.placed.teacher
         if config.gguf_file is None:
             return
 
@@ -103,8 +129,8 @@ class Groundwork:
     @once
     def count_vocabulary(self) -> int:
         """Tokens that teacher and student share."""
-        if self.recipe.student.path is not None:
-            student = language_model.load(self.recipe.student.path)
+        if self.placed.student.path is not None:
+            student = language_model.load(self.placed.student.path)
             return language_model.shared_vocabulary(self.load_teacher(), student)
         return self.open_cache("train").manifest.identity.vocabulary_size
 
@@ -113,11 +139,11 @@ class Groundwork:
     @once
     def load_examples(self) -> dict[str, list[Example]]:
         """Training, validation and test examples; test prompts seen in training are left out."""
-        return load_splits(self.recipe.data, self.load_tokenizer(), self.folder, self.say)
+        return load_splits(self.placed.data, self.load_tokenizer(), self.folder, self.say)
 
     def load_text(self, length: int) -> list[tuple[int, ...]]:
         """Plain text for the language-model stream in chunks of so many tokens, read once."""
-        text = self.recipe.data.lm_text
+        text = self.placed.data.lm_text
         if text is None:
             return []
         if length not in self._chunks:
@@ -198,7 +224,7 @@ class Groundwork:
 
     def make_student(self) -> Path:
         """The untrained student; returns its folder."""
-        config, folder = self.recipe.student, self.folder / "models" / "untrained"
+        config, folder = self.placed.student, self.folder / "models" / "untrained"
 
         def make() -> dict[str, Any]:
             if config.path is not None:
@@ -243,8 +269,16 @@ class Groundwork:
 
     def records(self) -> dict[str, dict[str, Any]]:
         """The records of the stages that are done."""
-        own = ("teacher", "rollouts", "references", "held-out", "student", "evaluate-teacher")
-        return self.stages.records({name: self.keys[name] for name in own})
+        own = (
+            "world",
+            "teacher",
+            "rollouts",
+            "references",
+            "held-out",
+            "student",
+            "evaluate-teacher",
+        )
+        return self.stages.records({name: self.keys[name] for name in own if name in self.keys})
 
 
 def _counted(name: str, counts: Any, total: int) -> int:

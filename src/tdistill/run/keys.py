@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from tdistill import strict
-from tdistill.files import fingerprint
+from tdistill.files import fingerprint, in_world
 from tdistill.hashing import key_of
-from tdistill.recipe import Recipe, recipe_dict
+from tdistill.recipe import Recipe, WorldConfig, recipe_dict
 from tdistill.report.result import FORMAT
 
 
@@ -24,7 +25,7 @@ def stage_keys(recipe: Recipe) -> dict[str, str]:
     """The key of every stage of one training seed, by the name of the stage."""
     plain = recipe_dict(recipe)
     keys = _shared_keys(recipe)
-    text = fingerprint(recipe.data.lm_text)
+    text = _content(recipe.data.lm_text, keys)
     keys["start"] = key_of(keys["student"], keys["rollouts"], plain["start"], text)
     for label in recipe.objectives:
         place = label == recipe.distilled  # in student/ or in models/
@@ -42,15 +43,27 @@ def stage_keys(recipe: Recipe) -> dict[str, str]:
 def _shared_keys(recipe: Recipe) -> dict[str, str]:
     """Those of the stages that no training seed is in."""
     plain, data = recipe_dict(recipe), recipe.data
-    keys = {"teacher": key_of(plain["teacher"], fingerprint(recipe.teacher.path))}
+    keys = {} if recipe.world is None else {"world": _world_key(recipe.world)}
+    keys["teacher"] = key_of(plain["teacher"], _content(recipe.teacher.path, keys))
     read = {k: v for k, v in plain["data"].items() if not k.startswith("lm_")}
-    files = {s: fingerprint(getattr(data, s)) for s in ("train", "valid", "test")}
+    files = {s: _content(getattr(data, s), keys) for s in ("train", "valid", "test")}
     keys["rollouts"] = key_of(keys["teacher"], read, files, plain["rollouts"])
     keys["references"] = key_of(keys["rollouts"], "references")
     keys["held-out"] = key_of(keys["rollouts"], recipe.evaluation.rollouts_per_prompt)
-    student = fingerprint(recipe.student.path)
+    student = _content(recipe.student.path, keys)
     keys["student"] = key_of(keys["teacher"], plain["student"], student)
     return keys
+
+
+def _world_key(world: WorldConfig) -> str:
+    maker = type(world.maker())
+    code = [fingerprint(str(file)) for file in strict.source_files_of(maker)]
+    return key_of(maker.__qualname__, world.settings, code)
+
+
+def _content(path: str | None, keys: Mapping[str, str]) -> str:
+    """What is at a path; in the world, which may not be made yet, all that makes it."""
+    return keys["world"] if in_world(path) else fingerprint(path)
 
 
 def result_key(recipe: Recipe) -> str:

@@ -81,6 +81,7 @@ class Run:
         self._work_off(left)
 
     def _sample_rollouts(self) -> None:
+        self.groundwork.make_world()
         self.groundwork.check_student()
         self.say(f"  {len(self.groundwork.sample_rollouts())} teacher responses to train on")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,15 @@ from typing import Any
 from tdistill.files import write_atomically
 
 Say = Callable[[str], None]
+
+
+def open_workplace(folder: Path, key: str) -> None:
+    """A folder that is new, or holds what was left by interrupted work of the same key."""
+    note = folder / "key.txt"
+    if folder.exists() and (not note.exists() or note.read_text(encoding="utf-8") != key):
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(note, key)
 
 
 class Stages:

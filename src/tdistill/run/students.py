@@ -11,12 +11,11 @@ from typing import Any
 from tdistill.evaluation import evaluate
 from tdistill.evidence.evidence import EvidenceSource
 from tdistill.evidence.rows import Row
-from tdistill.files import write_atomically
 from tdistill.models import language_model
 from tdistill.run.folders import model_folder, seed_folder
 from tdistill.run.groundwork import Groundwork
 from tdistill.run.keys import seeded, stage_keys
-from tdistill.run.stages import Stages
+from tdistill.run.stages import Stages, open_workplace
 from tdistill.teacher.source import CachedTeacher
 from tdistill.training import train
 from tdistill.training.config import TrainConfig
@@ -140,7 +139,7 @@ class Students:
         def work() -> dict[str, Any]:
             references = ground.score_references() if objective.reference_share else []
             wants_teacher = objective.needs_live_teacher or objective.uses_student_rows
-            self._guard_checkpoints(checkpoints, self.keys[label])
+            open_workplace(checkpoints, self.keys[label])
             responses = rows()
             resolved, chosen = resolve_gap(objective, lambda: ground.open_cache("train"))
             if chosen is not None:
@@ -173,11 +172,3 @@ class Students:
             return CachedTeacher(self.groundwork.open_cache("train"))
         wanted = objective.needs_sets or objective.uses_student_rows
         return self.groundwork.load_live_teacher() if wanted else None  # references: in no cache
-
-    def _guard_checkpoints(self, folder: Path, key: str) -> None:
-        """Checkpoints of other settings must not be continued from."""
-        note = folder / "key.txt"
-        if folder.exists() and (not note.exists() or note.read_text(encoding="utf-8") != key):
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(note, key)

@@ -10,7 +10,7 @@ taken from the entry's name::
       bd10: {objective: bellman_distill, alpha: 10}
 
 A name with a colon (``mine.py:MyClass``) is a class of the user's own, derived from the base that
-the classes of the union share.
+the classes of the union share. It is looked for beside the document, then in the current folder.
 
 A section left empty in YAML is a section without keys. An absent section takes the default of its
 field; a present one takes the defaults of its class for the keys it does not have.
@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from tdistill.strict.dumping import dump
 from tdistill.strict.help import describe
-from tdistill.strict.imported import source_file_of
+from tdistill.strict.imported import beside, import_maker, source_file_of, source_files_of
 from tdistill.strict.kinds import nearest
 from tdistill.strict.overrides import Option, split_words
 from tdistill.strict.structuring import structure
@@ -28,11 +28,14 @@ from tdistill.strict.yaml_text import load_yaml
 
 __all__ = [
     "Option",
+    "beside",
     "describe",
     "dump",
+    "import_maker",
     "load_yaml",
     "nearest",
     "source_file_of",
+    "source_files_of",
     "split_words",
     "structure",
 ]

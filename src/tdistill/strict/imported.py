@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.util
 import inspect
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,16 +36,7 @@ def import_class(path: str, base: type) -> type:
         InvalidValueError: if there is no such file, module or class, or the class is no dataclass
             derived from ``base`` with a ``name`` of its own.
     """
-    place, _, name = path.partition(":")
-    found = getattr(_module(place, path), name, None)
-    if not (isinstance(found, type) and issubclass(found, base)):
-        raise InvalidValueError(
-            f"{path}: expected a class {name or '(none given)'} derived from {base.__name__} in "
-            f"{place}, found {'nothing of that name' if found is None else repr(found)}"
-        )
-    # `@dataclass` sets __dataclass_params__ on each class it is applied to; a base's is inherited.
-    if "__dataclass_params__" not in vars(found):
-        raise InvalidValueError(f"{path}: expected a dataclass; write @dataclass(frozen=True)")
+    found = _dataclass(path, f"derived from {base.__name__}", lambda cls: issubclass(cls, base))
     if "name" not in vars(found):
         raise InvalidValueError(f"{path}: expected name: ClassVar[str] in the class, found none")
     _PATHS[found] = path
@@ -54,9 +48,59 @@ def import_path_of(cls: type) -> str | None:
     return _PATHS.get(cls)
 
 
+def import_maker(path: str, method: str) -> type:
+    """The dataclass that a path names, which needs no base, only a method of that name.
+
+    Raises:
+        InvalidValueError: as `import_class` does.
+    """
+    wanted = f"with a method {method}"
+    return _dataclass(path, wanted, lambda cls: callable(getattr(cls, method, None)))
+
+
+def beside(document: Any, folder: Path) -> Any:
+    """A document whose import paths of files in a folder, relative to it, are made absolute.
+
+    So code may be named that lies beside the document, from whatever folder it is read.
+    """
+    if isinstance(document, dict):
+        return {key: beside(value, folder) for key, value in document.items()}
+    if isinstance(document, list):
+        return [beside(value, folder) for value in document]
+    if not is_import_path(document):
+        return document
+    place, _, name = document.rpartition(":")
+    file = (folder / place).resolve()
+    return f"{file}:{name}" if place.endswith(".py") and file.is_file() else document
+
+
 def source_file_of(cls: type) -> Path | None:
     """The file of an imported class; None for the classes of the library."""
     return Path(inspect.getfile(cls)) if cls in _PATHS else None
+
+
+def source_files_of(cls: type) -> list[Path]:
+    """The file of a class, and those beside it that it imports."""
+    own = Path(inspect.getfile(cls))
+    nodes = list(ast.walk(ast.parse(own.read_text(encoding="utf-8"))))
+    names = {alias.name for n in nodes if isinstance(n, ast.Import) for alias in n.names}
+    names |= {n.module for n in nodes if isinstance(n, ast.ImportFrom) and n.module}
+    beside = (own.with_name(f"{name}.py") for name in sorted(names))
+    return [own, *(file for file in beside if file.is_file())]
+
+
+def _dataclass(path: str, wanted: str, fits: Callable[[type], bool]) -> type:
+    place, _, name = path.rpartition(":")
+    found = getattr(_module(place, path), name, None)
+    if not (isinstance(found, type) and fits(found)):
+        raise InvalidValueError(
+            f"{path}: expected a class {name or '(none given)'} {wanted} in {place}, found "
+            f"{'nothing of that name' if found is None else repr(found)}"
+        )
+    # `@dataclass` sets __dataclass_params__ on each class it is applied to; a base's is inherited.
+    if "__dataclass_params__" not in vars(found):
+        raise InvalidValueError(f"{path}: expected a dataclass; write @dataclass(frozen=True)")
+    return found
 
 
 def _module(place: str, path: str) -> Any:
@@ -77,8 +121,19 @@ def _module(place: str, path: str) -> Any:
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module  # dataclasses look their module up
         try:
-            spec.loader.exec_module(module)
+            with _importable(file.parent):
+                spec.loader.exec_module(module)
         except BaseException:
             del sys.modules[name]
             raise
     return sys.modules[name]
+
+
+@contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    """Let a file import its neighbours, as one that is started as a script may."""
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
