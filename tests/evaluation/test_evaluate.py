@@ -79,7 +79,6 @@ def test_the_record_of_a_model():
         assert row["prompts"] == 4
         assert set(row["metrics"]) == {
             "rouge_l",
-            "exact_match",
             "teacher_nll",
             "reverse_kl",
             "response_tokens",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tdistill.checks import check, check_at_least
+from tdistill.evaluation.verifier import load_verifier
 from tdistill.models.decoding import Decoding
 
 
@@ -21,6 +22,7 @@ class EvaluationConfig:
     """How models are compared on prompts never seen in training."""
 
     decodings: dict[str, Decoding] = field(default_factory=_three_decodings)
+    verify: str | None = None  # right responses: exact (as a reference), FILE.py:FUNCTION, or null
     seeds: int = 5  # generation seeds of every decoding that samples
     max_new_tokens: int = 256
     batch_size: int = 32
@@ -39,5 +41,7 @@ class EvaluationConfig:
             batch_size=self.batch_size,
             rollouts_per_prompt=self.rollouts_per_prompt,
         )
+        if self.verify is not None:
+            load_verifier(self.verify)
         for temperature in self.tuned_temperatures:
             check("tuned_temperatures", temperature > 0, "values above 0", temperature)

@@ -10,7 +10,8 @@ from tdistill.data.examples import Example
 from tdistill.evaluation.config import EvaluationConfig
 from tdistill.evaluation.imitation import HeldOut, imitation
 from tdistill.evaluation.intervals import Sample
-from tdistill.evaluation.responses import overlap, respond, score_responses, text_of
+from tdistill.evaluation.responses import quality, respond, score_responses, text_of
+from tdistill.evaluation.verifier import Verifier, load_verifier
 from tdistill.models.decoding import Decoding
 from tdistill.models.language_model import LanguageModel
 from tdistill.progress import Progress
@@ -38,6 +39,11 @@ class Exam:
     held_out: HeldOut
     config: EvaluationConfig
     vocabulary_size: int
+
+    @property
+    def verifier(self) -> Verifier | None:
+        """Says which responses are right, where the config names one."""
+        return None if self.config.verify is None else load_verifier(self.config.verify)
 
 
 def judge(label: str, model: LanguageModel, exam: Exam) -> dict[str, Any]:
@@ -80,6 +86,7 @@ def judge(label: str, model: LanguageModel, exam: Exam) -> dict[str, Any]:
             exam.teacher,
             vocabulary_size=exam.vocabulary_size,
             batch_size=config.batch_size,
+            verifier=exam.verifier,
         )
         if decoding.greedy or not samples:
             samples = [text_of(model, r) for r in made.responses[0][: config.samples]]
@@ -103,7 +110,7 @@ def judge(label: str, model: LanguageModel, exam: Exam) -> dict[str, Any]:
 
 
 def tuned_temperature(label: str, model: LanguageModel, exam: Exam) -> float:
-    """The temperature with the best Rouge-L on the validation prompts."""
+    """The temperature with the best responses to the validation prompts: see `quality`."""
     config, best = exam.config, (float("-inf"), 1.0)
     bar = Progress(f"tune {label}", len(config.tuned_temperatures))
     for number, temperature in enumerate(config.tuned_temperatures):
@@ -115,9 +122,9 @@ def tuned_temperature(label: str, model: LanguageModel, exam: Exam) -> float:
             max_new_tokens=config.max_new_tokens,
             batch_size=config.batch_size,
         )
-        rouge = overlap(made, exam.valid, model)["rouge_l"]
-        if rouge is not None:
-            best = max(best, (rouge.mean, temperature))
+        found = quality(made, exam.valid, model, exam.verifier)
+        if found is not None:
+            best = max(best, (found.mean, temperature))
         bar.update(number + 1, f"T = {temperature}")
     bar.close()
     return best[1]

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import functools
-import string
 from collections.abc import Sequence
 from typing import Any
 
 from tdistill.errors import InvalidValueError
-
-_REMOVE_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def rouge_l(prediction: str, references: Sequence[str]) -> float:
@@ -40,42 +37,6 @@ def rouge_l(prediction: str, references: Sequence[str]) -> float:
         float(scorer.score(target=reference, prediction=prediction)["rougeL"].fmeasure)
         for reference in references
     )
-
-
-def exact_match(prediction: str, references: Sequence[str]) -> float:
-    """Return 100 when the response equals one of its references after ``normalise``, else 0.
-
-    Args:
-        prediction: the response, decoded without special tokens.
-        references: the accepted responses of the same prompt, at least one.
-
-    Returns:
-        0 or 100, so that a mean over prompts is a percentage.
-
-    Raises:
-        InvalidValueError: ``references`` is empty or a bare string.
-
-    Reference:
-        Gu et al. 2024, "MiniLLM", ``rouge_metric.py``.
-
-    >>> exact_match("Paris.", ["It is Paris", "paris"])
-    100.0
-    """
-    _check_references(references)
-    wanted = normalise(prediction)
-    return 100.0 * any(normalise(reference) == wanted for reference in references)
-
-
-def normalise(text: str) -> str:
-    """Return lower-case text without ASCII punctuation and with single spaces.
-
-    Unlike SQuAD's rule, MiniLLM's keeps the articles; punctuation is deleted, not replaced by a
-    space, so ``"well-known"`` becomes ``"wellknown"``.
-
-    >>> normalise("  The well-known  Answer! ")
-    'the wellknown answer'
-    """
-    return " ".join(text.lower().translate(_REMOVE_PUNCTUATION).split())
 
 
 def _check_references(references: Sequence[str]) -> None:

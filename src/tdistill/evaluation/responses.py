@@ -10,7 +10,8 @@ import torch
 
 from tdistill.data.examples import Example
 from tdistill.evaluation.intervals import Sample
-from tdistill.evaluation.metrics import exact_match, rouge_l
+from tdistill.evaluation.metrics import rouge_l
+from tdistill.evaluation.verifier import Verifier
 from tdistill.evidence.rows import Row
 from tdistill.models.decoding import Decoding
 from tdistill.models.generation import Response, decoding_sampler, generate, seed_of
@@ -76,6 +77,7 @@ def score_responses(
     *,
     vocabulary_size: int,
     batch_size: int,
+    verifier: Verifier | None = None,
 ) -> dict[str, Sample | None]:
     """Metrics of responses, a value for every prompt and generation seed.
 
@@ -86,9 +88,10 @@ def score_responses(
         teacher: whose likelihood of them is reported.
         vocabulary_size: tokens shared by both.
         batch_size: rows of one forward pass.
+        verifier: says which responses are right.
 
     Returns:
-        ``rouge_l``, ``exact_match`` (0 to 100, None without references), ``teacher_nll`` (nats a
+        ``rouge_l`` (0 to 100, None without references), that of a verifier, ``teacher_nll`` (nats a
         token), ``reverse_kl`` (Monte-Carlo estimate, nats a token; only for plain samples, whose
         policy is the model itself), ``response_tokens``, ``ended`` (share).
     """
@@ -99,8 +102,11 @@ def score_responses(
     if made.decoding == Decoding():
         own = _log_probs(model, made, examples, vocabulary_size, batch_size)
         reverse_kl = Sample(own - teacher_log_probs, lengths)
+    judged = {"rouge_l": overlap(made, examples, model)}
+    if verifier is not None:
+        judged[verifier.metric] = verified(made, examples, model, verifier)
     return {
-        **overlap(made, examples, model),
+        **judged,
         "teacher_nll": nll,
         "reverse_kl": reverse_kl,
         "response_tokens": Sample(lengths),
@@ -108,22 +114,32 @@ def score_responses(
     }
 
 
-def overlap(
-    made: Responses, examples: Sequence[Example], model: LanguageModel
-) -> dict[str, Sample | None]:
-    """Rouge-L and exact match with the references; None where prompts have no references."""
+def overlap(made: Responses, examples: Sequence[Example], model: LanguageModel) -> Sample | None:
+    """Rouge-L with the references; None where prompts have no references."""
     if not all(example.references for example in examples):
-        return {"rouge_l": None, "exact_match": None}
-    texts = [[text_of(model, r) for r in round_] for round_ in made.responses]
+        return None
+    return _of_texts(made, model, lambda text, i: rouge_l(text, examples[i].references))
 
-    def per_prompt(metric: Callable[[str, Sequence[str]], float]) -> Sample:
-        values = [
-            [metric(text, e.references) for text, e in zip(round_, examples, strict=True)]
-            for round_ in texts
-        ]
-        return Sample(np.asarray(values, dtype=np.float64).T)
 
-    return {"rouge_l": per_prompt(rouge_l), "exact_match": per_prompt(exact_match)}
+def verified(
+    made: Responses, examples: Sequence[Example], model: LanguageModel, verifier: Verifier
+) -> Sample:
+    """How right each response is, from 0 to 1."""
+    return _of_texts(made, model, lambda text, i: verifier(text, examples[i]))
+
+
+def quality(
+    made: Responses, examples: Sequence[Example], model: LanguageModel, verifier: Verifier | None
+) -> Sample | None:
+    """What a decoding is chosen by: the verifier's verdict where there is one, else Rouge-L."""
+    if verifier is None:
+        return overlap(made, examples, model)
+    return verified(made, examples, model, verifier)
+
+
+def _of_texts(made: Responses, model: LanguageModel, value: Callable[[str, int], float]) -> Sample:
+    """A value of each response's text and of the number of its prompt."""
+    return Sample(_table(made, lambda i, r: value(text_of(model, r), i)))
 
 
 def text_of(model: LanguageModel, response: Response) -> str:

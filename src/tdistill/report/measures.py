@@ -51,7 +51,10 @@ MEASURES = {
         "Longest common subsequence with the best-matching reference (F measure, stemmed).",
     ),
     "exact_match": Measure(
-        "Exact match", "0\N{EN DASH}100", 1, 1, "Responses equal to a reference, in percent."
+        "Exact match", "share", 1, 3, "Share of responses equal to one of the references."
+    ),
+    "verified": Measure(
+        "Verified", "share", 1, 3, "Mean verdict of the recipe's verifier, 1 for a right response."
     ),
     "teacher_nll": Measure(
         "Teacher NLL",

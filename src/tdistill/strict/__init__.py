@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from tdistill.strict.dumping import dump
 from tdistill.strict.help import describe
-from tdistill.strict.imported import source_file_of
+from tdistill.strict.imported import import_function, is_import_path, source_file_of
 from tdistill.strict.kinds import nearest
 from tdistill.strict.overrides import Option, split_words
 from tdistill.strict.structuring import structure
@@ -30,6 +30,8 @@ __all__ = [
     "Option",
     "describe",
     "dump",
+    "import_function",
+    "is_import_path",
     "load_yaml",
     "nearest",
     "source_file_of",
