@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from itertools import combinations
+
 import pytest
 
 from tdistill.errors import InvalidValueError
-from tdistill.evaluation.metrics import rouge_l
+from tdistill.evaluation.metrics import pass_at_k, repetition, rouge_l
 
 
 @pytest.mark.parametrize(
@@ -56,3 +58,18 @@ def test_a_mean_over_prompts_is_what_minillm_reports() -> None:
     references = [["yes", "no"], ["cats"], ["blue"]]
     pairs = list(zip(predictions, references, strict=True))
     assert sum(rouge_l(*pair) for pair in pairs) / 3 == pytest.approx(100 * 5 / 9)
+
+
+@pytest.mark.parametrize(("samples", "right"), [(1, 0), (1, 1), (5, 2), (6, 1), (6, 5), (4, 4)])
+def test_pass_at_k_is_the_share_of_choices_with_a_right_sample(samples: int, right: int) -> None:
+    for k in range(1, samples + 1):
+        choices = list(combinations(range(samples), k))
+        share = sum(any(i < right for i in choice) for choice in choices) / len(choices)
+        assert pass_at_k(samples, right, k) == pytest.approx(share)
+
+
+def test_repetition_is_of_n_grams_within_one_response() -> None:
+    assert repetition([7] * 8) == pytest.approx(4 / 5)  # five 4-grams, one of them different
+    assert repetition(range(20)) == 0.0
+    assert repetition([1, 2, 3]) == repetition([]) == 0.0
+    assert repetition([1, 2, 1, 2], n=2) == pytest.approx(1 / 3)

@@ -150,3 +150,11 @@ def test_a_wrong_verifier_ends_a_run_before_any_work(tmp_path: Path):
     assert cli.main([*command, "exact"]) == 0
     scores = json.loads((tmp_path / "out" / "metrics.json").read_text())["scores"]
     assert all(score["metrics"]["exact_match"] is not None for score in scores)
+    for score in scores:
+        metrics, sampled = score["metrics"], score["decoding"] != "greedy"
+        assert ("pass_at_1" in metrics) == sampled
+        assert "pass_at_5" not in metrics  # there are two seeds
+        assert (metrics["sequence_reverse_kl"] is None) == (not sampled)
+        assert (metrics["exposure_bias"] is None) == (score["model"] == "teacher")
+        for name in ("entropy", "repetition", "own_forward_kl", "response_tokens", "ended"):
+            assert metrics[name]["low"] is not None, name

@@ -23,13 +23,14 @@ class EvaluationConfig:
 
     decodings: dict[str, Decoding] = field(default_factory=_three_decodings)
     verify: str | None = None  # right responses: exact (as a reference), FILE.py:FUNCTION, or null
+    pass_k: tuple[int, ...] = (1, 5)  # with verify: pass@k of these; those above seeds are left out
     seeds: int = 5  # generation seeds of every decoding that samples
     max_new_tokens: int = 256
     batch_size: int = 32
     rollouts_per_prompt: int = 1  # held-out teacher rollouts for the forward KL
     set_top_p: float = 0.8  # set off which mass counts as leak
     tuned_models: tuple[str, ...] = ("start",)  # rows that also get their best temperature
-    tuned_temperatures: tuple[float, ...] = (0.3, 0.5, 0.7)  # chosen from, on data.valid
+    tuned_temperatures: tuple[float, ...] = (0.3, 0.5, 0.7, 1.0)  # chosen from, on data.valid
     samples: int = 4  # prompts whose responses are shown side by side
 
     def __post_init__(self) -> None:
@@ -41,6 +42,8 @@ class EvaluationConfig:
             batch_size=self.batch_size,
             rollouts_per_prompt=self.rollouts_per_prompt,
         )
+        for k in self.pass_k:
+            check_at_least(1, pass_k=k)
         if self.verify is not None:
             load_verifier(self.verify)
         for temperature in self.tuned_temperatures:

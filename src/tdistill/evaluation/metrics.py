@@ -1,8 +1,9 @@
-"""Scores of one response against its references, computed as MiniLLM computes them."""
+"""Scores of the responses to one prompt: pure functions of texts, tokens and verdicts."""
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from tdistill.errors import InvalidValueError
 
 
 def rouge_l(prediction: str, references: Sequence[str]) -> float:
-    """Return the Rouge-L F-measure of a response, the best over its references.
+    """The Rouge-L F-measure of a response, the best over its references, as MiniLLM computes it.
 
     The rouge-score package tokenises (lower case, runs of ``a-z0-9``) and stems words of more than
     three letters (Porter). Text without such characters, an empty response included, scores 0.
@@ -37,6 +38,41 @@ def rouge_l(prediction: str, references: Sequence[str]) -> float:
         float(scorer.score(target=reference, prediction=prediction)["rougeL"].fmeasure)
         for reference in references
     )
+
+
+def pass_at_k(samples: int, right: int, k: int) -> float:
+    """The chance that at least one of k samples is right: ``1 - C(n - c, k) / C(n, k)``.
+
+    Unbiased for k independent samples, where ``1 - (1 - c / n)^k`` is too low.
+
+    Args:
+        samples: n, drawn for one prompt, at least k.
+        right: c, those of them that are right.
+        k: samples that may be tried.
+
+    Reference:
+        Chen et al. 2021, "Evaluating Large Language Models Trained on Code", arXiv 2107.03374, (1).
+
+    Example:
+        >>> pass_at_k(5, 2, 1), pass_at_k(5, 2, 2), pass_at_k(5, 0, 5)
+        (0.4, 0.7, 0.0)
+    """
+    return 1 - math.comb(samples - right, k) / math.comb(samples, k)
+
+
+def repetition(tokens: Sequence[int], n: int = 4) -> float:
+    """Share of a response's n-grams that it holds already; 0 where it is too short for any.
+
+    Reference:
+        Welleck et al. 2020, "Neural Text Generation with Unlikelihood Training", arXiv 1908.04319
+        (seq-rep-n).
+
+    Example:
+        >>> repetition([1, 2, 1, 2, 1, 2, 1])  # 1212, 2121, 1212, 2121
+        0.5
+    """
+    ngrams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
+    return 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
 
 
 def _check_references(references: Sequence[str]) -> None:

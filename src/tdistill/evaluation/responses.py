@@ -1,4 +1,4 @@
-"""Scores of a model's own responses, in every decoding: overlap, likelihood, length."""
+"""Scores of a model's own responses: overlap, verdicts, likelihood, divergence, length."""
 
 from __future__ import annotations
 
@@ -6,18 +6,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from tdistill.data.examples import Example
 from tdistill.evaluation.intervals import Sample
-from tdistill.evaluation.metrics import rouge_l
+from tdistill.evaluation.metrics import pass_at_k, repetition, rouge_l
+from tdistill.evaluation.policy import read_own_states
 from tdistill.evaluation.verifier import Verifier
 from tdistill.evidence.rows import Row
 from tdistill.models.decoding import Decoding
 from tdistill.models.generation import Response, decoding_sampler, generate, seed_of
 from tdistill.models.language_model import LanguageModel
-from tdistill.models.layout import alike, lay_out
-from tdistill.models.scores import step_scores
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,26 +89,45 @@ def score_responses(
         verifier: says which responses are right.
 
     Returns:
-        ``rouge_l`` (0 to 100, None without references), that of a verifier, ``teacher_nll`` (nats a
-        token), ``reverse_kl`` (Monte-Carlo estimate, nats a token; only for plain samples, whose
-        policy is the model itself), ``response_tokens``, ``ended`` (share).
+        ``rouge_l`` (0 to 100, None without references), that of a verifier; in nats a token
+        ``teacher_nll``, ``reverse_kl`` (of the policy that sampled from the teacher; None greedily,
+        where it is the ``teacher_nll``), ``own_forward_kl`` (of the teacher from the model, where
+        the model went) and ``entropy`` (see `OwnStates`); ``sequence_reverse_kl`` (nats a
+        response), ``response_tokens``, ``ended`` and ``repetition`` (shares).
     """
-    lengths = _table(made, lambda i, r: len(r.ids))
-    teacher_log_probs = _log_probs(teacher, made, examples, vocabulary_size, batch_size)
-    nll = Sample(-teacher_log_probs, lengths)
-    reverse_kl = None
-    if made.decoding == Decoding():
-        own = _log_probs(model, made, examples, vocabulary_size, batch_size)
-        reverse_kl = Sample(own - teacher_log_probs, lengths)
+    states = read_own_states(
+        _rows(made, examples),
+        made.decoding,
+        model,
+        teacher,
+        vocabulary_size=vocabulary_size,
+        batch_size=batch_size,
+    )
+    shape = len(made.responses), len(examples)
+    tokens, nll, entropy, reverse_kl, forward_kl = (
+        sums.reshape(shape).T
+        for sums in (
+            states.tokens,
+            -states.teacher_log_prob,
+            states.entropy,
+            states.reverse_kl,
+            states.forward_kl,
+        )
+    )
     judged = {"rouge_l": overlap(made, examples, model)}
     if verifier is not None:
         judged[verifier.metric] = verified(made, examples, model, verifier)
+    samples = not made.decoding.greedy
     return {
         **judged,
-        "teacher_nll": nll,
-        "reverse_kl": reverse_kl,
-        "response_tokens": Sample(lengths),
+        "teacher_nll": Sample(nll, tokens),
+        "reverse_kl": Sample(reverse_kl, tokens) if samples else None,
+        "sequence_reverse_kl": Sample(reverse_kl) if samples else None,
+        "own_forward_kl": Sample(forward_kl, tokens),
+        "entropy": Sample(entropy, tokens),
+        "response_tokens": Sample(tokens),
         "ended": Sample(_table(made, lambda i, r: float(r.ended))),
+        "repetition": Sample(_table(made, lambda i, r: repetition(r.ids))),
     }
 
 
@@ -137,6 +154,22 @@ def quality(
     return verified(made, examples, model, verifier)
 
 
+def pass_metrics(verdicts: Sample, ks: Sequence[int]) -> dict[str, Sample]:
+    """``pass_at_k`` for each k that there are samples for; a response passes with a verdict of 1.
+
+    Args:
+        verdicts: of the samples of each prompt.
+        ks: numbers of samples that may be tried.
+    """
+    samples = verdicts.values.shape[1]
+    right = (verdicts.values == 1.0).sum(axis=1)
+    return {
+        f"pass_at_{k}": Sample(np.asarray([pass_at_k(samples, int(c), k) for c in right]))
+        for k in ks
+        if k <= samples
+    }
+
+
 def _of_texts(made: Responses, model: LanguageModel, value: Callable[[str, int], float]) -> Sample:
     """A value of each response's text and of the number of its prompt."""
     return Sample(_table(made, lambda i, r: value(text_of(model, r), i)))
@@ -154,31 +187,10 @@ def _table(made: Responses, value: Callable[[int, Response], float]) -> np.ndarr
     return np.asarray(rounds, dtype=np.float64).T
 
 
-@torch.no_grad()
-def _log_probs(
-    model: LanguageModel,
-    made: Responses,
-    examples: Sequence[Example],
-    vocabulary_size: int,
-    batch_size: int,
-) -> np.ndarray:
-    """``log pi(response | prompt)`` of each, nats: [prompts, seeds]."""
-    rows = [
+def _rows(made: Responses, examples: Sequence[Example]) -> list[Row]:
+    """The responses as rows, seed by seed."""
+    return [
         Row(example.prompt_ids, response.ids, response.ended)
         for round_ in made.responses
         for example, response in zip(examples, round_, strict=True)
     ]
-    order = alike(rows)
-    totals = np.zeros(len(rows))
-    for first in range(0, len(rows), batch_size):
-        group = order[first : first + batch_size]
-        laid = lay_out([rows[i] for i in group], model.pad_id).to(model.device)
-        scores = step_scores(model.model, laid, vocabulary_size=vocabulary_size)
-        actions = torch.tensor([a for i in group for a in rows[i].response_ids])
-        actions = actions.to(model.device)
-        normaliser = scores.log_normaliser(chunk_size=256)
-        chosen = scores.at(actions, torch.arange(len(actions), device=model.device))
-        lengths = [len(rows[i].response_ids) for i in group]
-        parts = (chosen - normaliser).double().split(lengths)
-        totals[group] = torch.stack([part.sum() for part in parts]).cpu().numpy()
-    return totals.reshape(len(made.responses), len(examples)).T

@@ -113,7 +113,7 @@ class Groundwork:
 
     @once
     def load_examples(self) -> dict[str, list[Example]]:
-        """Training, validation and test examples; test prompts seen in training are left out."""
+        """Training, validation and test examples; no prompt is in two of them."""
         splits = load_splits(self.recipe.data, self.load_tokenizer(), self.folder, self.say)
         if self.recipe.evaluation.verify is not None:
             load_verifier(self.recipe.evaluation.verify).try_out(splits["test"])
