@@ -11,7 +11,6 @@ DECODINGS = ("greedy", "sample", "nucleus")
 IMITATED = (("forward_kl", 0.9, 0.25), ("leak", 0.12, 0.03), ("set_kl", 0.6, 0.2))
 MEASURED = (
     ("rouge_l", 22.0, 2.0),
-    ("exact_match", 1.0, 0.2),
     ("teacher_nll", 2.1, 0.2),
     ("response_tokens", 60.0, 8.0),
     ("ended", 0.8, 0.05),

@@ -28,7 +28,7 @@ def write_world(folder: Path) -> Path:
     """A random teacher, data and a recipe; returns the recipe."""
     folder.mkdir(parents=True, exist_ok=True)
     save(tiny_lm("llama", scale=3.0), folder / "teacher")
-    for split, count, stride in (("train", 9, 1), ("test", 6, 3), ("valid", 4, 7)):
+    for split, count, stride in (("train", 9, 1), ("test", 6, 3), ("valid", 4, 14)):
         write_rows(folder / f"{split}.jsonl", [prompt(i, stride) for i in range(count)])
     recipe = {
         "teacher": {"path": str(folder / "teacher")},

@@ -53,7 +53,6 @@ def test_the_temperature_is_chosen_on_valid_and_never_on_test(of_valid: float, o
     assert rows["tuned"]["temperature"] == of_valid
     assert rows["tuned"]["prompts"] == 4
     assert rows["tuned"]["metrics"]["rouge_l"]["mean"] < 100
-    assert rows["tuned"]["metrics"]["reverse_kl"] is None
 
 
 def test_only_named_models_are_tuned_and_only_with_valid_prompts():
@@ -79,11 +78,15 @@ def test_the_record_of_a_model():
         assert row["prompts"] == 4
         assert set(row["metrics"]) == {
             "rouge_l",
-            "exact_match",
             "teacher_nll",
             "reverse_kl",
+            "sequence_reverse_kl",
+            "own_forward_kl",
+            "exposure_bias",
+            "entropy",
             "response_tokens",
             "ended",
+            "repetition",
         }
     assert set(found["imitation"]["metrics"]) == {"forward_kl", "set_kl", "leak"}
     assert found["imitation"]["model"] == "sft"
@@ -115,13 +118,20 @@ def test_the_teacher_is_judged_like_any_other():
     sample = found["scores"][1]["metrics"]
     assert sample["reverse_kl"]["mean"] == pytest.approx(0.0, abs=1e-6)
     assert found["imitation"]["metrics"]["forward_kl"]["mean"] == pytest.approx(0.0, abs=1e-6)
+    assert sample["exposure_bias"] is None
     other = judge("sft", student(), exam())
     assert other["imitation"]["metrics"]["forward_kl"]["mean"] > 0.1
 
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"seeds": 0}, {"tuned_temperatures": (0.5, 0.0)}, {"max_new_tokens": 0}, {"batch_size": 0}],
+    [
+        {"seeds": 0},
+        {"pass_k": (2, 0)},
+        {"tuned_temperatures": (0.5, 0.0)},
+        {"max_new_tokens": 0},
+        {"batch_size": 0},
+    ],
     ids=str,
 )
 def test_settings_out_of_range_are_refused(wrong: dict):

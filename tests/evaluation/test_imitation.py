@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from judging import ROWS, dense_log_probs, held_out, intervals, student, teacher
+from judging import ROWS, dense_log_probs, examples, held_out, intervals, student, teacher
 from torch import Tensor
 
-from tdistill.evaluation.imitation import imitation
+from tdistill.evaluation.imitation import exposure_bias, imitation
+from tdistill.evaluation.intervals import Sample
 from tdistill.models.language_model import LanguageModel
 
 
@@ -85,3 +86,31 @@ def test_responses_to_one_prompt_are_one_draw_of_the_interval():
         assert twice[name].mean == pytest.approx(interval.mean)
         assert twice[name].low == pytest.approx(interval.low)
         assert twice[name].high == pytest.approx(interval.high)
+
+
+def test_exposure_bias_compares_prompt_by_prompt():
+    """Prompts in another order than their held-out responses, one of which has two."""
+    on_teacher = imitation(student(), held_out())["forward_kl"]
+    sums = dense(student(), 0.8)["forward_kl"]
+    steps = [len(row.response_ids) for row in ROWS]
+    theirs = [sums[i] / steps[i] for i in range(3)]
+    theirs.append((sums[3] + sums[4]) / (steps[3] + steps[4]))
+    prompts = examples(prompts=("i j", "a b c", "d", "e f g h"))
+    ours = np.array([theirs[3], *theirs[:3]]) * [1.0, 1.5, 3.0, 2.0]
+    # Two seeds of other lengths: sums over both, weighted by tokens.
+    own = Sample(ours[:, None] * [[4.0, 2.0]], np.full((4, 2), [4.0, 2.0]))
+    found = exposure_bias(own, prompts, on_teacher, held_out())
+    assert found is not None
+    assert found.mean == pytest.approx(ours.mean() / np.mean(theirs) - 1, rel=1e-4)
+    assert found.interval().low is not None
+
+
+def test_there_is_no_exposure_bias_of_the_teacher_or_of_other_prompts():
+    own = Sample(np.ones((4, 1)), np.ones((4, 1)))
+    alike, other = examples(), examples(prompts=("a b c", "d", "e f g h", "k"))
+    of_teacher, of_student = (
+        imitation(m, held_out())["forward_kl"] for m in (teacher(), student())
+    )
+    assert exposure_bias(own, alike, of_student, held_out()) is not None
+    assert exposure_bias(own, alike, of_teacher, held_out()) is None
+    assert exposure_bias(own, other, of_student, held_out()) is None

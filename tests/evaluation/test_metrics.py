@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from itertools import combinations
+
 import pytest
 
 from tdistill.errors import InvalidValueError
-from tdistill.evaluation.metrics import exact_match, normalise, rouge_l
+from tdistill.evaluation.metrics import pass_at_k, repetition, rouge_l
 
 
 @pytest.mark.parametrize(
@@ -43,41 +45,31 @@ def test_text_without_latin_letters_or_digits_scores_nothing(
     assert rouge_l(prediction, [reference]) == 0.0
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("  The  Answer\n", "the answer"),  # articles stay, unlike in SQuAD's rule
-        ("well-known", "wellknown"),  # punctuation leaves no space behind
-        ("it's $5.00!", "its 500"),
-        ("“Quoted” Ünïcode", "“quoted” ünïcode"),  # only ASCII punctuation goes
-        ("", ""),
-    ],
-)
-def test_normalise_follows_minillm(text: str, expected: str) -> None:
-    assert normalise(text) == expected
-
-
-def test_exact_match_compares_normalised_texts() -> None:
-    assert exact_match("Paris.", ["paris"]) == 100.0
-    assert exact_match("the capital", ["capital"]) == 0.0
-    assert exact_match("Paris", ["London", "  PARIS! "]) == 100.0
-    assert exact_match("...", [""]) == 100.0
-    assert exact_match("Paris France", ["Paris"]) == 0.0
-
-
 def test_a_score_needs_a_list_of_references() -> None:
-    for metric in (rouge_l, exact_match):
-        with pytest.raises(InvalidValueError, match="at least one"):
-            metric("a", [])
-        with pytest.raises(InvalidValueError, match="found one string"):
-            metric("a", "a")
+    with pytest.raises(InvalidValueError, match="at least one"):
+        rouge_l("a", [])
+    with pytest.raises(InvalidValueError, match="found one string"):
+        rouge_l("a", "a")
 
 
 def test_a_mean_over_prompts_is_what_minillm_reports() -> None:
-    # The sum of 0-1 scores times 100 over their number, worked out by hand: Rouge-L is
-    # (1 + 2/3 + 0) / 3 and exact match 1/3.
+    # The sum of 0-1 scores times 100 over their number, by hand: (1 + 2/3 + 0) / 3.
     predictions = ["Yes.", "cats purr", "no idea"]
     references = [["yes", "no"], ["cats"], ["blue"]]
     pairs = list(zip(predictions, references, strict=True))
     assert sum(rouge_l(*pair) for pair in pairs) / 3 == pytest.approx(100 * 5 / 9)
-    assert sum(exact_match(*pair) for pair in pairs) / 3 == pytest.approx(100 / 3)
+
+
+@pytest.mark.parametrize(("samples", "right"), [(1, 0), (1, 1), (5, 2), (6, 1), (6, 5), (4, 4)])
+def test_pass_at_k_is_the_share_of_choices_with_a_right_sample(samples: int, right: int) -> None:
+    for k in range(1, samples + 1):
+        choices = list(combinations(range(samples), k))
+        share = sum(any(i < right for i in choice) for choice in choices) / len(choices)
+        assert pass_at_k(samples, right, k) == pytest.approx(share)
+
+
+def test_repetition_is_of_n_grams_within_one_response() -> None:
+    assert repetition([7] * 8) == pytest.approx(4 / 5)  # five 4-grams, one of them different
+    assert repetition(range(20)) == 0.0
+    assert repetition([1, 2, 3]) == repetition([]) == 0.0
+    assert repetition([1, 2, 1, 2], n=2) == pytest.approx(1 / 3)

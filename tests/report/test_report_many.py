@@ -129,6 +129,27 @@ def test_the_terminal_table_fits_80_characters(decodings: int):
         assert f"{score['metrics']['teacher_nll']['mean']:.2f}" in text
 
 
+def test_a_verdict_takes_the_place_of_rouge_in_terminal_and_sentences():
+    plain = made_up(SMALL, steps=2)
+    for row in [*plain["scores"], *plain["differences"]]:
+        if row["decoding"] is not None:
+            of = row["metrics"]["rouge_l"]
+            hundredths = {k: of[k] / 100 for k in ("mean", "low", "high")} | {"seeds": of["seeds"]}
+            row["metrics"] = {**row["metrics"], "exact_match": hundredths}
+    result = result_of(plain)
+    assert {"rouge_l", "exact_match"} <= {column.metric for column in table_columns(result)}
+    stream = io.StringIO()
+    Console(file=stream, width=80).print(score_table(result))
+    text = stream.getvalue()
+    assert "exact" in text
+    assert "Rouge" not in text
+    assert max(map(len, text.splitlines())) <= 80
+    assert "\N{HORIZONTAL ELLIPSIS}" not in text
+    said = " ".join(summary(result))
+    assert "The teacher itself reaches Exact match 0.160 [" in said
+    assert "Rouge-L" not in said
+
+
 def test_many_objectives_are_counted_rather_than_named(small: Any):
     text = " ".join(summary(result_of(made_up(steps=2))))
     assert "30 objectives, 3 training seeds" in text

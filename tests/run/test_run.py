@@ -250,9 +250,22 @@ def test_prompts_of_train_are_left_out_of_test(finished: Finished, tmp_path: Pat
     ground, lines = loaded(
         finished, tmp_path / "out", "--data.test", str(rows), "--data.valid", str(rows)
     )
+    assert [e.prompt for e in ground.load_examples()["test"]] == ["z z z", "y"]
     for split in ("test", "valid"):
-        assert [e.prompt for e in ground.load_examples()[split]] == ["z z z", "y"]
         assert f"  {split}: left out 2 prompts that are also in train" in lines
+
+
+def test_prompts_of_test_are_left_out_of_valid(finished: Finished, tmp_path: Path):
+    test, valid = tmp_path / "test.jsonl", tmp_path / "valid.jsonl"
+    write_rows(test, ["z z z", "y"])
+    write_rows(valid, ["x x", "y", "z z", "z z z"])
+    ground, lines = loaded(
+        finished, tmp_path / "out", "--data.test", str(test), "--data.valid", str(valid)
+    )
+    found = ground.load_examples()
+    assert [e.prompt for e in found["valid"]] == ["x x", "z z"]
+    assert [e.prompt for e in found["test"]] == ["z z z", "y"]
+    assert "  valid: left out 2 prompts that are also in test" in lines
 
 
 def test_a_test_split_of_nothing_but_train_is_refused(finished: Finished, tmp_path: Path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tdistill.checks import check, check_at_least
+from tdistill.evaluation.verifier import load_verifier
 from tdistill.models.decoding import Decoding
 
 
@@ -21,13 +22,15 @@ class EvaluationConfig:
     """How models are compared on prompts never seen in training."""
 
     decodings: dict[str, Decoding] = field(default_factory=_three_decodings)
+    verify: str | None = None  # right responses: exact (as a reference), FILE.py:FUNCTION, or null
+    pass_k: tuple[int, ...] = (1, 5)  # with verify: pass@k of these; those above seeds are left out
     seeds: int = 5  # generation seeds of every decoding that samples
     max_new_tokens: int = 256
     batch_size: int = 32
     rollouts_per_prompt: int = 1  # held-out teacher rollouts for the forward KL
     set_top_p: float = 0.8  # set off which mass counts as leak
     tuned_models: tuple[str, ...] = ("start",)  # rows that also get their best temperature
-    tuned_temperatures: tuple[float, ...] = (0.3, 0.5, 0.7)  # chosen from, on data.valid
+    tuned_temperatures: tuple[float, ...] = (0.3, 0.5, 0.7, 1.0)  # chosen from, on data.valid
     samples: int = 4  # prompts whose responses are shown side by side
 
     def __post_init__(self) -> None:
@@ -39,5 +42,9 @@ class EvaluationConfig:
             batch_size=self.batch_size,
             rollouts_per_prompt=self.rollouts_per_prompt,
         )
+        for k in self.pass_k:
+            check_at_least(1, pass_k=k)
+        if self.verify is not None:
+            load_verifier(self.verify)
         for temperature in self.tuned_temperatures:
             check("tuned_temperatures", temperature > 0, "values above 0", temperature)

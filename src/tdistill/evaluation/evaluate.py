@@ -8,9 +8,17 @@ from typing import Any
 
 from tdistill.data.examples import Example
 from tdistill.evaluation.config import EvaluationConfig
-from tdistill.evaluation.imitation import HeldOut, imitation
+from tdistill.evaluation.imitation import HeldOut, exposure_bias, imitation
 from tdistill.evaluation.intervals import Sample
-from tdistill.evaluation.responses import overlap, respond, score_responses, text_of
+from tdistill.evaluation.responses import (
+    Responses,
+    pass_metrics,
+    quality,
+    respond,
+    score_responses,
+    text_of,
+)
+from tdistill.evaluation.verifier import Verifier, load_verifier
 from tdistill.models.decoding import Decoding
 from tdistill.models.language_model import LanguageModel
 from tdistill.progress import Progress
@@ -39,6 +47,11 @@ class Exam:
     config: EvaluationConfig
     vocabulary_size: int
 
+    @property
+    def verifier(self) -> Verifier | None:
+        """Says which responses are right, where the config names one."""
+        return None if self.config.verify is None else load_verifier(self.config.verify)
+
 
 def judge(label: str, model: LanguageModel, exam: Exam) -> dict[str, Any]:
     """All numbers of one model, as plain values.
@@ -58,6 +71,7 @@ def judge(label: str, model: LanguageModel, exam: Exam) -> dict[str, Any]:
         decodings["tuned"] = Decoding(temperature=tuned_temperature(label, model, exam))
     total = sum(1 if d.greedy else config.seeds for d in decodings.values()) * len(exam.test)
     bar = Progress(f"evaluate {label}", total)
+    imitated = imitation(model, exam.held_out)
     scores, samples, per_prompt = [], [], {}
     for name, decoding in decodings.items():
 
@@ -73,14 +87,7 @@ def judge(label: str, model: LanguageModel, exam: Exam) -> dict[str, Any]:
             batch_size=config.batch_size,
             on_batch=show,
         )
-        metrics = score_responses(
-            made,
-            exam.test,
-            model,
-            exam.teacher,
-            vocabulary_size=exam.vocabulary_size,
-            batch_size=config.batch_size,
-        )
+        metrics = _measure(made, model, exam, imitated["forward_kl"])
         if decoding.greedy or not samples:
             samples = [text_of(model, r) for r in made.responses[0][: config.samples]]
         per_prompt[name] = _samples(metrics)
@@ -96,14 +103,34 @@ def judge(label: str, model: LanguageModel, exam: Exam) -> dict[str, Any]:
             }
         )
     bar.close()
-    imitated = imitation(model, exam.held_out)
     own = {"model": label, "metrics": _plain(imitated)}
     per_prompt[TEACHER_RESPONSES] = _samples(imitated)
     return {"scores": scores, "imitation": own, "samples": samples, "per_prompt": per_prompt}
 
 
+def _measure(
+    made: Responses, model: LanguageModel, exam: Exam, on_teacher: Sample
+) -> dict[str, Sample | None]:
+    """All metrics of some responses; ``on_teacher`` is the forward KL on the teacher's."""
+    found = score_responses(
+        made,
+        exam.test,
+        model,
+        exam.teacher,
+        vocabulary_size=exam.vocabulary_size,
+        batch_size=exam.config.batch_size,
+        verifier=exam.verifier,
+    )
+    verdicts = None if exam.verifier is None else found[exam.verifier.metric]
+    if verdicts is not None and not made.decoding.greedy:
+        found |= pass_metrics(verdicts, exam.config.pass_k)
+    own = found["own_forward_kl"]
+    assert own is not None
+    return found | {"exposure_bias": exposure_bias(own, exam.test, on_teacher, exam.held_out)}
+
+
 def tuned_temperature(label: str, model: LanguageModel, exam: Exam) -> float:
-    """The temperature with the best Rouge-L on the validation prompts."""
+    """The temperature with the best responses to the validation prompts: see `quality`."""
     config, best = exam.config, (float("-inf"), 1.0)
     bar = Progress(f"tune {label}", len(config.tuned_temperatures))
     for number, temperature in enumerate(config.tuned_temperatures):
@@ -115,9 +142,9 @@ def tuned_temperature(label: str, model: LanguageModel, exam: Exam) -> float:
             max_new_tokens=config.max_new_tokens,
             batch_size=config.batch_size,
         )
-        rouge = overlap(made, exam.valid, model)["rouge_l"]
-        if rouge is not None:
-            best = max(best, (rouge.mean, temperature))
+        found = quality(made, exam.valid, model, exam.verifier)
+        if found is not None:
+            best = max(best, (found.mean, temperature))
         bar.update(number + 1, f"T = {temperature}")
     bar.close()
     return best[1]

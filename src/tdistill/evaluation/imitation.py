@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from tdistill.core import forward_kl_terms, project, set_forward_kl
+from tdistill.data.examples import Example
 from tdistill.evaluation.intervals import Sample
 from tdistill.evidence.batch import Batch
 from tdistill.evidence.collator import Collator
@@ -18,6 +19,8 @@ from tdistill.models.language_model import LanguageModel
 from tdistill.models.scores import StepScores, step_scores
 from tdistill.models.set_scores import SetScores
 from tdistill.teacher.source import LiveTeacher
+
+_NO_DIVERGENCE = 1e-4  # nats a step; less is rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,12 +33,14 @@ class HeldOut:
         batches: the rows, packed, with their top-p sets.
         teacher: the teacher's scores of each batch.
         prompt: which prompt each row, over all batches, responds to.
+        numbers: of the prompts, by their tokens.
         vocabulary_size: tokens shared by teacher and students.
     """
 
     batches: Sequence[Batch]
     teacher: Sequence[StepScores]
     prompt: np.ndarray
+    numbers: Mapping[tuple[int, ...], int]
     vocabulary_size: int
 
 
@@ -62,7 +67,7 @@ def hold_out(
     scores = [teacher.scores(b.layout) for b in batches]
     numbers = {ids: i for i, ids in enumerate(dict.fromkeys(row.prompt_ids for row in rows))}
     prompt = np.asarray([numbers[row.prompt_ids] for row in rows])
-    return HeldOut(batches, scores, prompt, teacher.vocabulary_size)
+    return HeldOut(batches, scores, prompt, numbers, teacher.vocabulary_size)
 
 
 @torch.no_grad()
@@ -100,3 +105,37 @@ def imitation(model: LanguageModel, held_out: HeldOut) -> dict[str, Sample]:
     per_row = {name: np.concatenate(parts) for name, parts in sums.items()}
     totals = {name: np.bincount(held_out.prompt, values) for name, values in per_row.items()}
     return {n: Sample(np.asarray(t, np.float64), steps) for n, t in totals.items()}
+
+
+def exposure_bias(
+    own: Sample, examples: Sequence[Example], on_teacher: Sample, held_out: HeldOut
+) -> Sample | None:
+    """How much more a step costs where the model went itself than where the teacher went.
+
+    ``mean KL(teacher || model) on the model's prefixes / mean on the teacher's - 1``, means over
+    prompts of the mean over a prompt's steps; 0 is no bias. It is the excess accumulated error of
+    Arora et al. but for lengths: theirs are equal, these are those of the responses.
+
+    Args:
+        own: the divergence at the states of the model's responses, weighted by steps.
+        examples: the prompts of those.
+        on_teacher: the divergence at the states of the teacher's, as `imitation` gives it.
+        held_out: what that was measured on.
+
+    Returns:
+        The ratio of sums as a sample over prompts; None where a prompt has no held-out response, or
+        the model is the teacher.
+
+    Reference:
+        Arora et al. 2022, "Why Exposure Bias Matters", arXiv 2204.01171.
+    """
+    prompts = [example.prompt_ids for example in examples]
+    if not held_out.numbers.keys() >= set(prompts):
+        return None
+    assert own.weights is not None
+    assert on_teacher.weights is not None
+    theirs = (on_teacher.values / on_teacher.weights)[[held_out.numbers[ids] for ids in prompts]]
+    ours = own.values.sum(axis=1) / own.weights.sum(axis=1)
+    if theirs.mean() < _NO_DIVERGENCE:
+        return None
+    return Sample(ours - theirs, np.maximum(theirs, 1e-12))

@@ -1,19 +1,17 @@
-"""Scores of one response against its references, computed as MiniLLM computes them."""
+"""Scores of the responses to one prompt: pure functions of texts, tokens and verdicts."""
 
 from __future__ import annotations
 
 import functools
-import string
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from tdistill.errors import InvalidValueError
 
-_REMOVE_PUNCTUATION = str.maketrans("", "", string.punctuation)
-
 
 def rouge_l(prediction: str, references: Sequence[str]) -> float:
-    """Return the Rouge-L F-measure of a response, the best over its references.
+    """The Rouge-L F-measure of a response, the best over its references, as MiniLLM computes it.
 
     The rouge-score package tokenises (lower case, runs of ``a-z0-9``) and stems words of more than
     three letters (Porter). Text without such characters, an empty response included, scores 0.
@@ -42,40 +40,39 @@ def rouge_l(prediction: str, references: Sequence[str]) -> float:
     )
 
 
-def exact_match(prediction: str, references: Sequence[str]) -> float:
-    """Return 100 when the response equals one of its references after ``normalise``, else 0.
+def pass_at_k(samples: int, right: int, k: int) -> float:
+    """The chance that at least one of k samples is right: ``1 - C(n - c, k) / C(n, k)``.
+
+    Unbiased for k independent samples, where ``1 - (1 - c / n)^k`` is too low.
 
     Args:
-        prediction: the response, decoded without special tokens.
-        references: the accepted responses of the same prompt, at least one.
-
-    Returns:
-        0 or 100, so that a mean over prompts is a percentage.
-
-    Raises:
-        InvalidValueError: ``references`` is empty or a bare string.
+        samples: n, drawn for one prompt, at least k.
+        right: c, those of them that are right.
+        k: samples that may be tried.
 
     Reference:
-        Gu et al. 2024, "MiniLLM", ``rouge_metric.py``.
+        Chen et al. 2021, "Evaluating Large Language Models Trained on Code", arXiv 2107.03374, (1).
 
-    >>> exact_match("Paris.", ["It is Paris", "paris"])
-    100.0
+    Example:
+        >>> pass_at_k(5, 2, 1), pass_at_k(5, 2, 2), pass_at_k(5, 0, 5)
+        (0.4, 0.7, 0.0)
     """
-    _check_references(references)
-    wanted = normalise(prediction)
-    return 100.0 * any(normalise(reference) == wanted for reference in references)
+    return 1 - math.comb(samples - right, k) / math.comb(samples, k)
 
 
-def normalise(text: str) -> str:
-    """Return lower-case text without ASCII punctuation and with single spaces.
+def repetition(tokens: Sequence[int], n: int = 4) -> float:
+    """Share of a response's n-grams that it holds already; 0 where it is too short for any.
 
-    Unlike SQuAD's rule, MiniLLM's keeps the articles; punctuation is deleted, not replaced by a
-    space, so ``"well-known"`` becomes ``"wellknown"``.
+    Reference:
+        Welleck et al. 2020, "Neural Text Generation with Unlikelihood Training", arXiv 1908.04319
+        (seq-rep-n).
 
-    >>> normalise("  The well-known  Answer! ")
-    'the wellknown answer'
+    Example:
+        >>> repetition([1, 2, 1, 2, 1, 2, 1])  # 1212, 2121, 1212, 2121
+        0.5
     """
-    return " ".join(text.lower().translate(_REMOVE_PUNCTUATION).split())
+    ngrams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
+    return 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
 
 
 def _check_references(references: Sequence[str]) -> None:

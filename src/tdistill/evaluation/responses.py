@@ -1,4 +1,4 @@
-"""Scores of a model's own responses, in every decoding: overlap, likelihood, length."""
+"""Scores of a model's own responses: overlap, verdicts, likelihood, divergence, length."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import numpy as np
 
 from tdistill.data.examples import Example
 from tdistill.evaluation.intervals import Sample
-from tdistill.evaluation.metrics import exact_match, rouge_l
+from tdistill.evaluation.metrics import pass_at_k, repetition, rouge_l
+from tdistill.evaluation.policy import read_own_states
+from tdistill.evaluation.verifier import Verifier
 from tdistill.evidence.rows import Row
 from tdistill.models.decoding import Decoding
 from tdistill.models.generation import Response, decoding_sampler, generate, seed_of
 from tdistill.models.language_model import LanguageModel
-from tdistill.models.likelihood import response_log_probs
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +75,7 @@ def score_responses(
     *,
     vocabulary_size: int,
     batch_size: int,
+    verifier: Verifier | None = None,
 ) -> dict[str, Sample | None]:
     """Metrics of responses, a value for every prompt and generation seed.
 
@@ -84,44 +86,93 @@ def score_responses(
         teacher: whose likelihood of them is reported.
         vocabulary_size: tokens shared by both.
         batch_size: rows of one forward pass.
+        verifier: says which responses are right.
 
     Returns:
-        ``rouge_l``, ``exact_match`` (0 to 100, None without references), ``teacher_nll`` (nats a
-        token), ``reverse_kl`` (Monte-Carlo estimate, nats a token; only for plain samples, whose
-        policy is the model itself), ``response_tokens``, ``ended`` (share).
+        ``rouge_l`` (0 to 100, None without references), that of a verifier; in nats a token
+        ``teacher_nll``, ``reverse_kl`` (of the policy that sampled from the teacher; None greedily,
+        where it is the ``teacher_nll``), ``own_forward_kl`` (of the teacher from the model, where
+        the model went) and ``entropy`` (see `OwnStates`); ``sequence_reverse_kl`` (nats a
+        response), ``response_tokens``, ``ended`` and ``repetition`` (shares).
     """
-    lengths = _table(made, lambda i, r: len(r.ids))
-    teacher_log_probs = _log_probs(teacher, made, examples, vocabulary_size, batch_size)
-    nll = Sample(-teacher_log_probs, lengths)
-    reverse_kl = None
-    if made.decoding == Decoding():
-        own = _log_probs(model, made, examples, vocabulary_size, batch_size)
-        reverse_kl = Sample(own - teacher_log_probs, lengths)
+    states = read_own_states(
+        _rows(made, examples),
+        made.decoding,
+        model,
+        teacher,
+        vocabulary_size=vocabulary_size,
+        batch_size=batch_size,
+    )
+    shape = len(made.responses), len(examples)
+    tokens, nll, entropy, reverse_kl, forward_kl = (
+        sums.reshape(shape).T
+        for sums in (
+            states.tokens,
+            -states.teacher_log_prob,
+            states.entropy,
+            states.reverse_kl,
+            states.forward_kl,
+        )
+    )
+    judged = {"rouge_l": overlap(made, examples, model)}
+    if verifier is not None:
+        judged[verifier.metric] = verified(made, examples, model, verifier)
+    samples = not made.decoding.greedy
     return {
-        **overlap(made, examples, model),
-        "teacher_nll": nll,
-        "reverse_kl": reverse_kl,
-        "response_tokens": Sample(lengths),
+        **judged,
+        "teacher_nll": Sample(nll, tokens),
+        "reverse_kl": Sample(reverse_kl, tokens) if samples else None,
+        "sequence_reverse_kl": Sample(reverse_kl) if samples else None,
+        "own_forward_kl": Sample(forward_kl, tokens),
+        "entropy": Sample(entropy, tokens),
+        "response_tokens": Sample(tokens),
         "ended": Sample(_table(made, lambda i, r: float(r.ended))),
+        "repetition": Sample(_table(made, lambda i, r: repetition(r.ids))),
     }
 
 
-def overlap(
-    made: Responses, examples: Sequence[Example], model: LanguageModel
-) -> dict[str, Sample | None]:
-    """Rouge-L and exact match with the references; None where prompts have no references."""
+def overlap(made: Responses, examples: Sequence[Example], model: LanguageModel) -> Sample | None:
+    """Rouge-L with the references; None where prompts have no references."""
     if not all(example.references for example in examples):
-        return {"rouge_l": None, "exact_match": None}
-    texts = [[text_of(model, r) for r in round_] for round_ in made.responses]
+        return None
+    return _of_texts(made, model, lambda text, i: rouge_l(text, examples[i].references))
 
-    def per_prompt(metric: Callable[[str, Sequence[str]], float]) -> Sample:
-        values = [
-            [metric(text, e.references) for text, e in zip(round_, examples, strict=True)]
-            for round_ in texts
-        ]
-        return Sample(np.asarray(values, dtype=np.float64).T)
 
-    return {"rouge_l": per_prompt(rouge_l), "exact_match": per_prompt(exact_match)}
+def verified(
+    made: Responses, examples: Sequence[Example], model: LanguageModel, verifier: Verifier
+) -> Sample:
+    """How right each response is, from 0 to 1."""
+    return _of_texts(made, model, lambda text, i: verifier(text, examples[i]))
+
+
+def quality(
+    made: Responses, examples: Sequence[Example], model: LanguageModel, verifier: Verifier | None
+) -> Sample | None:
+    """What a decoding is chosen by: the verifier's verdict where there is one, else Rouge-L."""
+    if verifier is None:
+        return overlap(made, examples, model)
+    return verified(made, examples, model, verifier)
+
+
+def pass_metrics(verdicts: Sample, ks: Sequence[int]) -> dict[str, Sample]:
+    """``pass_at_k`` for each k that there are samples for; a response passes with a verdict of 1.
+
+    Args:
+        verdicts: of the samples of each prompt.
+        ks: numbers of samples that may be tried.
+    """
+    samples = verdicts.values.shape[1]
+    right = (verdicts.values == 1.0).sum(axis=1)
+    return {
+        f"pass_at_{k}": Sample(np.asarray([pass_at_k(samples, int(c), k) for c in right]))
+        for k in ks
+        if k <= samples
+    }
+
+
+def _of_texts(made: Responses, model: LanguageModel, value: Callable[[str, int], float]) -> Sample:
+    """A value of each response's text and of the number of its prompt."""
+    return Sample(_table(made, lambda i, r: value(text_of(model, r), i)))
 
 
 def text_of(model: LanguageModel, response: Response) -> str:
@@ -136,18 +187,10 @@ def _table(made: Responses, value: Callable[[int, Response], float]) -> np.ndarr
     return np.asarray(rounds, dtype=np.float64).T
 
 
-def _log_probs(
-    model: LanguageModel,
-    made: Responses,
-    examples: Sequence[Example],
-    vocabulary_size: int,
-    batch_size: int,
-) -> np.ndarray:
-    """``log pi(response | prompt)`` of each, nats: [prompts, seeds]."""
-    rows = [
+def _rows(made: Responses, examples: Sequence[Example]) -> list[Row]:
+    """The responses as rows, seed by seed."""
+    return [
         Row(example.prompt_ids, response.ids, response.ended)
         for round_ in made.responses
         for example, response in zip(examples, round_, strict=True)
     ]
-    totals = response_log_probs(model, rows, vocabulary_size=vocabulary_size, batch_size=batch_size)
-    return totals.numpy().reshape(len(made.responses), len(examples)).T

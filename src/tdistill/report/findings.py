@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tdistill.report.measures import (
+    Measure,
     count,
     decoding_phrase,
     in_order,
@@ -13,7 +14,7 @@ from tdistill.report.measures import (
     verdict,
 )
 from tdistill.report.result import SAMPLED, START, TEACHER, TUNED, Estimate, Result
-from tdistill.report.tables import table_columns
+from tdistill.report.tables import quality_metric, table_columns
 
 SHARED_DECODINGS = ["greedy", "sample", "nucleus"]
 _MOST_NAMED = 4
@@ -125,14 +126,14 @@ def _by(difference: Estimate, digits: int) -> str:
 
 
 def _against_the_others(result: Result) -> list[str]:
-    """Which models are above, below, or not told apart: forward KL, then Rouge-L.
+    """Which models are above, below, or not told apart: forward KL, then quality.
 
     Decodings with the same outcome share one sentence.
     """
     outcomes: dict[tuple[str, str], list[str]] = {}
     for metric, decoding in [
         ("forward_kl", None),
-        *(("rouge_l", d) for d in in_order(result.decodings, SHARED_DECODINGS)),
+        *((quality_metric(result), d) for d in in_order(result.decodings, SHARED_DECODINGS)),
     ]:
         outcome = _outcome(result, metric, decoding)
         if outcome:
@@ -195,41 +196,48 @@ def _against_the_baseline(result: Result) -> list[str]:
 
 
 def _against_teacher(result: Result) -> str:
-    """The teacher's own Rouge-L: how much room there was."""
+    """The teacher's own quality: how much room there was."""
+    metric = quality_metric(result)
+    what = measure(metric)
     for decoding in SHARED_DECODINGS:
-        theirs = result.estimate(TEACHER, "rouge_l", decoding)
-        ours = result.estimate(result.distilled, "rouge_l", decoding)
+        theirs = result.estimate(TEACHER, metric, decoding)
+        ours = result.estimate(result.distilled, metric, decoding)
         if theirs is not None and ours is not None:
             return (
-                f"The teacher itself reaches Rouge-L {number(theirs.mean, 1)} "
-                f"{interval(theirs, 1)} {decoding_phrase(decoding)}, against "
-                f"{number(ours.mean, 1)} {interval(ours, 1)}."
+                f"The teacher itself reaches {what.title} {_with_interval(theirs, what)} "
+                f"{decoding_phrase(decoding)}, against {_with_interval(ours, what)}."
             )
     return ""
+
+
+def _with_interval(estimate: Estimate, what: Measure) -> str:
+    return f"{number(estimate.mean, what.digits)} {interval(estimate, what.digits)}"
 
 
 def _tuned(result: Result) -> list[str]:
     """Models whose temperature was tuned, against the student (tuned too, else at T = 1)."""
     decoding = TUNED if result.distilled in result.temperatures else SAMPLED
-    ours = result.estimate(result.distilled, "rouge_l", decoding)
+    metric = quality_metric(result)
+    what = measure(metric)
+    ours = result.estimate(result.distilled, metric, decoding)
     sentences = []
     for label, temperatures in result.temperatures.items():
-        theirs = result.estimate(label, "rouge_l", TUNED)
+        theirs = result.estimate(label, metric, TUNED)
         if label in (TEACHER, result.distilled) or theirs is None or ours is None:
             continue
         at = ", ".join(f"{t:g}" for t in sorted(set(temperatures)))
         how = "tuned too" if decoding == TUNED else decoding_phrase(SAMPLED)
-        difference = against(result, label, "rouge_l", TUNED)
+        difference = against(result, label, metric, TUNED)
         found = {
             "better": "higher",
             "worse": "lower",
             "even": "not told apart",
             "": "no interval to compare by",
-        }[verdict(difference, measure("rouge_l"))]
+        }[verdict(difference, what)]
         sentences.append(
-            f"{model_name(label)} with its temperature tuned (T = {at}) reaches Rouge-L "
-            f"{number(theirs.mean, 1)} {interval(theirs, 1)}; {model_name(result.distilled)} "
-            f"({how}) {number(ours.mean, 1)} {interval(ours, 1)}: {found}"
-            f"{_by(difference, 1) if difference else ''}."
+            f"{model_name(label)} with its temperature tuned (T = {at}) reaches "
+            f"{what.title} {_with_interval(theirs, what)}; {model_name(result.distilled)} "
+            f"({how}) {_with_interval(ours, what)}: {found}"
+            f"{_by(difference, what.digits) if difference else ''}."
         )
     return sentences

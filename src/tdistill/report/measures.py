@@ -51,7 +51,10 @@ MEASURES = {
         "Longest common subsequence with the best-matching reference (F measure, stemmed).",
     ),
     "exact_match": Measure(
-        "Exact match", "0\N{EN DASH}100", 1, 1, "Responses equal to a reference, in percent."
+        "Exact match", "share", 1, 3, "Share of responses equal to one of the references."
+    ),
+    "verified": Measure(
+        "Verified", "share", 1, 3, "Mean verdict of the recipe's verifier, 1 for a right response."
     ),
     "teacher_nll": Measure(
         "Teacher NLL",
@@ -66,7 +69,40 @@ MEASURES = {
         "nats/token",
         -1,
         2,
-        "KL divergence from student to teacher, estimated on the student's own samples at T = 1.",
+        "KL divergence from the policy that samples to the teacher, exact at each state of its own "
+        "samples.",
+    ),
+    "sequence_reverse_kl": Measure(
+        "Sequence reverse KL",
+        "nats/response",
+        -1,
+        1,
+        "The same, summed over the response.",
+    ),
+    "own_forward_kl": Measure(
+        "Forward KL on own prefixes",
+        "nats/step",
+        -1,
+        2,
+        "Forward KL, exact, at the states of the model's own responses.",
+    ),
+    "exposure_bias": Measure(
+        "Exposure bias",
+        "share",
+        -1,
+        2,
+        "Forward KL on own prefixes over that on the teacher's, less 1 (means over prompts).",
+    ),
+    "entropy": Measure(
+        "Entropy",
+        "nats/token",
+        0,
+        2,
+        "Entropy of the policy that samples, at its temperature, on its own responses; greedily, "
+        "that at T = 1.",
+    ),
+    "repetition": Measure(
+        "Repetition", "share", -1, 3, "4-grams of tokens that the same response holds already."
     ),
     "response_tokens": Measure("Tokens", "a response", 0, 1, "Mean response length in tokens."),
     "ended": Measure(
@@ -83,6 +119,8 @@ MEASURES = {
     ),
     "value": Measure("Soft value V", "nats", 0, 2, "Log-sum-exp of Q over the set."),
 }
+
+_PASS = "pass_at_"
 
 MODEL_NAMES = {
     "teacher": "Teacher",
@@ -110,6 +148,10 @@ PHRASES = {
 
 def measure(name: str) -> Measure:
     """The measure of a metric; an unknown metric keeps its own name and claims no direction."""
+    k = name.removeprefix(_PASS)
+    if k != name:
+        meaning = f"Chance that one of {k} samples is right, unbiased."
+        return Measure(f"Pass@{k}", "share", 1, 3, meaning)
     return MEASURES.get(name) or Measure(name, "", 0, 3, "")
 
 

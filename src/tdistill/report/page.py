@@ -13,7 +13,7 @@ from tdistill.report import findings
 from tdistill.report.curves import curve_groups, loss_panels
 from tdistill.report.facts import Fact, facts, settings, setup
 from tdistill.report.figures import family_colours, interval_figures
-from tdistill.report.measures import MEASURES, measure, model_name, number
+from tdistill.report.measures import MEASURES, in_order, measure, model_name, number
 from tdistill.report.result import Inspection, Result
 from tdistill.report.sets import bound_figure, histogram_figure
 from tdistill.report.svg import css_variable
@@ -157,7 +157,8 @@ def _meanings(result: Result) -> list[Fact]:
     """Definitions of the metrics that occur on the page."""
     used = {name for score in [*result.scores, *result.imitation] for name in score.metrics}
     used |= {name for curve in result.curves.values() for name in curve.mean}
-    return [Fact(m.title, m.meaning) for n, m in MEASURES.items() if n in used and n != "loss"]
+    known = [measure(name) for name in in_order(used - {"loss"}, list(MEASURES))]
+    return [Fact(m.title, m.meaning) for m in known if m.meaning]
 
 
 def _sets(cache: Inspection) -> dict[str, Any]:

@@ -29,9 +29,12 @@ _SHORT = {
     "forward_kl": "KL",
     "set_kl": "set KL",
     "rouge_l": "Rouge",
+    "exact_match": "exact",
+    "verified": "right",
     "teacher_nll": "NLL",
     "response_tokens": "tokens",
 }
+VERDICTS = ("exact_match", "verified")  # the metrics of verifiers
 _SECONDS = Measure("Training", "s", 0, 0, "Seconds to train one model, mean over seeds.")
 _MODELS = ""  # the family of teacher and start
 _COLOURS = {"better": "green", "worse": "red"}
@@ -109,18 +112,25 @@ def table_rows(result: Result) -> list[TableRow]:
 
 
 def table_columns(result: Result) -> list[Column]:
-    """Divergences, then Rouge-L and teacher likelihood by decoding, length and training time.
+    """Divergences, Rouge-L, verdicts and teacher likelihood by decoding, length, training time.
 
     Columns in which no model has a number are left out.
     """
     decodings = in_order(result.decodings, list(DECODINGS))
     wanted = [Column(name) for name in ("forward_kl", "leak", "set_kl")]
-    wanted += [Column(name, d) for name in ("rouge_l", "teacher_nll") for d in decodings]
+    metrics = ("rouge_l", *VERDICTS, "teacher_nll")
+    wanted += [Column(name, d) for name in metrics for d in decodings]
     wanted += [Column("response_tokens", SAMPLED if SAMPLED in decodings else decodings[0])]
     known = [
         c for c in wanted if any(result.estimate(x, c.metric, c.decoding) for x in result.models)
     ]
     return [*known, Column("seconds")]
+
+
+def quality_metric(result: Result) -> str:
+    """What responses are judged by: the verifier's verdict where there is one, else Rouge-L."""
+    measured = {name for score in result.scores for name in score.metrics}
+    return next((name for name in VERDICTS if name in measured), "rouge_l")
 
 
 def score_cell(result: Result, row: TableRow, column: Column) -> Cell:
@@ -228,8 +238,9 @@ def score_table(result: Result) -> Table:
 
 
 def _terminal_columns(result: Result) -> list[Column]:
-    """What 80 characters hold: no second divergence, and three decodings at most."""
-    columns = [c for c in table_columns(result) if c.metric != "set_kl"]
+    """What 80 characters hold: one divergence, one metric of quality, three decodings at most."""
+    left_out = {"set_kl", "rouge_l", *VERDICTS} - {quality_metric(result)}
+    columns = [c for c in table_columns(result) if c.metric not in left_out]
     decodings = in_order(result.decodings, list(DECODINGS))[:3]
     return [c for c in columns if c.decoding is None or c.decoding in decodings]
 

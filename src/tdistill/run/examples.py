@@ -14,7 +14,10 @@ from tdistill.run.stages import Say
 def load_splits(
     config: DataConfig, tokenizer: Any, folder: Path, say: Say
 ) -> dict[str, list[Example]]:
-    """Training, validation and test examples; test prompts seen in training are left out.
+    """Training, validation and test examples, none of whose prompts are in two of them.
+
+    Prompts of training are left out of the other two, and those of the test out of validation: what
+    is chosen on validation prompts must not be chosen on the test's.
 
     Args:
         config: of the data.
@@ -34,12 +37,12 @@ def load_splits(
             reports.append(report.text())
     write_atomically(folder / "data-doctor.txt", "\n\n".join(reports))
     say(reports[0])
-    seen = {example.prompt_ids for example in loaded["train"]}
-    for split in ("valid", "test"):
+    for split, other in (("test", "train"), ("valid", "train"), ("valid", "test")):
+        seen = {example.prompt_ids for example in loaded[other]}
         unseen = [e for e in loaded[split] if e.prompt_ids not in seen]
         if len(unseen) < len(loaded[split]):
             dropped = len(loaded[split]) - len(unseen)
-            say(f"  {split}: left out {dropped} prompts that are also in train")
+            say(f"  {split}: left out {dropped} prompts that are also in {other}")
         loaded[split] = unseen
     if not loaded["test"]:
         raise DataError(

@@ -46,9 +46,9 @@ class _Measured:
         return list(self.records[0]["per_prompt"])
 
     def samples(self, place: str, metric: str) -> list[Sample]:
-        """What was measured, a sample for each record; none where it could not be."""
+        """What was measured, a sample for each record; none where one could not be."""
         found = [record["per_prompt"].get(place, {}).get(metric) for record in self.records]
-        return [Sample.from_dict(plain) for plain in found if plain is not None]
+        return [] if None in found else [Sample.from_dict(plain) for plain in found]
 
     def estimate(self, place: str, metric: str) -> Estimate | None:
         """Mean and interval."""

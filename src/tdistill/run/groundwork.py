@@ -13,6 +13,7 @@ from tdistill.data import Example, load_text_chunks
 from tdistill.evaluation import evaluate
 from tdistill.evaluation.evaluate import Exam
 from tdistill.evaluation.imitation import hold_out
+from tdistill.evaluation.verifier import load_verifier
 from tdistill.evidence.rows import Row
 from tdistill.files import in_world, locked
 from tdistill.models import language_model
@@ -138,8 +139,11 @@ class Groundwork:
 
     @once
     def load_examples(self) -> dict[str, list[Example]]:
-        """Training, validation and test examples; test prompts seen in training are left out."""
-        return load_splits(self.placed.data, self.load_tokenizer(), self.folder, self.say)
+        """Training, validation and test examples; no prompt is in two of them."""
+        splits = load_splits(self.placed.data, self.load_tokenizer(), self.folder, self.say)
+        if self.recipe.evaluation.verify is not None:
+            load_verifier(self.recipe.evaluation.verify).try_out(splits["test"])
+        return splits
 
     def load_text(self, length: int) -> list[tuple[int, ...]]:
         """Plain text for the language-model stream in chunks of so many tokens, read once."""

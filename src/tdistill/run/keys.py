@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from tdistill import strict
+from tdistill.evaluation.verifier import load_verifier
 from tdistill.files import fingerprint, in_world
 from tdistill.hashing import key_of
 from tdistill.recipe import Recipe, WorldConfig, recipe_dict
@@ -34,10 +35,18 @@ def stage_keys(recipe: Recipe) -> dict[str, str]:
         if code is not None:  # a class of the user's own
             own = *own, fingerprint(str(code))
         keys[label] = key_of(keys["start"], keys["rollouts"], own)
+    verifier = _source_of_verifier(recipe)
     for label in ("teacher", "start", *recipe.objectives):
-        evaluation = key_of(keys[label], keys["held-out"], plain["evaluation"])
+        evaluation = key_of(keys[label], keys["held-out"], plain["evaluation"], verifier)
         keys[f"evaluate-{label}"] = evaluation
     return keys
+
+
+def _source_of_verifier(recipe: Recipe) -> str | None:
+    """The fingerprint of the file of a user's own verifier."""
+    named = recipe.evaluation.verify
+    file = None if named is None else load_verifier(named).source_file
+    return None if file is None else fingerprint(str(file))
 
 
 def _shared_keys(recipe: Recipe) -> dict[str, str]:

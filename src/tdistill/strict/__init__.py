@@ -20,7 +20,14 @@ from __future__ import annotations
 
 from tdistill.strict.dumping import dump
 from tdistill.strict.help import describe
-from tdistill.strict.imported import beside, import_maker, source_file_of, source_files_of
+from tdistill.strict.imported import (
+    beside,
+    import_function,
+    import_maker,
+    is_import_path,
+    source_file_of,
+    source_files_of,
+)
 from tdistill.strict.kinds import nearest
 from tdistill.strict.overrides import Option, split_words
 from tdistill.strict.structuring import structure
@@ -31,7 +38,9 @@ __all__ = [
     "beside",
     "describe",
     "dump",
+    "import_function",
     "import_maker",
+    "is_import_path",
     "load_yaml",
     "nearest",
     "source_file_of",

@@ -1,4 +1,4 @@
-"""Classes of a user's own, named in a document by where they are: ``mine.py:MyClass``."""
+"""A user's own classes and functions, named in a document by where they are: ``mine.py:Mine``."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from typing import Any
 
 from tdistill.errors import InvalidValueError
 
-_PATHS: dict[type, str] = {}  # how each imported class was named, so that it can be named again
+_PATHS: dict[Any, str] = {}  # how what was imported was named, so that it can be named again
 
 
 def is_import_path(value: Any) -> bool:
-    """Whether a name is one of a user's own class.
+    """Whether a name is one of a user's own code.
 
     Example:
         >>> is_import_path("mine.py:MyObjective"), is_import_path("kd")
@@ -74,9 +74,49 @@ def beside(document: Any, folder: Path) -> Any:
     return f"{file}:{name}" if place.endswith(".py") and file.is_file() else document
 
 
-def source_file_of(cls: type) -> Path | None:
-    """The file of an imported class; None for the classes of the library."""
-    return Path(inspect.getfile(cls)) if cls in _PATHS else None
+def import_function(path: str, *arguments: str) -> Callable[..., Any]:
+    """The function that a path names, as `import_class` finds it.
+
+    Args:
+        path: ``folder/file.py:function`` or ``package.module:function``.
+        arguments: what it is going to be called with, in order.
+
+    Raises:
+        InvalidValueError: if there is no such file, module or function, or it takes others.
+
+    Example:
+        >>> import_function("os.path:join", "folder", "name")("a", "b")
+        'a/b'
+    """
+    found, name = _named(path)
+    wanted = f"a function {name or '(none given)'}({', '.join(arguments)})"
+    if not inspect.isfunction(found):
+        raise _other(path, wanted, found)
+    signature = inspect.signature(found)
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        found = f"{name}{signature} ({error})"
+        raise InvalidValueError(f"{path}: expected {wanted}, found {found}") from error
+    _PATHS[found] = path
+    return found
+
+
+def source_file_of(imported: Any) -> Path | None:
+    """The file of an imported class or function; None for those of the library."""
+    return Path(inspect.getfile(inspect.unwrap(imported))) if imported in _PATHS else None
+
+
+def _named(path: str) -> tuple[Any, str]:
+    """What a path leads to, None where there is nothing of that name; and the name."""
+    place, _, name = path.rpartition(":")
+    return getattr(_module(place, path), name, None), name
+
+
+def _other(path: str, wanted: str, found: Any) -> InvalidValueError:
+    place = path.rpartition(":")[0]
+    what = "nothing of that name" if found is None else repr(found)
+    return InvalidValueError(f"{path}: expected {wanted} in {place}, found {what}")
 
 
 def source_files_of(cls: type) -> list[Path]:
@@ -90,13 +130,9 @@ def source_files_of(cls: type) -> list[Path]:
 
 
 def _dataclass(path: str, wanted: str, fits: Callable[[type], bool]) -> type:
-    place, _, name = path.rpartition(":")
-    found = getattr(_module(place, path), name, None)
+    found, name = _named(path)
     if not (isinstance(found, type) and fits(found)):
-        raise InvalidValueError(
-            f"{path}: expected a class {name or '(none given)'} {wanted} in {place}, found "
-            f"{'nothing of that name' if found is None else repr(found)}"
-        )
+        raise _other(path, f"a class {name or '(none given)'} {wanted}", found)
     # `@dataclass` sets __dataclass_params__ on each class it is applied to; a base's is inherited.
     if "__dataclass_params__" not in vars(found):
         raise InvalidValueError(f"{path}: expected a dataclass; write @dataclass(frozen=True)")
