@@ -47,8 +47,8 @@ class RunningMeans:
         self._new = {}
 
     def means(self) -> dict[str, Tensor]:
-        """Means so far by name; 0 where nothing was seen."""
-        return {n: pair[0] / pair[1].clamp(min=1e-30) for n, pair in self._known.items()}
+        """Means so far by name, one more observation of 0 among them: seen once is no rule."""
+        return {name: sums / (weights + 1.0) for name, (sums, weights) in self._known.items()}
 
     def save(self, folder: Path) -> None:
         """Write them beside a checkpoint."""
