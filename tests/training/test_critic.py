@@ -140,7 +140,9 @@ def test_full_logits_give_the_same_critic(tmp_path: Path) -> None:
     torch.testing.assert_close(one.scores.hidden, two.scores.hidden)
 
 
-@pytest.mark.parametrize("field", ["rank", "learning_rate", "averaged", "into_student"])
+@pytest.mark.parametrize(
+    "field", ["rank", "learning_rate", "price_rate", "averaged", "into_student"]
+)
 def test_settings_out_of_range_are_refused(field: str) -> None:
     with pytest.raises(InvalidValueError, match=f"{field}: expected"):
         CriticConfig(**{field: -1})

@@ -41,6 +41,7 @@ def views_of(batch: Batch, **more: Any) -> tuple[Tensor, Views]:
     logits, student = random_view(batch)
     critic = more.pop("critic", None) or values(batch)
     frozen = SetScores(DenseStepScores(critic.scores.logits.detach()), batch.sets, batch.action)
+    more.setdefault("price", torch.zeros(VOCABULARY, dtype=torch.float64).requires_grad_())
     return logits, Views(student, critic=critic, averaged_critic=frozen, **more)
 
 
@@ -59,7 +60,7 @@ def per_row(batch: Batch) -> list[slice]:
 
 
 @pytest.mark.parametrize("support", ["projected", "set", "set-and-tail"])
-@pytest.mark.parametrize("centre", ["none", "token", "running"])
+@pytest.mark.parametrize("centre", ["none", "token", "frequency"])
 def test_without_strength_it_is_kd_in_value_and_gradient(support: Any, centre: Any) -> None:
     batch = make_batch()
     logits, views = views_of(batch)
@@ -166,38 +167,69 @@ def test_a_student_that_is_the_teacher_costs_nothing_and_nothing_is_tilted() -> 
     nothing = SetScores(
         DenseStepScores(torch.zeros_like(logits).requires_grad_()), sets, batch.action
     )
-    views = Views(student, critic=nothing, averaged_critic=nothing)
+    price = torch.zeros(VOCABULARY, dtype=torch.float64).requires_grad_()
+    views = Views(student, critic=nothing, averaged_critic=nothing, price=price)
     result = ValueTiltedKD().loss(views, batch)
+    assert result.critic is not None
+    (slope,) = torch.autograd.grad(result.critic.sum(), price, retain_graph=True)
+    assert slope.abs().max() < 1e-6
     assert result.parts["critic_return"].abs().max() < 1e-6
-    assert result.critic is not None and result.critic.max() < 1e-12
+    assert result.critic is not None and result.critic.max() < 1e-6
     assert gradient(result.loss, logits).abs().max() < 1e-6
 
 
-def test_a_tokens_own_price_is_left_out() -> None:
-    batch = make_batch()
-    _, views = views_of(batch)
+def token_costs(batch: Batch) -> SetScores:
+    """A critic to which the token alone says what it costs."""
     own = torch.linspace(0.0, 3.0, VOCABULARY, dtype=torch.float64).expand(len(batch.action), -1)
-    same = SetScores(DenseStepScores(own.clone()), batch.sets, batch.action)
-    views = replace(views, critic=same, averaged_critic=same)
-    tilted = TILTED.loss(views, batch)
-    assert tilted.parts["tilt_kl"].max() > 0.1
+    return SetScores(DenseStepScores(own.clone()), batch.sets, batch.action)
+
+
+def test_a_tokens_mean_price_in_earlier_updates_is_left_out() -> None:
+    batch = make_batch()
+    _, views = views_of(batch, critic=token_costs(batch))
+    objective = replace(TILTED, centre="token", beta=0.7)
+    first = objective.loss(views, batch)
+    plain = replace(TILTED, beta=0.7).loss(views, batch)
+    torch.testing.assert_close(first.loss, plain.loss)  # nothing is known yet
+    total, weight = first.sums["token_price"]
+    again = objective.loss(
+        replace(views, means={"token_price": total / weight.clamp(min=1e-30)}), batch
+    )
     # Of costs that hang on the token alone next to nothing is left (sets differ in their means).
-    centred = replace(TILTED, centre="token").loss(views, batch)
-    assert centred.parts["tilt_kl"].mean() < 0.2 * tilted.parts["tilt_kl"].mean()
+    assert again.parts["tilt_kl"].mean() < 0.2 * plain.parts["tilt_kl"].mean()
+    assert plain.parts["tilt_kl"].max() > 0.1
 
 
-def test_running_means_are_those_of_earlier_updates() -> None:
+def frequencies(log_policy: Tensor, batch: Batch) -> Tensor:
+    return torch.zeros(VOCABULARY).double().index_add(0, batch.sets.ids, log_policy.exp())
+
+
+def test_prices_at_their_least_keep_the_teachers_token_frequencies() -> None:
     batch = make_batch()
     _, views = views_of(batch)
-    objective = replace(TILTED, centre="running")
-    first = objective.loss(views, batch)
-    torch.testing.assert_close(first.loss, TILTED.loss(views, batch).loss)  # nothing is known yet
-    total, weight = first.sums["token_price"]
-    mean = total / weight.clamp(min=1e-30)
-    again = objective.loss(replace(views, means={"token_price": mean}), batch)
-    whole = replace(TILTED, centre="token").loss(views, batch)
-    torch.testing.assert_close(again.loss, whole.loss)
-    assert (again.loss - first.loss).abs().max() > 1e-3
+    objective = replace(TILTED, centre="frequency", beta=2.0)
+    price = views.price
+    assert price is not None
+    teacher = project(batch.sets.log_probs.double(), batch.sets.offsets)
+    costs = views.critic.on_set.detach()  # type: ignore[union-attr]
+
+    def tilted() -> Tensor:
+        return project(teacher - price.detach()[batch.sets.ids] - 2.0 * costs, batch.sets.offsets)
+
+    def slope() -> Tensor:
+        loss = objective.loss(views, batch).critic
+        assert loss is not None
+        return torch.autograd.grad(loss.sum(), price)[0]
+
+    # The gradient is what is missing: of a token that is too rare the price falls.
+    wanted = frequencies(teacher, batch)
+    torch.testing.assert_close(slope(), wanted - frequencies(tilted(), batch), rtol=1e-5, atol=1e-6)
+    assert (wanted - frequencies(tilted(), batch)).abs().max() > 0.1
+    for _ in range(2000):
+        down = slope()
+        with torch.no_grad():
+            price -= 0.5 * down
+    torch.testing.assert_close(frequencies(tilted(), batch), wanted, rtol=0, atol=1e-3)
 
 
 def test_strength_rises_as_asked() -> None:

@@ -63,14 +63,15 @@ class Beside(TrainerCallback):
             update: number of the present update.
             updates: of the whole run.
         """
-        target = critic = averaged = None
+        target = critic = averaged = price = None
         if self.target is not None:
             with torch.no_grad():
                 target = scores(self.target.model, batch)
         if self.critic is not None:
             critic, averaged = self.critic.scores(student, batch)
+            price = self.critic.critic.price
         means = self.means.means()
-        return Views(student, teacher, target, critic, averaged, means, update, updates)
+        return Views(student, teacher, target, critic, averaged, price, means, update, updates)
 
     def observe(self, result: StepLoss) -> None:
         """Take in what an objective summed over a part of the update."""

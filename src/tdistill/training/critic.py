@@ -48,6 +48,9 @@ class Critic(nn.Module):
         embeddings: of the tokens [V, E], copied.
         width: D of the hidden states.
         config: which f.
+
+    Attributes:
+        price: of each token whatever the state [V], nats: no part of g (see ``ValueTilt``).
     """
 
     table: Tensor
@@ -56,6 +59,7 @@ class Critic(nn.Module):
         super().__init__()
         self.value = nn.Parameter(torch.zeros(width))
         self.offset = nn.Parameter(torch.zeros(()))
+        self.price = nn.Parameter(torch.zeros(len(embeddings)))
         self.function: nn.Module = nn.Identity()
         self.scale = 1.0 / width
         if config.form == "rows":
@@ -104,9 +108,12 @@ class CriticLearner:
         self.critic = critic.to(device)
         shared = {} if config.form == "rows" else {id(self.critic.table): self.critic.table}
         self.averaged = copy.deepcopy(self.critic, shared).requires_grad_(False)
-        self.optimizer = torch.optim.Adam(
-            self.critic.parameters(), lr=config.learning_rate, betas=(0.9, 0.99)
-        )
+        of_g = [w for w in self.critic.parameters() if w is not self.critic.price]
+        groups = [
+            {"params": of_g, "rate": config.learning_rate},
+            {"params": [self.critic.price], "rate": config.price_rate},
+        ]
+        self.optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
 
     def scores(self, student: SetScores, batch: Batch) -> tuple[SetScores, SetScores]:
         """g at a batch, with its gradient, and that of the averaged copy, without."""
@@ -138,7 +145,7 @@ class CriticLearner:
             gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
             weight.grad = mean(gradient)
         for group in self.optimizer.param_groups:
-            group["lr"] = factor * self.config.learning_rate
+            group["lr"] = factor * group["rate"]
         self.optimizer.step()
         self.optimizer.zero_grad()
         with torch.no_grad():

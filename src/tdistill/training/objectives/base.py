@@ -52,6 +52,7 @@ class Views:
         target: the averaged copy of the student, where the objective needs it.
         critic: g of set members and actions, nats, where the objective has a critic.
         averaged_critic: the same by its averaged copy, without a gradient.
+        price: of every token, learned with the critic [V], nats.
         means: of what was summed in earlier updates, by name.
         update: number of the present update, from 0.
         updates: of the whole run.
@@ -62,6 +63,7 @@ class Views:
     target: SetScores | None = None
     critic: SetScores | None = None
     averaged_critic: SetScores | None = None
+    price: Tensor | None = None
     means: dict[str, Tensor] = field(default_factory=dict)
     update: int = 0
     updates: int = 1

@@ -22,6 +22,7 @@ class CriticConfig:
     form: Literal["map", "low-rank", "mlp", "rows"] = "map"
     rank: int = 32  # inner width of low-rank and mlp
     learning_rate: float = 4.0  # about the nats by which one update moves g, were all rows alike
+    price_rate: float = 0.02  # nats by which one update can move the price of a token
     averaged: float | None = None  # decay of an averaged copy that gives the targets; null: none
     into_student: float = 0.0  # weight of the critic's gradient in the student's hidden states
 
@@ -29,6 +30,7 @@ class CriticConfig:
         """Refuse values out of range."""
         check_at_least(1, rank=self.rank)
         check("learning_rate", self.learning_rate > 0.0, "above 0", self.learning_rate)
+        check("price_rate", self.price_rate > 0.0, "above 0", self.price_rate)
         decay = self.averaged
         check("averaged", decay is None or 0.0 <= decay < 1.0, "in [0, 1) or null", decay)
         check("into_student", self.into_student >= 0.0, "at least 0", self.into_student)

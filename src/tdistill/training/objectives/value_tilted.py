@@ -32,9 +32,9 @@ class ValueTilt(CostCritic):
     critic_updates: int = 0  # first updates at which there is no tilt and the critic learns alone
     cost: Literal["forward-kl", "reverse-kl", "own-loss"] = "forward-kl"  # of a step
     bootstrap: Literal["tilted", "teacher"] = "tilted"  # the policy that goes on after a step
-    # What of g tilts: all, or what is not its token's own price (a mean over batch or updates).
-    centre: Literal["none", "token", "running"] = "running"
-    discount: float = 0.8  # of the cost to go; long horizons drown what a student can choose
+    # token: less its token's mean over updates; frequency: tokens keep the teacher's frequencies
+    centre: Literal["none", "token", "frequency"] = "frequency"
+    discount: float = 0.6  # of the cost to go; long horizons drown what a student can choose
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
@@ -52,17 +52,21 @@ class ValueTilt(CostCritic):
         excess = core.advantage(views.critic.on_set.detach(), teacher, offsets)
         size = views.student.scores.vocabulary_size
         sums = {"token_price": core.token_sums(excess, teacher.exp(), sets.ids, size)}
-        price = excess - self._token_price(views, sums["token_price"])[sets.ids]
-        tilted = core.tilt(teacher, price, offsets, strength=self.strength(views))
+        price = self._price(views, sets.ids)
+        tilted = core.tilt(teacher - price, excess, offsets, strength=self.strength(views))
+        moved = core.segment_sum(core.forward_kl_terms(teacher, tilted), offsets)
+        tilted = tilted.detach()
         mass = core.log_set_mass(sets.log_probs, offsets)[sets.step]
         result = super().loss(views, replace(batch, sets=replace(sets, log_probs=tilted + mass)))
         going_on = tilted if self.bootstrap == "tilted" else teacher
         cost = self._cost(views, teacher, batch)
         target, known = self.cost_to_go(views, batch, cost, going_on)
         critic, parts = self.critic_loss(views, target, known & batch.expert)
+        if self.centre == "frequency":
+            critic = critic + moved.where(batch.expert, 0.0)
         parts["cost"] = cost
         parts["tilt_kl"] = core.segment_sum(core.forward_kl_terms(tilted, teacher), offsets)
-        parts["critic_spread"] = core.spread(price, teacher, offsets)
+        parts["critic_spread"] = core.spread(excess, teacher, offsets)
         return StepLoss(result.loss, result.parts | parts, critic, sums)
 
     def strength(self, views: Views) -> float:
@@ -75,13 +79,17 @@ class ValueTilt(CostCritic):
         )
         return start + (self.beta - start) * min(1.0, done)
 
-    def _token_price(self, views: Views, sums: tuple[Tensor, Tensor]) -> Tensor:
-        """The teacher-weighted mean of g, less that of its set, of every token [V], nats."""
-        total, weight = sums
-        if self.centre == "token":
-            return total / weight.clamp(min=1e-30)
-        known = views.means.get("token_price") if self.centre == "running" else None
-        return total.new_zeros(total.shape) if known is None else known
+    def _price(self, views: Views, ids: Tensor) -> Tensor | float:
+        """What the members cost whatever the state [M], nats, in the place of their own price.
+
+        Under ``frequency`` it has a gradient, of ``KL(T || q)``: that vanishes where every token is
+        as frequent in q as in T. So what the tilt gains is not gained by saying the same always.
+        """
+        if self.centre == "frequency":
+            assert views.price is not None, "the trainer gives prices where there is a critic"
+            return views.price[ids]
+        own = views.means.get("token_price") if self.centre == "token" else None
+        return 0.0 if own is None else -self.strength(views) * own[ids]
 
     def _cost(self, views: Views, teacher: Tensor, batch: Batch) -> Tensor:
         """c(s) of every step [T], nats."""
