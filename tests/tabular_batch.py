@@ -18,6 +18,7 @@ from tdistill.models.set_scores import SetScores
 from tdistill.tabular import (
     TERMINAL,
     TokenMDP,
+    minimise,
     prefix_tree,
     project_policy,
     soft_policy,
@@ -148,29 +149,6 @@ def exact_batch(problem: Problem, *, student_share: float = 0.0) -> ExactBatch:
         source=torch.tensor([ROW_SOURCES.index(source) for _, source, _ in paths]),
     )
     return ExactBatch(batch, state, weight)
-
-
-def minimise(function: Any, start: Tensor, *, iterations: int = 500) -> Tensor:
-    """A local minimum, by LBFGS in float64."""
-    found = start.clone().requires_grad_()
-    optimizer = torch.optim.LBFGS(
-        [found],
-        max_iter=iterations,
-        max_eval=10 * iterations,
-        history_size=50,
-        tolerance_grad=1e-9,
-        tolerance_change=0.0,
-        line_search_fn="strong_wolfe",
-    )
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        value = function(found)
-        value.backward()
-        return value
-
-    optimizer.step(closure)
-    return found.detach()
 
 
 def solve(objective: Any, exact: ExactBatch, start: Tensor, *, depth: int) -> Tensor:
