@@ -31,8 +31,8 @@ from tdistill.tabular import (
     with_log_teacher,
 )
 
-on_every_draw = settings(deadline=None, max_examples=30, derandomize=True)
-few = settings(deadline=None, max_examples=6, derandomize=True)
+on_every_draw = settings(deadline=None, max_examples=20, derandomize=True)
+few = settings(deadline=None, max_examples=4, derandomize=True)
 seeds = st.integers(0, 2**31)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tdistill.tabular.mdp import Table, TokenMDP, Values
+from tdistill.tabular.programming import cost_to_go
 
 
 def with_log_teacher(mdp: TokenMDP, teacher: Table) -> TokenMDP:
