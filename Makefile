@@ -38,6 +38,7 @@ docs: $(VENV)/.dev
 
 figures: $(VENV)/.dev
 	$(BIN)/python docs/figures/bounds.py
+	$(BIN)/python docs/figures/learnability.py
 
 # Speed against the peers, about 40 minutes; `BENCH=--full` takes hours. An interrupted run goes on.
 bench: $(VENV)/.dev $(VENV)/.demo $(PEERS)/.installed

@@ -11,16 +11,16 @@ A_p(s) = E_p[Q - log p] - V^pi(s), which is 0 for p = pi. Then, exactly (perform
 so the target pi+ of (9.3) must be projected by the reverse KL, weighted with the visits of the NEW
 policy. Those are unknown; :func:`tied_step` takes the old ones, d^pi. It follows:
 
-1. Not even its exact best need raise V in every state: a shared row serves its parts against each
-   other. Nor does a step of all rows at once always raise V(s_0): rows improve for the visits that
+1. Not even the best of the class need raise V in every state: a shared row may serve one state
+   against another. Nor does a step of all rows at once always raise V(s_0): rows improve for the visits that
    another row then takes away (tests/test_tabular_tied.py has both by hand).
 2. Rows none of which can be visited after another, once each in a response: their d^p is d^pi, and
    A_p is 0 elsewhere. So the step moves them to their joint maximum of V(s_0): it never lowers it.
    One row at a time, where no response visits it twice, is coordinate ascent.
 3. Any rows, a share x of the step, p = (1 - x) pi + x pi': A_p is concave in p, so A_p >= x A_pi'.
    With d^p - d^pi = x gamma (I - gamma P_p^T)^-1 (P_pi' - P_pi)^T d^pi the gain is at least
-   x [L - x H |A_pi'|_max |gamma (P_pi' - P_pi)^T d^pi|_1], L = sum_s d^pi(s) A_pi'(s) >= 0, H the
-   horizon: a share up to :func:`safe_share` never lowers V(s_0), and raises it unless L = 0.
+   x (L - x C), L = sum_s d^pi(s) A_pi'(s) >= 0, C = H |A_pi'|_max |gamma (P_pi' - P_pi)^T d^pi|_1, H
+   the horizon. The share :func:`safe_share` gains x L / 2 or more: V(s_0) rises unless L = 0.
 4. The gradient of sum_s d^pi(s) A_p(s) at p = pi, which is minus that of (9.5), is the gradient of
    V^pi(s_0) in any parameters: so a small enough step on (9.5) does not lower it either.
 
@@ -180,7 +180,7 @@ def tied_step(
 def safe_share(mdp: TokenMDP, policy: Table, target: Table) -> float:
     """The share of a step from pi towards a projection of (9.3) that cannot lower V(s_0).
 
-    ``L / (H |A|_max |gamma (P_target - P_pi)^T d^pi|_1)``, at most 1: the module's third statement.
+    ``min(1, L / 2 C)``, of the module's third statement.
 
     Args:
         mdp: the MDP.
@@ -201,9 +201,9 @@ def safe_share(mdp: TokenMDP, policy: Table, target: Table) -> float:
     advantage = advantage - soft_return(mdp, policy)
     flow = (visits[:, None] * (target - policy) * mdp.step_discount).flatten()
     moved = torch.zeros_like(visits).index_add(0, mdp.next_state.clamp(min=0).flatten(), flow)
-    lost = mdp.horizon * float(advantage.abs().max() * moved.abs().sum())
-    gained = float(visits @ advantage)
-    return 1.0 if gained >= lost else max(gained, 0.0) / lost
+    loss = mdp.horizon * float(advantage.abs().max() * moved.abs().sum())
+    gain = float(visits @ advantage)
+    return 1.0 if gain >= 2.0 * loss else max(gain, 0.0) / (2.0 * loss)
 
 
 def minimise(
