@@ -12,15 +12,15 @@ so the target pi+ of (9.3) must be projected by the reverse KL, weighted with th
 policy. Those are unknown; :func:`tied_step` takes the old ones, d^pi. It follows:
 
 1. Not even the best of the class need raise V in every state: a shared row may serve one state
-   against another. Nor does a step of all rows at once always raise V(s_0): rows improve for the visits that
-   another row then takes away (tests/test_tabular_tied.py has both by hand).
+   against another. Nor does a step of all rows at once always raise V(s_0): rows improve for the
+   visits that another row then takes away (tests/test_tabular_tied.py has both by hand).
 2. Rows none of which can be visited after another, once each in a response: their d^p is d^pi, and
    A_p is 0 elsewhere. So the step moves them to their joint maximum of V(s_0): it never lowers it.
    One row at a time, where no response visits it twice, is coordinate ascent.
 3. Any rows, a share x of the step, p = (1 - x) pi + x pi': A_p is concave in p, so A_p >= x A_pi'.
    With d^p - d^pi = x gamma (I - gamma P_p^T)^-1 (P_pi' - P_pi)^T d^pi the gain is at least
-   x (L - x C), L = sum_s d^pi(s) A_pi'(s) >= 0, C = H |A_pi'|_max |gamma (P_pi' - P_pi)^T d^pi|_1, H
-   the horizon. The share :func:`safe_share` gains x L / 2 or more: V(s_0) rises unless L = 0.
+   x (L - x C), L = sum_s d^pi(s) A_pi'(s) >= 0, C = H |A_pi'|_max |gamma (P_pi' - P_pi)^T d^pi|_1,
+   H the horizon. The share :func:`safe_share` gains x L / 2 or more: V(s_0) rises unless L = 0.
 4. The gradient of sum_s d^pi(s) A_p(s) at p = pi, which is minus that of (9.5), is the gradient of
    V^pi(s_0) in any parameters: so a small enough step on (9.5) does not lower it either.
 
