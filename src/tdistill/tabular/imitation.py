@@ -51,9 +51,9 @@ def tilted(teacher: Table, price: Table) -> Table:
 
     Example:
         >>> import torch
-        >>> half, price = torch.tensor([[0.5, 0.5]]).double(), torch.tensor([[3.0, 0.0]]).log()
-        >>> tilted(half, price).tolist()
-        [[0.25, 0.75]]
+        >>> half, price = torch.tensor([[0.5, 0.5]]), torch.tensor([[3.0, 1.0]]).log()
+        >>> tilted(half.double(), price.double()).mul(4).round(decimals=6).tolist()
+        [[1.0, 3.0]]
     """
     return (teacher.log() - price).softmax(1)
 

@@ -33,11 +33,10 @@ def with_teacher(mdp: TokenMDP, teacher_scores: Table) -> TokenMDP:
         The MDP with the implied reward.
 
     Example:
-        >>> seed = torch.Generator().manual_seed(0)
-        >>> tree = prefix_tree(3, 2, discount=0.9, reward_scale=1.0, generator=seed)
-        >>> scores = torch.randn(3, 3, generator=seed, dtype=torch.float64)
-        >>> taught = with_teacher(tree, scores)
-        >>> torch.allclose(soft_optimal_q(taught, tree.full_vocabulary), scores)
+        >>> chain = TokenMDP(torch.tensor([[1, -1], [-1, -1]]), torch.zeros(2, 2).double(), 0.9)
+        >>> scores = torch.tensor([[3.0, 1.0], [2.0, -1.0]]).double()
+        >>> taught = with_teacher(chain, scores)
+        >>> torch.allclose(soft_optimal_q(taught, chain.full_vocabulary), scores)
         True
     """
     next_value = successor_values(mdp, state_values(teacher_scores, mdp.full_vocabulary))

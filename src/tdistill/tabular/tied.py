@@ -160,9 +160,10 @@ def tied_step(
         InvalidValueError: where the states of a part have different action sets.
 
     Example:
-        >>> mdp = TokenMDP(torch.tensor([[-1, -1]]), torch.tensor([[2.0, 1.0]]).log().double(), 1.0)
+        >>> mdp = TokenMDP(torch.tensor([[-1, -1]]), torch.tensor([[2.0, 1.0]]).double().log(), 1.0)
         >>> tied = TiedStates(torch.tensor([0]), mdp.full_vocabulary)
-        >>> tied_step(mdp, torch.tensor([[0.5, 0.5]]).double(), tied).mul(3).tolist()
+        >>> step = tied_step(mdp, torch.tensor([[0.5, 0.5]]).double(), tied)
+        >>> step.mul(3).round(decimals=6).tolist()
         [[2.0, 1.0]]
     """
     members = torch.nn.functional.one_hot(tied.part, tied.num_parts).T.to(policy)
