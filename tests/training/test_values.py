@@ -118,33 +118,33 @@ def test_targets_are_the_costs_of_what_follows(bootstrap: Any, returns: Any) -> 
         log_policy = project(log_policy - to_go, sets.offsets)
     cost = KD().loss(views, batch).loss.detach()
     value = cost + segment_sum(log_policy.exp() * to_go, sets.offsets)
+    action = views.critic.action.detach()  # type: ignore[union-attr]
+    trace = {"lambda": 0.6, "monte-carlo": 1.0}.get(returns)
+    ratio = (log_policy - project(sets.log_probs.double(), sets.offsets)).exp().clamp(max=1.0)
+    taken = sets.ids == batch.action[sets.step]
+    ratio = segment_sum(ratio * taken, sets.offsets)
     for row, steps in enumerate(per_row(batch)):
         ended = mixed_rows()[row].ended
         wanted: list[float] = [0.0] * (steps.stop - steps.start)
-        for place in reversed(range(len(wanted))):
-            if place + 1 == len(wanted):
-                continue  # 0 after the end token; no target where a row was cut
-            t, known = steps.start + place + 1, ended or place + 2 < len(wanted)
-            after = wanted[place + 1] if known else float(value[t] - cost[t])
-            if returns == "one-step":
+        for place in reversed(range(len(wanted) - 1)):  # 0 after the end token; none after a cut
+            t = steps.start + place + 1
+            last = place + 2 == len(wanted)
+            if trace is not None:
+                known = ended or not last
+                more = trace * float(ratio[t]) * (wanted[place + 1] - float(action[t])) * known
+                wanted[place] = 0.5 * (float(value[t]) + more)
+            elif returns == "one-step":
                 wanted[place] = 0.5 * float(value[t])
-            elif returns == "monte-carlo":
-                wanted[place] = 0.5 * (float(cost[t]) + after)
-            elif returns == "lambda":
-                mixed = 0.4 * float(value[t] - cost[t]) + 0.6 * after
-                wanted[place] = 0.5 * (float(cost[t]) + (mixed if known else after))
             else:
-                last = not ended and place + 2 == len(wanted)
-                end = ended and place + 2 == len(wanted)
-                two = 0.0 if end or last else 0.5 * float(value[t + 1])
-                wanted[place] = 0.5 * (float(value[t]) if last else float(cost[t]) + two)
+                two = 0.0 if last else 0.5 * float(value[t + 1])
+                cut = last and not ended
+                wanted[place] = 0.5 * (float(value[t]) if cut else float(cost[t]) + two)
         target = result.parts["critic_return"][steps].tolist()
         counted = wanted if ended else wanted[:-1]
         assert target[: len(counted)] == pytest.approx(counted, abs=1e-5)
         error = result.critic[steps]  # type: ignore[index]
         assert ended or error[-1] == 0.0
-        action = views.critic.action[steps]  # type: ignore[union-attr]
-        expected = (torch.tensor(counted) - action[: len(counted)]) ** 2
+        expected = (torch.tensor(counted) - action[steps][: len(counted)]) ** 2
         torch.testing.assert_close(error[: len(counted)], expected, rtol=1e-5, atol=1e-6)
 
 

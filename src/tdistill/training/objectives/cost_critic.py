@@ -60,28 +60,33 @@ class CostCritic(Objective):
         return core.segment_sum(core.reverse_kl_terms(teacher, student), rows)
 
     def cost_to_go(
-        self, views: Views, batch: Batch, cost: Tensor, log_policy: Tensor
+        self, views: Views, batch: Batch, cost: Tensor, log_policy: Tensor, log_ratio: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Targets of g at the actions [T], nats, and the steps that have one [T].
 
-        A target is 0 after an end token; the last step of a cut response has none.
+        A target is 0 after an end token; the last step of a cut response has none. Lambda and
+        Monte-Carlo returns are Retrace's, so that their fixed point is g of the policy whatever
+        policy wrote the rows; K-step returns are of the rows as they are.
 
         Args:
             views: the models at the batch; the averaged critic gives what is bootstrapped.
             batch: rows and evidence.
             cost: c(s) of every step, nats.
             log_policy: of the policy that goes on, on the sets.
+            log_ratio: of that policy to the one that wrote the rows, at the actions, nats.
         """
-        assert views.averaged_critic is not None, "the trainer gives a critic where one is needed"
-        cost, links = cost.detach(), batch.transitions
-        to_go = views.averaged_critic.on_set
-        value = core.state_cost(cost, to_go, log_policy.detach(), batch.sets.offsets)
-        path = (cost.new_zeros(cost.shape), -cost, value, links)
+        averaged, links = views.averaged_critic, batch.transitions
+        assert averaged is not None, "the trainer gives a critic where one is needed"
+        cost = cost.detach()
+        none = cost.new_zeros(cost.shape)
+        value = core.state_cost(cost, averaged.on_set, log_policy.detach(), batch.sets.offsets)
         if self.returns in ("lambda", "monte-carlo"):
             trace = 1.0 if self.returns == "monte-carlo" else self.trace
-            return core.lambda_return(*path, trace=trace), links.can_bootstrap
+            path = (none, averaged.action, value, log_ratio.detach(), links)
+            return core.retrace_return(*path, trace=trace), links.can_bootstrap
         horizon = self.horizon if self.returns == "k-step" else 1
-        return core.k_step_return(*path, horizon=horizon), links.can_bootstrap
+        target = core.k_step_return(none, -cost, value, links, horizon=horizon)
+        return target, links.can_bootstrap
 
     def critic_loss(
         self, views: Views, target: Tensor, known: Tensor

@@ -66,7 +66,6 @@ class SoftActorCritic(CostCritic):
     def loss(self, views: Views, batch: Batch) -> StepLoss:
         """The actor's loss, the clone's where asked for, and the critic's."""
         assert views.critic is not None, "the trainer gives a critic where one is needed"
-        assert views.averaged_critic is not None
         student, offsets = views.student, batch.sets.offsets
         teacher, policy, rows = self.outcomes(student, batch)
         cost = core.segment_sum(core.reverse_kl_terms(teacher, policy), rows)
@@ -76,7 +75,8 @@ class SoftActorCritic(CostCritic):
         actor = core.segment_sum(
             core.soft_actor_terms(teacher, policy, self._with_rest(to_go, on_set, offsets)), rows
         )
-        target, known = self._target(views, batch, cost.detach(), on_set)
+        log_ratio = self.log_prob(views) - batch.behaviour_log_prob
+        target, known = self.cost_to_go(views, batch, cost, on_set, log_ratio)
         critic, parts = self.critic_loss(views, target, known)
         sums: dict[str, tuple[Tensor, Tensor]] = {}
         if self.actor == "sampled-action":
@@ -97,20 +97,6 @@ class SoftActorCritic(CostCritic):
         else:
             rest = core.segment_max(to_go, offsets)
         return core.with_rest(to_go, rest, offsets)[0]
-
-    def _target(
-        self, views: Views, batch: Batch, cost: Tensor, policy: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Targets of g at the actions [T], and the steps that have one [T]."""
-        averaged, links = views.averaged_critic, batch.transitions
-        assert averaged is not None, "the trainer gives a critic where one is needed"
-        if self.returns in ("one-step", "k-step"):
-            return self.cost_to_go(views, batch, cost, policy)
-        value = core.state_cost(cost, averaged.on_set, policy, batch.sets.offsets)
-        log_ratio = self.log_prob(views).detach() - batch.behaviour_log_prob
-        path = (cost.new_zeros(cost.shape), averaged.action, value, log_ratio, links)
-        trace = 1.0 if self.returns == "monte-carlo" else self.trace
-        return core.retrace_return(*path, trace=trace), links.can_bootstrap
 
     def log_prob(self, views: Views) -> Tensor:
         """The student's log-probability of the actions [T], nats."""

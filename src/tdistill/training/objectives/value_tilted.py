@@ -60,7 +60,9 @@ class ValueTilt(CostCritic):
         result = super().loss(views, replace(batch, sets=replace(sets, log_probs=tilted + mass)))
         going_on = tilted if self.bootstrap == "tilted" else teacher
         cost = self._cost(views, teacher, batch)
-        target, known = self.cost_to_go(views, batch, cost, going_on)
+        taken = (going_on - teacher).where(sets.ids == batch.action[sets.step], 0.0)
+        log_ratio = core.segment_sum(taken, offsets)
+        target, known = self.cost_to_go(views, batch, cost, going_on, log_ratio)
         critic, parts = self.critic_loss(views, target, known & batch.expert)
         if self.centre == "frequency":
             critic = critic + moved.where(batch.expert, 0.0)
