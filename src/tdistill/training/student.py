@@ -38,7 +38,7 @@ def evenly_spaced(layers: int, keep: int) -> tuple[int, ...]:
 def drop_layers(teacher: LanguageModel, keep: Sequence[int]) -> LanguageModel:
     """A model of the same architecture and weights with only the kept decoder layers.
 
-    It starts out worse than a uniform guess and must be healed by training (method.md, section 4).
+    It must be healed by training; how much depends on the layers (see `layer_choice`).
 
     Args:
         teacher: the model to take layers from; not changed.
