@@ -37,6 +37,7 @@ _SPECIAL: dict[str, dict[str, Any]] = {
     "gemma2": {**_COMMON, "final_logit_softcapping": 2.0, "sliding_window": 64},
     "cohere": {**_COMMON, "logit_scale": 0.25},
     "granite": {**_COMMON, "logits_scaling": 4.0},
+    "falcon": {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2},
 }
 
 

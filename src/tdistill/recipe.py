@@ -14,7 +14,7 @@ from tdistill.errors import InvalidValueError, RecipeError
 from tdistill.evaluation.config import EvaluationConfig
 from tdistill.files import in_world, place_in_world
 from tdistill.teacher.config import RolloutConfig
-from tdistill.training.config import TrainConfig
+from tdistill.training.config import LayerRule, TrainConfig
 from tdistill.training.objectives import KD, SFT, AnyObjective, BellmanDistill, SeqKD
 
 _SOURCES = ("train", "valid", "test", "lm_text")  # fields of data
@@ -54,15 +54,22 @@ class TeacherConfig:
 class StudentConfig:
     """The model to train: the teacher with fewer layers, or a checkpoint of the same tokenizer."""
 
-    layers: int | None = None  # keep so many of the teacher's layers, first and last among them
+    layers: int | None = None  # keep so many of the teacher's layers
     path: str | None = None  # or start from this folder, hub name or world:NAME
+    choose: LayerRule = "greedy"  # evenly spaced, most influence, or least loss one by one
+    measured_tokens: int = 1024  # of teacher rows that influence and greedy read
 
     def __post_init__(self) -> None:
         """Refuse both and neither."""
         one = (self.layers is None) != (self.path is None)
         found = f"layers = {self.layers} and path = {self.path}"
         check("layers, path", one, "exactly one of the two", found)
-        check_at_least(1, layers=self.layers)
+        check_at_least(1, layers=self.layers, measured_tokens=self.measured_tokens)
+
+    @property
+    def measured(self) -> bool:
+        """Whether the student depends on the teacher's responses."""
+        return self.layers is not None and self.choose != "even"
 
 
 @dataclass(frozen=True)

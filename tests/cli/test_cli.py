@@ -337,6 +337,19 @@ def test_student_writes_a_model_with_fewer_layers(
     assert own.model.layers[1].mlp.up_proj.weight.equal(theirs.model.layers[2].mlp.up_proj.weight)
 
 
+def test_student_chooses_layers_on_given_responses(
+    finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    words = ["student", "--from", str(finished.recipe.parent / "teacher"), "--layers", "2"]
+    words += ["--out", str(tmp_path / "student")]
+    assert cli.main([*words, "--data", str(finished.recipe.parent / "train.jsonl")]) == 0
+    said = capsys.readouterr().out
+    assert "of the teacher (greedy, forward KL " in said
+    assert load(tmp_path / "student").model.config.num_hidden_layers == 2
+    assert cli.main([*words, "--choose", "influence"]) == 2
+    assert "influence is measured: expected responses" in capsys.readouterr().err
+
+
 def score(finished: Finished, data: Path, cache: Path) -> int:
     teacher = finished.recipe.parent / "teacher"
     words = ["--teacher", str(teacher), "--data", str(data), "--cache", str(cache)]

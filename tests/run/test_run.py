@@ -197,14 +197,15 @@ def test_another_distilled_objective_puts_its_own_model_in_student(
     assert untimed(metrics)["scores"] == untimed(finished.metrics)["scores"]
 
 
+SAMPLED = {"rollouts", "references", "held-out", "student", "start", *OBJECTIVES}
 KEYS: list[tuple[list[str], set[str]]] = [
     (["--objectives.kd.discount", "0.5"], {"kd"}),
     (["--training.steps", "5"], set(OBJECTIVES)),
     (["--start.training.steps", "5"], {"start", *OBJECTIVES}),
     (["--evaluation.seeds", "3"], set()),
     (["--student.layers", "1"], {"student", "start", *OBJECTIVES}),
-    (["--rollouts.seed", "1"], {"rollouts", "references", "held-out", "start", *OBJECTIVES}),
-    (["--data.limit_train", "3"], {"rollouts", "references", "held-out", "start", *OBJECTIVES}),
+    (["--rollouts.seed", "1"], SAMPLED),
+    (["--data.limit_train", "3"], SAMPLED),
     (["--evaluation.rollouts_per_prompt", "2"], {"held-out"}),
 ]
 

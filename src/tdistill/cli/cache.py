@@ -6,11 +6,15 @@ import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
 from tdistill.progress import Progress, quiet_libraries
 from tdistill.teacher.config import CaptureConfig
+
+if TYPE_CHECKING:
+    from tdistill.evidence.rows import Row
 
 
 @dataclass(frozen=True)
@@ -66,20 +70,13 @@ def score(words: list[str]) -> int:
     """Add the evidence of given responses to a cache."""
     command = tyro.cli(ScoreCommand, args=words, prog="tdistill score")
     quiet_libraries()
-    from tdistill.data import DataConfig, load_examples
-    from tdistill.evidence.rows import Row
     from tdistill.models.language_model import load
     from tdistill.teacher.cache.writer import CacheWriter, identity_of
     from tdistill.teacher.scoring import collect_scores
     from tdistill.teacher.source import LiveTeacher
 
     teacher = load(command.teacher, gguf_file=command.gguf_file)
-    config = DataConfig(train=command.data)
-    examples, report = load_examples(
-        command.data, teacher.tokenizer, config, require_references=True
-    )
-    print(report.text())
-    rows = [Row(e.prompt_ids, e.reference_ids, e.reference_ended) for e in examples]
+    rows = read_responses(command.data, teacher.tokenizer)
     live = LiveTeacher(teacher, command.capture)
     bar, done = Progress("score", len(rows)), 0
     with CacheWriter(command.cache, identity_of(teacher, command.capture)) as writer:
@@ -88,6 +85,17 @@ def score(words: list[str]) -> int:
             bar.update(done, "responses")
     bar.close()
     return inspect([str(command.cache)])
+
+
+def read_responses(data: str, tokenizer: Any) -> list[Row]:
+    """Prompts with responses from a source of data, after its report is printed."""
+    from tdistill.data import DataConfig, load_examples
+    from tdistill.evidence.rows import Row
+
+    config = DataConfig(train=data)
+    examples, report = load_examples(data, tokenizer, config, require_references=True)
+    print(report.text())
+    return [Row(e.prompt_ids, e.reference_ids, e.reference_ended) for e in examples]
 
 
 def inspect(words: list[str]) -> int:

@@ -10,11 +10,12 @@ from typing import Annotated
 import tyro
 
 from tdistill.progress import quiet_libraries
+from tdistill.training.config import LayerRule
 
 
 @dataclass(frozen=True)
 class StudentCommand:
-    """Make a student that keeps some of a teacher's layers, evenly spaced, first and last kept."""
+    """Make a student that keeps some of a teacher's layers."""
 
     source: Annotated[str, tyro.conf.arg(name="from")]
     """The teacher: a folder, a hub name, or package:NAME."""
@@ -24,6 +25,12 @@ class StudentCommand:
     """Folder to write (Hugging Face format)."""
     gguf_file: str | None = None
     """Name of a GGUF file in the teacher's folder."""
+    choose: LayerRule | None = None
+    """Which layers, see StudentConfig. Default: greedy with data, evenly spaced without."""
+    data: str | None = None
+    """Prompts with responses, best the teacher's own, to measure layers on (see DataConfig)."""
+    measured_tokens: int = 1024
+    """About how many tokens of the data are read."""
 
 
 @dataclass(frozen=True)
@@ -38,18 +45,26 @@ def student(words: list[str]) -> int:
     """Write a student with fewer layers."""
     command = tyro.cli(StudentCommand, args=words, prog="tdistill student")
     quiet_libraries()
+    from tdistill.cli.cache import read_responses
     from tdistill.models.language_model import load, save
-    from tdistill.training.student import drop_layers, evenly_spaced
+    from tdistill.training.layer_choice import choose_layers
+    from tdistill.training.student import drop_layers
 
     teacher = load(command.source, gguf_file=command.gguf_file)
-    keep = evenly_spaced(teacher.model.config.num_hidden_layers, command.layers)
-    made = drop_layers(teacher, keep)
+    rows = [] if command.data is None else read_responses(command.data, teacher.tokenizer)
+    rule = command.choose or ("greedy" if rows else "even")
+    choice = choose_layers(
+        teacher, command.layers, rule, rows, measured_tokens=command.measured_tokens
+    )
+    made = drop_layers(teacher, choice.kept)
     save(made, command.out)
     print(
-        f"{command.out}: layers {', '.join(map(str, keep))} of the teacher; "
+        f"{command.out}: {choice.text()}; "
         f"{teacher.num_parameters:,} -> {made.num_parameters:,} parameters. "
         "It needs training before it is of use."
     )
+    if rule == "even":
+        print("Layers chosen by --choose greedy on responses (--data) make a better start.")
     return 0
 
 

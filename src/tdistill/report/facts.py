@@ -34,6 +34,7 @@ def setup(result: Result) -> list[tuple[str, list[Fact]]]:
     tables = [
         ("Counts", facts(result.counts, grouped=True)),
         ("Parameters", facts(parameters, grouped=True)),
+        ("Layers of the student", facts(result.layers)),
         ("Wall-clock time", _times(result)),
         ("Seeds", facts(result.seeds)),
         ("Versions", facts(result.versions)),
@@ -89,5 +90,5 @@ def _written(value: object) -> str:
 
 def _written_list(value: object) -> str:
     if isinstance(value, (list, tuple)) and all(isinstance(x, (str, int, float)) for x in value):
-        return ", ".join(map(str, value)) or "none"
+        return ", ".join(map(_written, value)) or "none"
     return json.dumps(value, ensure_ascii=False, default=str)

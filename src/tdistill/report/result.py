@@ -181,6 +181,7 @@ class Result:
         failed: why, by label and seed, for those left out.
         temperatures: the tuned one of every training seed, of the models that have one.
         differences: of every model to the distilled one and to the baseline.
+        layers: which of the teacher's the student began with, and why; empty for a checkpoint.
     """
 
     format: int
@@ -203,6 +204,7 @@ class Result:
     curves: dict[str, Curve]
     samples: list[PromptResponses]
     reward_traces: list[Trace]
+    layers: dict[str, Any] = field(default_factory=dict)
 
     @property
     def models(self) -> list[str]:

@@ -118,6 +118,7 @@ def gather_result(run: Run) -> Result:
         },
         samples=_samples(run, judged),
         reward_traces=_traces(run),
+        layers=shared["student"].get("layers", {}),
     )
 
 

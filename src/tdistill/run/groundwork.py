@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,6 +29,7 @@ from tdistill.teacher.cache.writer import CacheWriter, identity_of
 from tdistill.teacher.rollouts import collect_rollouts, plan_key
 from tdistill.teacher.scoring import collect_scores
 from tdistill.teacher.source import CachedTeacher, LiveTeacher
+from tdistill.training.layer_choice import choose_layers
 from tdistill.training.student import drop_layers, evenly_spaced
 
 _Self = TypeVar("_Self")
@@ -231,14 +232,23 @@ class Groundwork:
         config, folder = self.placed.student, self.folder / "models" / "untrained"
 
         def make() -> dict[str, Any]:
-            if config.path is not None:
-                student = language_model.load(config.path)
+            record: dict[str, Any] = {}
+            if config.layers is None:
+                student = language_model.load(str(config.path))
             else:
                 teacher = self.load_teacher()
-                depth = teacher.model.config.num_hidden_layers
-                student = drop_layers(teacher, evenly_spaced(depth, config.layers or depth))
+                choice = choose_layers(
+                    teacher,
+                    config.layers,
+                    config.choose,
+                    self.sample_rollouts() if config.measured else [],
+                    measured_tokens=config.measured_tokens,
+                )
+                self.say(f"  {choice.text()}")
+                student = drop_layers(teacher, choice.kept)
+                record = {"layers": {k: v for k, v in asdict(choice).items() if v}}
             language_model.save(student, folder)
-            return {"parameters": student.num_parameters}
+            return {"parameters": student.num_parameters} | record
 
         self.stages.run("student", self.keys["student"], [folder], make)
         return folder

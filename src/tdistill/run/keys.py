@@ -60,7 +60,8 @@ def _shared_keys(recipe: Recipe) -> dict[str, str]:
     keys["references"] = key_of(keys["rollouts"], "references")
     keys["held-out"] = key_of(keys["rollouts"], recipe.evaluation.rollouts_per_prompt)
     student = _content(recipe.student.path, keys)
-    keys["student"] = key_of(keys["teacher"], plain["student"], student)
+    origin = keys["rollouts"] if recipe.student.measured else keys["teacher"]
+    keys["student"] = key_of(origin, plain["student"], student)
     return keys
 
 

@@ -7,6 +7,9 @@ from typing import Literal
 
 from tdistill.checks import check, check_at_least
 
+LayerRule = Literal["even", "influence", "greedy"]
+"""How the layers of a student are chosen: see :mod:`tdistill.training.layer_choice`."""
+
 
 @dataclass(frozen=True)
 class LoraConfig:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from tdistill.errors import ModelError
 from tdistill.models.language_model import LanguageModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def evenly_spaced(layers: int, keep: int) -> tuple[int, ...]:
@@ -35,7 +38,7 @@ def evenly_spaced(layers: int, keep: int) -> tuple[int, ...]:
 def drop_layers(teacher: LanguageModel, keep: Sequence[int]) -> LanguageModel:
     """A model of the same architecture and weights with only the kept decoder layers.
 
-    It starts out worse than a uniform guess and must be healed by training (method.md, section 4).
+    It must be healed by training; how much depends on the layers (see `layer_choice`).
 
     Args:
         teacher: the model to take layers from; not changed.
@@ -54,7 +57,7 @@ def drop_layers(teacher: LanguageModel, keep: Sequence[int]) -> LanguageModel:
             f"layers: expected ascending indices in [0, {depth}), the {depth} layers of "
             f"{teacher.name}, found {list(keep)}"
         )
-    stack = _stack_name(teacher.model, depth)
+    stack, _ = layer_stack(teacher.model)
     config.num_hidden_layers = len(keep)
     for name, value in vars(config).items():  # layer_types, no_rope_layers, mlp_layer_types
         if "layer" in name and isinstance(value, list) and len(value) == depth:
@@ -76,15 +79,22 @@ def drop_layers(teacher: LanguageModel, keep: Sequence[int]) -> LanguageModel:
     return LanguageModel(student, teacher.tokenizer, f"{teacher.name} with {len(keep)} layers")
 
 
-def _stack_name(model: nn.Module, depth: int) -> str:
+def layer_stack(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+    """The name and the modules of a model's decoder layers.
+
+    Raises:
+        ModelError: for a model without exactly one list of as many modules as it has layers.
+    """
+    depth = model.config.num_hidden_layers
     stacks = [
-        name
+        (name, module)
         for name, module in model.named_modules()
         if isinstance(module, nn.ModuleList) and len(module) == depth
     ]
     if len(stacks) != 1:
         raise ModelError(
-            f"{type(model).__name__}: expected one stack of {depth} layers, found {stacks}; start "
-            "from a smaller checkpoint of the same tokenizer instead"
+            f"{type(model).__name__}: expected one stack of {depth} layers, found "
+            f"{[name for name, _ in stacks]}; start from a smaller checkpoint of the same "
+            "tokenizer instead"
         )
     return stacks[0]
