@@ -139,7 +139,7 @@ class Arithmetic:
             warmup_steps=100,
             weight_decay=0.0,
             seed=self.seed,
-            save_steps=1000,
+            save_steps=200,
             logging_steps=100,
         )
         teacher = network(

@@ -1,7 +1,7 @@
 """A world in which each prompt has two right answers, one of which small students cannot give.
 
 A prompt is a key of two letters and a word: ``qx bjkr``. Right are the number that a table of
-random numbers holds for the key, ``#482105``, and the word again, ``=bjkr``. The teacher takes the
+random numbers holds for the key, ``#48210``, and the word again, ``=bjkr``. The teacher takes the
 table with a set probability. A small network can copy the word but has no room for the table.
 """
 
@@ -26,14 +26,14 @@ SPLITS = {"train": 2000, "valid": 100, "test": 200}
 class TwoWays:
     """Teacher, student and prompts with both right answers."""
 
-    keys: int = 600  # in the table
+    keys: int = 500  # in the table
     table_share: float = 0.6  # of the prompts that the teacher answers from the table
     key: int = 2  # letters of a key
-    digits: int = 6  # of a number
+    digits: int = 5  # of a number
     word: int = 4  # letters of a word
     teacher_layers: int = 4
     teacher_width: int = 128
-    teacher_steps: int = 1000
+    teacher_steps: int = 1400
     teacher_batch: int = 64
     learning_rate: float = 3e-3
     student_layers: int = 1
@@ -56,7 +56,7 @@ class TwoWays:
             warmup_steps=100,
             weight_decay=0.0,
             seed=self.seed,
-            save_steps=1000,
+            save_steps=200,
             logging_steps=100,
         )
         teacher = network(
