@@ -57,7 +57,7 @@ def made_up(families: dict[str, int] | None = None, seeds: int = 3, steps: int =
     ]
     differences += [d | {"decoding": "tuned"} for d in differences if _is(d, "start", "sample")]
     return {
-        "format": 2,
+        "format": 3,
         "created": "2026-01-01T00:00:00+00:00",
         "versions": {"tdistill": "0.0"},
         "recipe": {

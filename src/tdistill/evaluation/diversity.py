@@ -17,6 +17,8 @@ _NO_MATCH = 0.1  # counted for no match at all, as Texygen's smoothing does
 def words_of(text: str) -> list[str]:
     """The words of a text, lower case, without what stands between them.
 
+    A run of letters is a word also in scripts that write none apart, such as Chinese.
+
     Example:
         >>> words_of("It's a well-known  Cat!")
         ["it's", 'a', 'well', 'known', 'cat']

@@ -10,10 +10,8 @@ from tdistill.evaluation.intervals import Sample
 from tdistill.evaluation.matching import SweptQuality, matched_levels, matched_samples
 from tdistill.report.measures import measure
 from tdistill.report.result import Estimate, Matched, SweepPoint
+from tdistill.report.sweeps import VARIABLES
 from tdistill.run.estimates import estimate_of
-
-VARIABLES = ("entropy", "bigram_entropy")
-"""What models are matched by."""
 
 Records = Sequence[Mapping[str, Any]]
 """What judging one model left, of each training seed."""
@@ -64,8 +62,9 @@ def _difference(
     ours: list[Sample] | None, theirs: list[Sample] | None, comparisons: int
 ) -> Estimate | None:
     """None where a curve does not reach the level."""
-    known = ours is not None and theirs is not None
-    return estimate_of(ours, theirs, comparisons=comparisons) if known else None
+    if ours is None or theirs is None:
+        return None
+    return estimate_of(ours, theirs, comparisons=comparisons)
 
 
 def _curve(record: Mapping[str, Any], variable: str, quality: str) -> SweptQuality:
