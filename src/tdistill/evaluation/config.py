@@ -24,7 +24,7 @@ class SweepConfig:
 
     temperatures: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8, 1.0)  # the lowest first
     seeds: int = 2  # generation seeds of each; of one, responses to a prompt are not compared
-    levels: int = 5  # values of entropy and of diversity at which models are compared
+    levels: int = 4  # values of entropy and of diversity at which models are compared
 
     def __post_init__(self) -> None:
         """Refuse what makes no curve."""

@@ -76,7 +76,8 @@ def _panel(
             if not line:
                 continue
             xs, ys = [x for x, _ in line], [y.mean for _, y in line]
-            low, high = ([_or_mean(y, bound) for _, y in line] for bound in ("low", "high"))
+            low = [y.mean if y.low is None else y.low for _, y in line]
+            high = [y.mean if y.high is None else y.high for _, y in line]
             colour, dashes = colours[label], (0, (3, 2)) if label == TEACHER else "-"
             axes.fill_between(xs, low, high, color=colour, alpha=0.13, lw=0)
             axes.plot(xs, ys, marker="o", ls=dashes, color=colour, lw=1.5, ms=3.2)
@@ -90,11 +91,6 @@ def _panel(
         axes.set_xlabel(f"{along.title.lower()}, {along.unit}", color=MUTED, labelpad=1)
         plain_numbers(axes)
         return Drawn(what.title, what.unit, to_svg(figure, key, what.title, "; ".join(words)))
-
-
-def _or_mean(estimate: Estimate, bound: str) -> float:
-    value = getattr(estimate, bound)
-    return estimate.mean if value is None else value
 
 
 def _line(
