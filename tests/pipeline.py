@@ -129,7 +129,6 @@ def _arm(moment: str) -> None:
     trainer: Any = DistillTrainer
     original_log, original_score = trainer.log, evaluate.score_responses
     original_write, original_save = Manifest.write, lm.save
-    original_sweep = sweeping.policy_divergence
     counts = {"judged": 0, "swept": 0}
 
     def log(self: Any, *arguments: Any, **options: Any) -> None:
@@ -141,9 +140,9 @@ def _arm(moment: str) -> None:
         counts["judged"] += 1
         return _die() if counts["judged"] == 6 else original_score(*arguments, **options)
 
-    def diverge(*arguments: Any, **options: Any) -> Any:
+    def score_sweep(*arguments: Any, **options: Any) -> Any:
         counts["swept"] += 1
-        return _die() if counts["swept"] == 4 else original_sweep(*arguments, **options)
+        return _die() if counts["swept"] == 4 else original_score(*arguments, **options)
 
     def write(self: Any, folder: Path) -> None:
         if len(self.shards) == 2:
@@ -161,7 +160,7 @@ def _arm(moment: str) -> None:
         "after-a-checkpoint": (trainer, "log", log),
         "before-the-record-of-a-model": (lm, "save", save_model),
         "during-evaluation": (evaluate, "score_responses", score),
-        "during-a-sweep": (sweeping, "policy_divergence", diverge),
+        "during-a-sweep": (sweeping, "score_responses", score_sweep),
     }
     setattr(*places[moment])
 

@@ -1,21 +1,19 @@
-"""A model at several temperatures, against dense distributions and its own responses."""
+"""A model at several temperatures, against its own responses at each."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
-from judging import dense_log_probs, exam, examples, log_prob, student, teacher
+from judging import exam, examples, log_prob, student, teacher
 
 from tdistill.errors import InvalidValueError
 from tdistill.evaluation.config import SweepConfig
 from tdistill.evaluation.diversity import diversity, words_of
 from tdistill.evaluation.intervals import Sample
 from tdistill.evaluation.responses import Responses, respond, text_of
-from tdistill.evaluation.sweep import policy_divergence, sweep
+from tdistill.evaluation.sweep import sweep
 from tdistill.evidence.rows import Row
 from tdistill.models.decoding import Decoding
 
@@ -40,25 +38,6 @@ def test_without_a_sweep_nothing_is_done():
     assert sweep("sft", student(), exam()) == []
 
 
-@pytest.mark.parametrize("batch_size", [1, 5])
-@pytest.mark.parametrize("temperature", [0.3, 1.0])
-def test_entropy_and_divergence_equal_the_dense_computation(temperature: float, batch_size: int):
-    responses = made(temperature)
-    found = policy_divergence(
-        responses, examples(), student(), teacher(), vocabulary_size=64, batch_size=batch_size
-    )
-    for seed, round_ in enumerate(responses.responses):
-        for i, (example, response) in enumerate(zip(examples(), round_, strict=True)):
-            row = Row(example.prompt_ids, response.ids, response.ended)
-            policy = (dense_log_probs(student(), row) / temperature).log_softmax(-1)
-            entropy = -(policy.exp() * policy).sum()
-            divergence = (policy.exp() * (policy - dense_log_probs(teacher(), row))).sum()
-            assert found["entropy"].values[i, seed] == pytest.approx(float(entropy), rel=1e-4)
-            assert found["reverse_kl"].values[i, seed] == pytest.approx(float(divergence), rel=1e-4)
-            weights = found["reverse_kl"].weights
-            assert weights is not None and weights[i, seed] == len(response.ids)
-
-
 def test_the_teacher_at_temperature_one_has_no_divergence():
     point = sweep("teacher", teacher(), exam(sweep=SweepConfig(temperatures=(0.5, 1.0))))
     assert sample(point[1], "reverse_kl").mean == pytest.approx(0.0, abs=1e-5)
@@ -81,34 +60,20 @@ def test_the_record_of_a_sweep():
         distinct = [len({tuple(words[seed * 4 + i]) for seed in range(3)}) / 3 for i in range(4)]
         assert sample(point, "distinct_responses").values.tolist() == distinct
         assert sample(point, "rouge_l").values.shape == (4, 3)
+        assert "exact_match" not in point["per_prompt"]
     for name in ("entropy", "distinct_responses"):
         assert sample(points[0], name).mean < sample(points[1], name).mean
     assert points[0]["together"]["bigram_entropy"] < points[1]["together"]["bigram_entropy"]
 
 
+def test_a_verifier_judges_every_temperature():
+    judged = exam(sweep=SWEEP, verify="exact")
+    for point in sweep("sft", student(), judged):
+        assert sample(point, "exact_match").values.tolist() == [[0.0] * 3] * 4
+
+
 def test_of_one_seed_responses_to_a_prompt_are_not_compared():
     assert all("distinct_responses" not in point["per_prompt"] for point in swept(seeds=1))
-
-
-def test_expected_likelihood_is_entropy_and_divergence():
-    """E_a[-log pi*(a)] = H + KL at every state: the sampled likelihood is near it."""
-    prompt = examples(prompts=("a b",)) * 300
-    responses = respond(
-        student(),
-        [e.prompt_ids for e in prompt],
-        Decoding(temperature=0.7),
-        seeds=3,
-        max_new_tokens=1,
-        batch_size=300,
-    )
-    sizes: dict[str, Any] = {"vocabulary_size": 64, "batch_size": 300}
-    found = policy_divergence(responses, prompt, student(), teacher(), **sizes)
-    drawn = [r.ids[0] for round_ in responses.responses for r in round_]
-    dense = dense_log_probs(teacher(), Row(prompt[0].prompt_ids, (0,), ended=False))
-    sampled = -dense[0, torch.tensor(drawn)]
-    error = float(sampled.std()) / np.sqrt(len(drawn))
-    expected = found["entropy"].mean + found["reverse_kl"].mean
-    assert abs(float(sampled.mean()) - expected) < 4 * error
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def test_a_line_goes_through_its_points_in_a_band(result: Result):
     assert mean is not None and f"Teacher from {mean.mean:.1f} to" in svg
 
 
-def test_only_measures_with_a_better_side_are_qualities(result: Result):
+def test_what_was_not_measured_is_no_quality(result: Result):
     assert swept_qualities(result) == ["rouge_l", "teacher_nll"]
 
 

@@ -17,7 +17,7 @@ from tdistill.evaluation.intervals import Sample, crossed_interval
 from tdistill.run.sweeps import matched_to, sweep_points
 
 LABELS = ("sft", "kd")
-QUALITIES = {"rouge_l", "exact_match", "teacher_nll", "reverse_kl"}
+QUALITIES = {"rouge_l", "teacher_nll", "reverse_kl"}
 
 
 @dataclass(frozen=True)

@@ -108,13 +108,6 @@ MEASURES = {
     "ended": Measure(
         "Ended", "share", 0, 2, "Share of responses that ended before the length limit."
     ),
-    "entropy": Measure(
-        "Entropy",
-        "nats/token",
-        0,
-        2,
-        "Entropy of the policy that samples, at its temperature, on its own responses.",
-    ),
     "word_entropy": Measure(
         "Word entropy", "nats", 0, 2, "Entropy of the words of all responses together."
     ),

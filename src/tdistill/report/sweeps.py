@@ -10,13 +10,23 @@ from tdistill.report.figures import WIDTH, Drawn, axis_limits
 from tdistill.report.measures import DASH, Measure, in_order, measure, model_name, number
 from tdistill.report.result import TEACHER, Estimate, Matched, Result, SweepPoint
 from tdistill.report.svg import INK, MUTED, RULE, css_variable, drawing, plain_numbers, to_svg
-from tdistill.report.tables import Cell, TableRow, table_rows, written, written_difference
+from tdistill.report.tables import (
+    VERDICTS,
+    Cell,
+    TableRow,
+    table_rows,
+    written,
+    written_difference,
+)
 
 VARIABLES = {
     "entropy": "Against the entropy of a token",
     "bigram_entropy": "Against diversity: the entropy of the bigrams of all responses",
 }
 """What models are matched by, with the heading of its figures."""
+
+QUALITIES = (*VERDICTS, "rouge_l", "teacher_nll", "reverse_kl")
+"""What is compared where they match."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +49,9 @@ class Level:
 
 
 def swept_qualities(result: Result) -> list[str]:
-    """Metrics of the sweep that have a better side."""
-    names = [n for points in result.sweep.values() for p in points for n in p.metrics]
-    return [name for name in in_order(names, []) if measure(name).better]
+    """Those that were measured."""
+    names = {name for points in result.sweep.values() for p in points for name in p.metrics}
+    return [name for name in QUALITIES if name in names]
 
 
 def sweep_groups(result: Result, variable: str) -> list[CurveGroup]:

@@ -8,9 +8,8 @@ from typing import Any
 
 from tdistill.evaluation.intervals import Sample
 from tdistill.evaluation.matching import SweptQuality, matched_levels, matched_samples
-from tdistill.report.measures import measure
 from tdistill.report.result import Estimate, Matched, SweepPoint
-from tdistill.report.sweeps import VARIABLES
+from tdistill.report.sweeps import QUALITIES, VARIABLES
 from tdistill.run.estimates import estimate_of
 
 Records = Sequence[Mapping[str, Any]]
@@ -41,7 +40,7 @@ def matched_to(baseline: str, judged: Mapping[str, Records], *, levels: int) -> 
     others = [label for label in judged if label != baseline]
     comparisons = len(others) * levels
     first = judged[baseline][0]["sweep"][0]["per_prompt"]
-    qualities = [name for name in first if measure(name).better]
+    qualities = [name for name in QUALITIES if name in first]
     matched = []
     for variable in VARIABLES:
         chosen = matched_levels([_along(record, variable) for record in judged[baseline]], levels)
