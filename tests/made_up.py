@@ -8,6 +8,7 @@ from typing import Any
 
 FAMILIES = {"cloning": 11, "temporal-difference": 13, "online": 4, "comparison": 2}
 DECODINGS = ("greedy", "sample", "nucleus")
+TEMPERATURES = (0.2, 0.4, 0.6, 0.8, 1.0)
 IMITATED = (("forward_kl", 0.9, 0.25), ("leak", 0.12, 0.03), ("set_kl", 0.6, 0.2))
 MEASURED = (
     ("rouge_l", 22.0, 2.0),
@@ -35,8 +36,10 @@ _WORDS = (
 )
 
 
-def made_up(families: dict[str, int] | None = None, seeds: int = 3, steps: int = 200) -> Any:
-    """Objectives of families with scores, differences to the first, and curves."""
+def made_up(
+    families: dict[str, int] | None = None, seeds: int = 3, steps: int = 200, *, swept: bool = False
+) -> Any:
+    """Objectives of families with scores, differences to the first, curves, and a sweep."""
     chance = random.Random(0)
     labels = {
         f"{_WORDS[i % len(_WORDS)]}_{family[:2]}{i}": family
@@ -57,7 +60,7 @@ def made_up(families: dict[str, int] | None = None, seeds: int = 3, steps: int =
     ]
     differences += [d | {"decoding": "tuned"} for d in differences if _is(d, "start", "sample")]
     return {
-        "format": 2,
+        "format": 3,
         "created": "2026-01-01T00:00:00+00:00",
         "versions": {"tdistill": "0.0"},
         "recipe": {
@@ -83,6 +86,8 @@ def made_up(families: dict[str, int] | None = None, seeds: int = 3, steps: int =
         "scores": scores,
         "imitation": [_row(x, None, sizes[x], chance, seeds) for x in sizes],
         "differences": differences,
+        "sweep": {x: _sweep(sizes[x], chance, seeds) for x in sizes if swept},
+        "matched": _matched(effect, first, chance, seeds) if swept else [],
         "cache": CACHE,
         "curves": {x: _curve(effect.get(x, 2.0), chance, seeds, steps) for x in ("start", *labels)},
         "samples": [],
@@ -121,6 +126,42 @@ def _estimate(mean: float, spread: float, chance: random.Random, seeds: int) -> 
     half = spread * chance.uniform(0.2, 0.6)
     means = [mean + chance.gauss(0, half / 2) for _ in range(seeds)]
     return {"mean": mean, "low": mean - half, "high": mean + half, "seeds": means}
+
+
+def _sweep(size: float, chance: random.Random, seeds: int) -> list[Any]:
+    """Sharper at a larger effect; quality falls with the entropy and rises with the effect."""
+    points = []
+    for temperature in TEMPERATURES:
+        entropy = 2.2 * temperature * math.exp(-0.1 * size)
+        means = {"entropy": entropy, "rouge_l": 33 - 4 * entropy + 1.2 * size}
+        means |= {"teacher_nll": 0.8 + entropy * 1.3 - 0.05 * size}
+        spreads = {"entropy": 0.05, "rouge_l": 2.0, "teacher_nll": 0.2}
+        metrics = {x: _estimate(means[x], spreads[x], chance, seeds) for x in means}
+        bigrams = 4.5 + entropy + chance.gauss(0, 0.03)
+        together = {"bigram_entropy": bigrams, "distinct_1": 0.3, "self_bleu": 0.7}
+        unknown = {"low": None, "high": None, "seeds": [0.5] * seeds}
+        metrics |= {name: {"mean": value} | unknown for name, value in together.items()}
+        points.append({"temperature": temperature, "metrics": metrics})
+    return points
+
+
+def _matched(effect: dict[str, float], first: str, chance: random.Random, seeds: int) -> list[Any]:
+    """Differences at three values; the last is beyond what the sharpest objectives reach."""
+    others = [label for label in effect if label != first]
+    rows = []
+    for variable, levels in (("entropy", (0.6, 1.1, 1.6)), ("bigram_entropy", (5.1, 5.6, 6.1))):
+        for label in others:
+            for level in levels:
+                apart = effect[label] - effect[first]
+                metrics = {
+                    "rouge_l": _estimate(1.2 * apart, 2.0, chance, seeds),
+                    "teacher_nll": _estimate(-0.05 * apart, 0.2, chance, seeds),
+                }
+                if level == levels[-1] and effect[label] > 1:
+                    metrics = dict.fromkeys(metrics)
+                row = {"model": label, "variable": variable, "level": level, "metrics": metrics}
+                rows.append(row | {"comparisons": len(levels) * len(others)})
+    return rows
 
 
 def _curve(effect: float, chance: random.Random, seeds: int, steps: int) -> Any:

@@ -121,6 +121,7 @@ def _die(*arguments: Any, **options: Any) -> None:
 def _arm(moment: str) -> None:
     """Replace one function so that the process kills itself there, as kill -9 would."""
     from tdistill.evaluation import evaluate
+    from tdistill.evaluation import sweep as sweeping
     from tdistill.models import language_model as lm
     from tdistill.teacher.cache.manifest import Manifest
     from tdistill.training.trainer import DistillTrainer
@@ -128,7 +129,7 @@ def _arm(moment: str) -> None:
     trainer: Any = DistillTrainer
     original_log, original_score = trainer.log, evaluate.score_responses
     original_write, original_save = Manifest.write, lm.save
-    counts = {"judged": 0}
+    counts = {"judged": 0, "swept": 0}
 
     def log(self: Any, *arguments: Any, **options: Any) -> None:
         original_log(self, *arguments, **options)
@@ -138,6 +139,10 @@ def _arm(moment: str) -> None:
     def score(*arguments: Any, **options: Any) -> Any:
         counts["judged"] += 1
         return _die() if counts["judged"] == 6 else original_score(*arguments, **options)
+
+    def score_sweep(*arguments: Any, **options: Any) -> Any:
+        counts["swept"] += 1
+        return _die() if counts["swept"] == 4 else original_score(*arguments, **options)
 
     def write(self: Any, folder: Path) -> None:
         if len(self.shards) == 2:
@@ -155,6 +160,7 @@ def _arm(moment: str) -> None:
         "after-a-checkpoint": (trainer, "log", log),
         "before-the-record-of-a-model": (lm, "save", save_model),
         "during-evaluation": (evaluate, "score_responses", score),
+        "during-a-sweep": (sweeping, "score_responses", score_sweep),
     }
     setattr(*places[moment])
 

@@ -22,7 +22,7 @@ def metrics() -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("path", "value", "text"),
     [
-        ("format", 1, "an object of format 2, found 1"),
+        ("format", 1, "an object of format 3, found 1"),
         ("scores", 3, r"@ \$\.scores"),
         ("scores.1", [], r"@ \$\.scores\[1\]"),
         ("scores.0.model", 3, r"expected text, found 3 @ \$\.scores\[0\]\.model"),
@@ -58,7 +58,7 @@ def test_a_missing_part_is_named(metrics: dict[str, Any], part: str) -> None:
 
 
 def test_something_else_than_an_object_is_refused() -> None:
-    with pytest.raises(DataError, match="expected an object of format 2, found list"):
+    with pytest.raises(DataError, match="expected an object of format 3, found list"):
         result_of([])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from tdistill.checks import check, check_at_least
 from tdistill.evaluation.verifier import load_verifier
@@ -15,6 +16,23 @@ def _three_decodings() -> dict[str, Decoding]:
         "sample": Decoding(),
         "nucleus": Decoding(sampling_top_p=0.8),
     }
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """Every model at several temperatures: quality against entropy and against diversity."""
+
+    temperatures: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8, 1.0)  # the lowest first
+    seeds: int = 2  # generation seeds of each; of one, responses to a prompt are not compared
+    levels: int = 4  # values of entropy and of diversity at which models are compared
+
+    def __post_init__(self) -> None:
+        """Refuse what makes no curve."""
+        check_at_least(1, seeds=self.seeds, levels=self.levels)
+        rising = (0.0, *self.temperatures)
+        usable = len(rising) > 2 and all(a < b for a, b in pairwise(rising))
+        expected = "at least two, above 0, each above the one before"
+        check("temperatures", usable, expected, list(self.temperatures))
 
 
 @dataclass(frozen=True)
@@ -31,6 +49,7 @@ class EvaluationConfig:
     set_top_p: float = 0.8  # set off which mass counts as leak
     tuned_models: tuple[str, ...] = ("start",)  # rows that also get their best temperature
     tuned_temperatures: tuple[float, ...] = (0.3, 0.5, 0.7, 1.0)  # chosen from, on data.valid
+    sweep: SweepConfig | None = None  # every model at several temperatures; null: not done
     samples: int = 4  # prompts whose responses are shown side by side
 
     def __post_init__(self) -> None:

@@ -56,16 +56,18 @@ def curve_groups(result: Result) -> list[CurveGroup]:
     logged = {name for curve in result.curves.values() for name in curve.mean}
     names = [name for name in _SHARED if name in logged]
     shown = [x for x, c in result.curves.items() if any(name in c.mean for name in names)]
-    parts = _parts(result, shown)
+    parts = few_lines_each(result, shown)
     scales = {name: _scale(result.curves, name) if len(parts) > 1 else None for name in names}
     others = sorted(logged - set(_SHARED) - _NOT_CURVES) if len(parts) == 1 else []
     groups = []
     for i, (title, labels) in enumerate(parts):
-        colours = _colours(labels, result.distilled)
+        colours = line_colours(labels, result.distilled)
         lines = {x: result.curves[x] for x in labels}
         panels = [_panel(f"curve-{i}-{n}", n, lines, colours, scales[n]) for n in names]
         more = [
-            _panel(f"logged-{j}", n, result.curves, _colours(list(result.curves), result.distilled))
+            _panel(
+                f"logged-{j}", n, result.curves, line_colours(list(result.curves), result.distilled)
+            )
             for j, n in enumerate(others)
         ]
         legend = [(model_name(x), css_variable(colours[x])) for x in labels]
@@ -78,13 +80,13 @@ def loss_panels(result: Result) -> list[Drawn]:
     drawn = []
     for i, (label, curve) in enumerate(result.curves.items()):
         if "loss" in curve.mean:
-            colours = _colours([label], result.distilled)
+            colours = line_colours([label], result.distilled)
             panel = _panel(f"loss-{i}", "loss", {label: curve}, colours)
             drawn.append(Drawn(f"Loss, {model_name(label)}", "", panel.svg))
     return drawn
 
 
-def _parts(result: Result, labels: Sequence[str]) -> list[tuple[str, list[str]]]:
+def few_lines_each(result: Result, labels: Sequence[str]) -> list[tuple[str, list[str]]]:
     """As few groups as the limit allows, with titles where there are several."""
     if len(labels) <= LINES_A_PANEL:
         return [("", list(labels))] if labels else []
@@ -99,7 +101,7 @@ def _parts(result: Result, labels: Sequence[str]) -> list[tuple[str, list[str]]]
     return parts
 
 
-def _colours(labels: Sequence[str], distilled: str) -> dict[str, str]:
+def line_colours(labels: Sequence[str], distilled: str) -> dict[str, str]:
     """The accent for the distilled student, grey for the start, a colour for each other."""
     fixed = {distilled: ACCENT, START: MUTED}
     free = [*SERIES] if distilled in labels else [*SERIES, ACCENT]

@@ -62,7 +62,7 @@ def _intervals(result: Result, column: Column) -> Drawn | None:
         return None
     places, colours = _places([row for row, _ in known]), family_colours(result)
     height = 0.55 + _ROW * (max(places) + 1)
-    limits = _limits([estimate for _, estimate in known])
+    limits = axis_limits([estimate for _, estimate in known])
     with drawing(WIDTH, height) as (figure, axes):
         figure.subplots_adjust(0.35, 0.36 / height, 0.85, 1 - 0.04 / height)
         axes.set_xlim(limits)
@@ -100,7 +100,7 @@ def _places(rows: Sequence[TableRow]) -> list[float]:
     return places
 
 
-def _limits(estimates: Sequence[Estimate]) -> tuple[float, float]:
+def axis_limits(estimates: Sequence[Estimate]) -> tuple[float, float]:
     """Ends of the axis: those of the intervals, but not so far that outliers squeeze the rest."""
     bounds = np.array(
         [[x if x is not None else e.mean for x in (e.low, e.high)] for e in estimates]

@@ -108,6 +108,30 @@ MEASURES = {
     "ended": Measure(
         "Ended", "share", 0, 2, "Share of responses that ended before the length limit."
     ),
+    "word_entropy": Measure(
+        "Word entropy", "nats", 0, 2, "Entropy of the words of all responses together."
+    ),
+    "bigram_entropy": Measure(
+        "Bigram entropy",
+        "nats",
+        0,
+        2,
+        "Entropy of the pairs of neighbouring words of all responses together. It grows with the "
+        "amount of text, so compare models on the same prompts and seeds.",
+    ),
+    **{
+        f"distinct_{n}": Measure(
+            f"Distinct-{n}", "share", 0, 2, f"Different runs of {n} words, of all such runs."
+        )
+        for n in (1, 2, 3)
+    },
+    "different_words": Measure("Different words", "count", 0, 0, "In all responses together."),
+    "self_bleu": Measure(
+        "Self-BLEU", "0\N{EN DASH}1", 0, 2, "BLEU of each response against all the others."
+    ),
+    "distinct_responses": Measure(
+        "Distinct responses", "share", 0, 2, "Different responses, of those to one prompt."
+    ),
     "loss": Measure("Loss", "", -1, 3, "Each objective's own loss."),
     "implied_reward": Measure(
         "Implied reward",

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tdistill.files import write_atomically
 from tdistill.report import findings
@@ -17,6 +17,15 @@ from tdistill.report.measures import MEASURES, in_order, measure, model_name, nu
 from tdistill.report.result import Inspection, Result
 from tdistill.report.sets import bound_figure, histogram_figure
 from tdistill.report.svg import css_variable
+from tdistill.report.sweeps import (
+    VARIABLES,
+    Level,
+    level_columns,
+    matched_cell,
+    matched_rows,
+    sweep_groups,
+    sweep_table,
+)
 from tdistill.report.tables import (
     Cell,
     Column,
@@ -33,6 +42,7 @@ from tdistill.report.tokens import reward_scale, trace_view
 if TYPE_CHECKING:
     from jinja2 import Environment
 
+_C = TypeVar("_C")
 _OPEN_SAMPLES = 3
 _BOUNDS = (  # name, head and decimals of each column
     ("set_top_p", "p", 2),
@@ -49,7 +59,7 @@ class Table:
     """Rows of cells, family by family; the family of teacher and start has no name."""
 
     title: str
-    columns: list[Column]
+    columns: Sequence[Any]
     families: list[tuple[str, list[tuple[TableRow, list[Cell]]]]]
 
 
@@ -91,6 +101,7 @@ def render(result: Result) -> str:
                 for less in dict.fromkeys([result.distilled, result.baseline])
             ],
             full=full_table(result),
+            sweep=_sweep(result) if result.sweep else None,
             meanings=_meanings(result),
             groups=curve_groups(result),
             losses=loss_panels(result),
@@ -126,8 +137,8 @@ def templates() -> Environment:
 def _table(
     title: str,
     rows: list[TableRow],
-    columns: list[Column],
-    cell: Callable[[TableRow, Column], Cell],
+    columns: Sequence[_C],
+    cell: Callable[[TableRow, _C], Cell],
 ) -> Table:
     families: dict[str, list[tuple[TableRow, list[Cell]]]] = {}
     for row in rows:
@@ -153,9 +164,30 @@ def _differences(result: Result, less: str) -> Table:
     return _table(f"Differences to {model_name(less)}", rows, columns, cell)
 
 
+def _sweep(result: Result) -> dict[str, Any]:
+    """Figures by variable, the table of matched differences of each, and all numbers."""
+
+    def cell(row: TableRow, column: Level) -> Cell:
+        return matched_cell(result, row, column)
+
+    rows = matched_rows(result)
+    tables = [
+        _table(f"At equal {measure(x).title.lower()}", rows, columns, cell)
+        for x in VARIABLES
+        if (columns := level_columns(result, x))
+    ]
+    return {
+        "figures": [(title, sweep_groups(result, x)) for x, title in VARIABLES.items()],
+        "tables": tables,
+        "comparisons": max((row.comparisons for row in result.matched), default=0),
+        "full": sweep_table(result),
+    }
+
+
 def _meanings(result: Result) -> list[Fact]:
     """Definitions of the metrics that occur on the page."""
     used = {name for score in [*result.scores, *result.imitation] for name in score.metrics}
+    used |= {n for points in result.sweep.values() for point in points for n in point.metrics}
     used |= {name for curve in result.curves.values() for name in curve.mean}
     known = [measure(name) for name in in_order(used - {"loss"}, list(MEASURES))]
     return [Fact(m.title, m.meaning) for m in known if m.meaning]

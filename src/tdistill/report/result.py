@@ -12,7 +12,7 @@ from typing import Any, TypedDict
 from tdistill.errors import DataError
 from tdistill.files import write_atomically
 
-FORMAT = 2
+FORMAT = 3
 TEACHER = "teacher"
 START = "start"
 TUNED = "tuned"
@@ -80,6 +80,32 @@ class Difference:
     model: str
     less: str
     decoding: str | None
+    metrics: Estimates
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """One model sampled at one temperature: metrics, entropy, and measures of diversity.
+
+    Those of all responses together, such as ``bigram_entropy``, have no interval.
+    """
+
+    temperature: float
+    metrics: Estimates
+
+
+@dataclass(frozen=True)
+class Matched:
+    """An objective less the baseline where both have the same entropy, or the same diversity.
+
+    ``metrics`` are their qualities, with intervals at 1 - 0.05 / ``comparisons``; None where a
+    curve does not reach the ``level`` of the ``variable``.
+    """
+
+    model: str
+    variable: str
+    level: float
+    comparisons: int
     metrics: Estimates
 
 
@@ -182,6 +208,8 @@ class Result:
         temperatures: the tuned one of every training seed, of the models that have one.
         differences: of every model to the distilled one and to the baseline.
         layers: which of the teacher's the student began with, and why; empty for a checkpoint.
+        sweep: every model at every temperature, the lowest first; empty where none was asked for.
+        matched: differences to the baseline at the same values of each variable.
     """
 
     format: int
@@ -200,6 +228,8 @@ class Result:
     scores: list[Score]
     imitation: list[Imitation]
     differences: list[Difference]
+    sweep: dict[str, list[SweepPoint]]
+    matched: list[Matched]
     cache: Inspection
     curves: dict[str, Curve]
     samples: list[PromptResponses]

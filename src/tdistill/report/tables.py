@@ -173,8 +173,11 @@ def difference_cell(result: Result, row: TableRow, less: str, column: Column) ->
     """A model less another, with the interval of the paired difference; empty for the other."""
     what, decoding = column.measure, row.decoding(column)
     own = result.difference(row.label, less, column.metric, decoding)
-    if own is None:
-        return Cell("", hint="not measured")
+    return Cell("", hint="not measured") if own is None else written_difference(own, what)
+
+
+def written_difference(own: Estimate, what: Measure) -> Cell:
+    """A difference as text, with its interval and what it says of the model."""
     sign = "+" if own.mean > 0 else ""
     bounds = "" if own.low is None else interval(own, what.digits)
     hint = f"{number(own.mean, what.digits + 1)} {interval(own, what.digits + 1)}"

@@ -12,13 +12,15 @@ from typing import Any
 
 from tdistill import __version__
 from tdistill.evaluation.evaluate import TEACHER_RESPONSES
-from tdistill.evaluation.intervals import Sample, crossed_interval
+from tdistill.evaluation.intervals import Sample
 from tdistill.evaluation.reward import reward_traces
 from tdistill.models.language_model import load
 from tdistill.recipe import Recipe, recipe_dict
 from tdistill.report import result as report
 from tdistill.report.result import SAMPLED, START, TEACHER, TUNED, Estimate, Estimates, Result
+from tdistill.run.estimates import estimate_of
 from tdistill.run.pipeline import Run
+from tdistill.run.sweeps import matched_to, sweep_points
 from tdistill.teacher.inspection import inspect_cache
 from tdistill.teacher.source import CachedTeacher
 
@@ -52,26 +54,17 @@ class _Measured:
 
     def estimate(self, place: str, metric: str) -> Estimate | None:
         """Mean and interval."""
-        return _estimate(self.samples(place, metric))
+        return estimate_of(self.samples(place, metric))
 
     def less(self, other: _Measured, place: str, metric: str) -> Estimate | None:
         """The difference on the same prompts and training seeds."""
         at = SAMPLED if place == TUNED and TUNED not in other.places else place
         ours, theirs = self.samples(place, metric), other.samples(at, metric)
-        return _estimate(self._for_each_seed(ours), self._for_each_seed(theirs))
+        ours, theirs = self._for_each_seed(ours), self._for_each_seed(theirs)
+        return estimate_of(ours, theirs) if ours and theirs else None
 
     def _for_each_seed(self, samples: list[Sample]) -> list[Sample]:
         return samples * (self.seeds // len(samples)) if samples else []
-
-
-def _estimate(ours: list[Sample], theirs: list[Sample] | None = None) -> Estimate | None:
-    if not ours or theirs == []:
-        return None
-    interval = crossed_interval(ours, theirs)
-    means = [sample.mean for sample in ours]
-    if theirs is not None:
-        means = [a - b.mean for a, b in zip(means, theirs, strict=True)]
-    return Estimate(interval.mean, interval.low, interval.high, means)
 
 
 def baseline_of(recipe: Recipe) -> str:
@@ -110,6 +103,8 @@ def gather_result(run: Run) -> Result:
         scores=[score for x, measured in judged.items() for score in _scores(x, measured)],
         imitation=[report.Imitation(x, _on_teacher(m)) for x, m in judged.items()],
         differences=_differences(judged, [recipe.distilled, baseline_of(recipe)]),
+        sweep={x: points for x, m in judged.items() if (points := sweep_points(m.records))},
+        matched=_matched(recipe, {label: judged[label].records for label in labels}),
         cache=inspection,
         curves={
             x: _curve([r[x]["history"] for r in seeds])
@@ -208,6 +203,11 @@ def _differences(
                 decoding = None if place == TEACHER_RESPONSES else place
                 rows.append(report.Difference(label, less, decoding, metrics))
     return rows
+
+
+def _matched(recipe: Recipe, judged: Mapping[str, Sequence[Record]]) -> list[report.Matched]:
+    config, baseline = recipe.evaluation.sweep, baseline_of(recipe)
+    return [] if config is None else matched_to(baseline, judged, levels=config.levels)
 
 
 def _curve(histories: Sequence[Sequence[dict[str, float]]]) -> report.Curve:

@@ -13,6 +13,7 @@ from tdistill.data import Example, load_text_chunks
 from tdistill.evaluation import evaluate
 from tdistill.evaluation.evaluate import Exam
 from tdistill.evaluation.imitation import hold_out
+from tdistill.evaluation.sweep import sweep
 from tdistill.evaluation.verifier import load_verifier
 from tdistill.evidence.rows import Row
 from tdistill.files import in_world, locked
@@ -276,8 +277,9 @@ class Groundwork:
 
         def judge() -> dict[str, Any]:
             exam = self.prepare_exam()
-            parameters = {"parameters": exam.teacher.num_parameters}
-            return evaluate.judge("teacher", exam.teacher, exam) | parameters
+            teacher = exam.teacher
+            own = {"sweep": sweep("teacher", teacher, exam), "parameters": teacher.num_parameters}
+            return evaluate.judge("teacher", teacher, exam) | own
 
         self.stages.run("evaluate-teacher", self.keys["evaluate-teacher"], [], judge)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tdistill.evaluation import evaluate
+from tdistill.evaluation.sweep import sweep
 from tdistill.evidence.evidence import EvidenceSource
 from tdistill.evidence.rows import Row
 from tdistill.models import language_model
@@ -91,7 +92,8 @@ class Students:
         def work() -> dict[str, Any]:
             exam = self.groundwork.prepare_exam()
             model = language_model.load(self.model_folder(label))
-            return evaluate.judge(label, model, exam) | {"parameters": model.num_parameters}
+            own = {"sweep": sweep(label, model, exam), "parameters": model.num_parameters}
+            return evaluate.judge(label, model, exam) | own
 
         stage = f"evaluate-{label}"
         self.stages.run(stage, self.keys[stage], [], work)

@@ -1,0 +1,72 @@
+"""A model at several temperatures: what quality costs in entropy and in diversity."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tdistill.evaluation.diversity import distinct_responses, diversity, words_of
+from tdistill.evaluation.evaluate import Exam
+from tdistill.evaluation.intervals import Sample
+from tdistill.evaluation.responses import Responses, respond, score_responses, text_of
+from tdistill.models.decoding import Decoding
+from tdistill.models.language_model import LanguageModel
+from tdistill.progress import Progress
+
+
+def sweep(label: str, model: LanguageModel, exam: Exam) -> list[dict[str, Any]]:
+    """A model sampled at each temperature on the test prompts; nothing where none is configured.
+
+    Args:
+        label: name of its row.
+        model: the model.
+        exam: what it is judged on.
+
+    Returns:
+        A record a temperature: ``temperature``; ``per_prompt``, the samples behind the metrics of
+        `score_responses` and ``distinct_responses`` (a share of those to one prompt, with several
+        seeds); ``together``, the diversity of all responses.
+    """
+    config = exam.config.sweep
+    if config is None:
+        return []
+    bar = Progress(f"sweep {label}", len(config.temperatures) * config.seeds * len(exam.test))
+    points = []
+    for temperature in config.temperatures:
+
+        def show(done: int, temperature: float = temperature) -> None:
+            bar.update(bar.done + done, f"T = {temperature:g}")
+
+        made = respond(
+            model,
+            [example.prompt_ids for example in exam.test],
+            Decoding(temperature=temperature),
+            seeds=config.seeds,
+            max_new_tokens=exam.config.max_new_tokens,
+            batch_size=exam.config.batch_size,
+            on_batch=show,
+        )
+        points.append({"temperature": temperature, **_measured(made, model, exam)})
+    bar.close()
+    return points
+
+
+def _measured(made: Responses, model: LanguageModel, exam: Exam) -> dict[str, Any]:
+    metrics = score_responses(
+        made,
+        exam.test,
+        model,
+        exam.teacher,
+        vocabulary_size=exam.vocabulary_size,
+        batch_size=exam.config.batch_size,
+        verifier=exam.verifier,
+    )
+    words = [[words_of(text_of(model, r)) for r in round_] for round_ in made.responses]
+    if len(words) > 1:
+        shares = [distinct_responses(of_prompt) for of_prompt in zip(*words, strict=True)]
+        metrics["distinct_responses"] = Sample(np.asarray(shares))
+    return {
+        "per_prompt": {name: m.to_dict() for name, m in metrics.items() if m is not None},
+        "together": diversity([response for round_ in words for response in round_]),
+    }
