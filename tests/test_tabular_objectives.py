@@ -24,6 +24,7 @@ from tabular_optima import (
     residual_iq,
     semi_iq,
     set_reward,
+    shares,
     whole_reward,
 )
 from tdistill import core
@@ -105,7 +106,11 @@ CASES: dict[str, tuple[Any, Optimum]] = {
         semi_iq(chi_square(1.0)),
     ),
     "sqil": (SQIL(expert_reward=2.0, student_weight=0.5), constant_reward(2.0, 0.5, 0.5)),
-    "sqil, little": (SQIL(student_share=0.2), constant_reward(1.0, 1.0, 0.2)),
+    "sqil, little": (SQIL(student_share=0.2), constant_reward(1.0, 1.0, 0.5)),  # still halves
+    "sqil, by steps": (
+        SQIL(student_share=0.2, balance="steps"),
+        constant_reward(1.0, 1.0, 0.2, by=shares),
+    ),
     "centred": (BellmanDistill(alpha=0.5, centre="teacher"), projected_teacher),
     "centred, semi": (
         BellmanDistill(alpha=0.5, centre="teacher", successor="semi"),
@@ -141,13 +146,21 @@ CASES: dict[str, tuple[Any, Optimum]] = {
         LSIQ(penalty=1.0, absorbing=False, normaliser="set"),
         least_squares(1.0, 0.5, absorbing=False),
     ),
+    "ls-iq, by steps": (
+        LSIQ(penalty=2.0, normaliser="set", student_share=0.2, balance="steps"),
+        least_squares(2.0, 0.2, absorbing=True, by=shares),
+    ),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
 @few
-@given(problem=problems(), seed=st.integers(0, 999))
-def test_the_objective_reaches_its_own_optimum(case: str, problem: Problem, seed: int) -> None:
+@given(problem=problems(), seed=st.integers(0, 999), cut=st.booleans())
+def test_the_objective_reaches_its_own_optimum(
+    case: str, problem: Problem, seed: int, *, cut: bool
+) -> None:
+    """Also where the length limit cuts the rows that do not end before it."""
+    problem = replace(problem, cut=cut)
     objective, optimum = CASES[case]
     objective = replace(objective, discount=problem.mdp.discount)
     share = objective.student_share
