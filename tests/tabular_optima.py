@@ -114,11 +114,10 @@ def semi_iq(phi: Phi) -> Callable[[Problem], Tensor]:
             inside = problem.allowed[state]
             teacher = problem.teacher[state, inside]
             later = problem.mdp.step_discount[state, inside] * following
-            known = ~problem.unknown[state, inside]
 
             def loss(q: Tensor) -> Tensor:
                 reward = q - later
-                return q.logsumexp(0) + (teacher * ((reward - phi(reward)) * known - q)).sum()
+                return q.logsumexp(0) + (teacher * (reward - phi(reward) - q)).sum()
 
             return newton(loss, later.clone())
 

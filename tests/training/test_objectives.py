@@ -219,6 +219,11 @@ def test_out_of_set_actions_are_inserted_dropped_or_refused() -> None:
         assert (member[outside] == expected).all()
     assert inserted.trained.all()
     assert dropped.trained.equal(~outside)
+    whole, links = inserted.transitions, dropped.transitions
+    assert links.discount.equal(whole.discount)
+    before = torch.cat([outside[1:], outside[:1]]) & whole.has_successor
+    assert links.has_successor.equal(whole.has_successor & ~outside & ~before)
+    assert links.can_bootstrap.equal(whole.can_bootstrap & ~outside & ~before)
     logits, view = random_view(inserted)
     assert PLAIN.loss(Views(view), inserted).parts["linear"].min() > 0.0  # a real log-probability
     logits, view = random_view(dropped)

@@ -95,7 +95,8 @@ def split_at(links: Transitions, removed: Bool[Tensor, " T"]) -> Transitions:
         >>> split.can_bootstrap.tolist()
         [True, False, False, True]
     """
-    kept = ~(removed | successor(removed, links.has_successor))
+    following = torch.cat([removed[1:], torch.zeros_like(removed[:1])])
+    kept = ~(removed | (links.has_successor & following))
     return Transitions(links.discount, links.has_successor & kept, links.can_bootstrap & kept)
 
 

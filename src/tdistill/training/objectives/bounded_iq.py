@@ -62,7 +62,7 @@ class BoundedIQ(TemporalDifference):
         )
         below = (self.lowest_reward - reward).clamp(min=0.0)
         above = (reward - self.highest_reward).clamp(min=0.0)
-        excess = (below**2 + above**2).where(batch.transitions.can_bootstrap, reward.new_zeros(()))
+        excess = (below**2 + above**2).where(self.reward_steps(batch), reward.new_zeros(()))
         linear = core.iq_learn_linear_term(value, q_a).where(batch.expert, reward.new_zeros(()))
         leak = self.leak_cost(views.student)
         parts = {"linear": linear, "excess": excess, "implied_reward": reward, "value": value}

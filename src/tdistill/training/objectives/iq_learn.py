@@ -26,8 +26,9 @@ class IQLearn(TemporalDifference):
     """IQ-Learn (4.2): ``-phi(r) + V(s) - discount V(s')`` with ``r = Q(s,a) - discount V(s')``.
 
     On expert steps the discounted values cancel: ``[V(s) - Q(s,a)] + [r - phi(r)]``. The first
-    bracket clones the teacher; the second holds all temporal-difference content and is left out at
-    the last step of a cut response, whose V(s') is unknown.
+    bracket clones the teacher; the second holds all temporal-difference content. At the last step
+    of a cut response, whose V(s') is unknown, it is left out (residual) or the response ends there
+    (semi, target).
 
     ``second_term`` says where ``V(s) - discount V(s')`` is averaged:
 
@@ -57,7 +58,7 @@ class IQLearn(TemporalDifference):
     card: ClassVar[Card] = Card(
         family="temporal-difference",
         minimises="-phi(Q - discount V') + V - discount V'",
-        optimum="the policy that wrote the rows (teacher-expectation: proj_p pi*), up to phi's pull",
+        optimum="the policy that wrote the rows (else proj_p pi*), up to phi's pull",
         bias="chi-square: about .06/alpha in probability; pi = proj_p pi* phi'(r) (semi)",
         data="teacher responses with sets; second_term: online also student rows",
         cost="K D, and V D with normaliser: vocabulary",
@@ -99,7 +100,7 @@ class IQLearn(TemporalDifference):
         scale = views.counts_of(batch).over_source(batch.expert).where(batch.expert, 1.0)
         nonlinear = core.iq_learn_nonlinear_term(
             reward, self._phi(batch), scale if online else 1.0
-        ).where(links.can_bootstrap & (batch.expert | online), reward.new_zeros(()))
+        ).where(self.reward_steps(batch) & (batch.expert | online), reward.new_zeros(()))
         loss = self._second_term(linear, nonlinear, first, next_value, batch)
         parts = {"linear": linear, "nonlinear": nonlinear, "implied_reward": reward, "value": value}
         return StepLoss(loss, parts)

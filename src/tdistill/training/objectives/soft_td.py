@@ -106,7 +106,7 @@ class SoftTD(SoftReturns):
         return self.squared_error(views, batch, self.reward(batch))
 
     def reward(self, batch: Batch) -> Tensor:
-        """The reward that is learned from [T], nats; at a cut Q_T(s,a), ``discount V_T(s')`` in it."""
+        """The reward that is learned from [T], nats; at a cut, all of Q_T(s,a)."""
         reward = self.teacher_reward(batch)
         if self.teacher_value == "set":
             return reward

@@ -73,6 +73,17 @@ class TemporalDifference(Objective):
         following = core.successor(value, batch.transitions.has_successor)
         return core.implied_reward(q_a, following, batch.transitions.discount)
 
+    def reward_steps(self, batch: Batch) -> Tensor:
+        """Where the implied reward is held to something [T].
+
+        With the gradient through V(s'), the values of cut rows follow their rewards, and their last
+        step, whose V(s') is unknown, is left out. Where the gradient stops nothing else would ever
+        hold V of that last state, from which the rewards before it are taken: there a cut row ends
+        where it was cut, V(s') = 0, or the teacher's where its reward is the measure.
+        """
+        known = batch.transitions.can_bootstrap
+        return known if self.successor == "residual" else known | True
+
     def first_value(self, view: SetScores, set_value: Tensor) -> Tensor:
         """V(s) of the cloning term [T]: over the set, or over what ``normaliser`` names.
 
