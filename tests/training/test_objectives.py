@@ -108,7 +108,8 @@ def test_the_gradient_derived_by_hand(successor: Any) -> None:
     values = dense.on_set((other if successor == "target" else logits).detach())
     reward = (logits.detach() * dense.action).sum(1)
     reward = reward - batch.transitions.discount * dense.following(values, batch)
-    force = torch.where(batch.transitions.can_bootstrap, reward / (2 * 0.5), 0.0)
+    known = batch.transitions.can_bootstrap | (successor != "residual")
+    force = torch.where(known, reward / (2 * 0.5), 0.0)
     expected = pi - dense.action + force[:, None] * dense.action
     if successor == "residual":
         back = (force * batch.transitions.discount)[:-1].where(batch.row[1:] == batch.row[:-1], 0.0)

@@ -23,7 +23,9 @@ class TemporalDifference(Objective):
     """Base of the objectives that bootstrap V(s'); the student's logits are Q up to a shift."""
 
     normaliser: Literal["set", "vocabulary", "sampled"] = "vocabulary"  # set: mass off it is free
-    negatives: int = 1024  # tokens a batch that stand in for the vocabulary; normaliser: sampled
+    negatives: int = (
+        1024  # tokens a forward pass that stand in for the vocabulary; normaliser: sampled
+    )
     shift: Literal["raw", "set-max", "vocabulary-max", "normalised"] = "raw"
     q_min: float | None = None  # lower clip of Q; null leaves it
     successor: Literal["residual", "semi", "target"] = "residual"  # gradient through V(s')
