@@ -187,7 +187,7 @@ CUT = (
 @pytest.mark.parametrize("case", CUT)
 def test_the_optimum_is_determined_where_rows_are_cut(case: str) -> None:
     """By the teacher's value behind the cut, or none: the policies there are the same as ended."""
-    problem = make_problem(3, 3, discount=0.9, set_top_p=0.9, seed=1)
+    problem = make_problem(3, 2, discount=0.9, set_top_p=0.9, seed=1)
     problem = replace(problem, cut=True)
     assert problem.unknown[problem.reached].any()
     check_optimum(*CASES[case], problem, seed=2)
@@ -196,7 +196,7 @@ def test_the_optimum_is_determined_where_rows_are_cut(case: str) -> None:
 @pytest.mark.parametrize("phi", ["chi-square", "hellinger", "kl", "jensen-shannon"])
 def test_online_reaches_its_optimum_where_only_one_policy_goes(phi: Any) -> None:
     """No first token is both the expert's and the student's, and the length limit cuts."""
-    problem = apart(make_problem(3, 3, discount=0.9, set_top_p=1.0, seed=3))
+    problem = apart(make_problem(3, 2, discount=0.9, set_top_p=1.0, seed=3))
     problem = replace(problem, cut=True)
     expert, student = (visits(problem.mdp, p) > 0 for p in (problem.writer, problem.other))
     assert not (expert & student).any() and expert[1:].any() and student[1:].any()
