@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tdistill.core import Transitions, top_p_sets
-from tdistill.evidence.batch import Batch
+from tdistill.evidence.batch import Batch, Counts
 from tdistill.evidence.rows import ROW_SOURCES
 from tdistill.models.layout import Layout
 from tdistill.models.scores import DenseStepScores
@@ -29,12 +29,14 @@ from tdistill.training.objectives import Objective, Views
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """A prefix tree, a teacher's logits, its sets, and the policy of the student's own rows."""
+    """A prefix tree, a teacher's logits, its sets, and the policies that write the rows."""
 
     mdp: TokenMDP
     scores: Tensor
     set_top_p: float
-    other: Tensor  # probabilities on the sets
+    other: Tensor  # writes the student's rows; probabilities on the sets
+    own_writer: Tensor | None = None  # of the expert's rows; None: proj_p of the teacher
+    cut: bool = False  # whether the length limit cuts a row, instead of ending it
 
     @cached_property
     def allowed(self) -> Tensor:
@@ -45,10 +47,22 @@ class Problem:
         """proj_p of the teacher."""
         return project_policy(self.scores.softmax(1), self.allowed)
 
+    @property
+    def writer(self) -> Tensor:
+        """The policy of the expert's rows."""
+        return self.teacher if self.own_writer is None else self.own_writer
+
     @cached_property
     def reached(self) -> Tensor:
-        """State and token pairs that some response within the sets takes."""
-        return visits(self.mdp, self.teacher) > 0
+        """State and token pairs that some row takes."""
+        return visits(self.mdp, self.writer) + visits(self.mdp, self.other) > 0
+
+    @cached_property
+    def unknown(self) -> Tensor:
+        """State and token pairs behind which rows are cut [S, V]; token 0 ends a row."""
+        last = (self.mdp.next_state == TERMINAL) & torch.tensor(self.cut)
+        last[:, 0] = False
+        return last
 
 
 def make_problem(
@@ -62,6 +76,16 @@ def make_problem(
     scores = 1.2 * noise[0] + noise[2, :, :1]  # V differs from state to state
     allowed = top_p_mask(scores.softmax(1), set_top_p)
     return Problem(mdp, scores, set_top_p, soft_policy(noise[1], allowed))
+
+
+def apart(problem: Problem) -> Problem:
+    """Expert and student take different first tokens, so that each has states of its own."""
+    first = torch.zeros_like(problem.allowed)
+    first[0, problem.scores[0].argmax()] = True
+    kept = {True: first, False: problem.allowed & ~first}
+    kept[True][1:], kept[False][1:] = problem.allowed[1:], problem.allowed[1:]
+    own, other = (project_policy(problem.scores.softmax(1), kept[key]) for key in (True, False))
+    return replace(problem, own_writer=own, other=other)
 
 
 def visits(mdp: TokenMDP, policy: Tensor) -> Tensor:
@@ -104,6 +128,11 @@ class ExactBatch:
     state: Tensor
     weight: Tensor
 
+    @property
+    def counts(self) -> Counts:
+        """Expected steps, of all rows and of the expert's."""
+        return Counts(self.weight.sum(), self.weight[self.batch.expert].sum(), torch.tensor(0))
+
     def view(self, table: Tensor) -> SetScores:
         """A model whose logits at a state are a row of the table."""
         scores = DenseStepScores(table[self.state])
@@ -113,13 +142,14 @@ class ExactBatch:
     def expected(self, objective: Objective, table: Tensor, target: Tensor | None = None) -> Tensor:
         """The expected sum of the step losses of a response."""
         other = None if target is None else self.view(target)
-        loss = objective.loss(Views(self.view(table), target=other), self.batch).loss
+        views = Views(self.view(table), target=other, counts=self.counts)
+        loss = objective.loss(views, self.batch).loss
         return (self.weight * loss).sum()
 
 
 def exact_batch(problem: Problem, *, student_share: float = 0.0) -> ExactBatch:
-    """Responses of the projected teacher, and a share of those of the student's policy."""
-    paths = [(p, "teacher", 1.0 - student_share) for p in responses(problem.mdp, problem.teacher)]
+    """Responses of the expert's writer, and a share of those of the student's policy."""
+    paths = [(p, "teacher", 1.0 - student_share) for p in responses(problem.mdp, problem.writer)]
     if student_share > 0.0:
         own = responses(problem.mdp, problem.other)
         paths += [(p, "student", student_share) for p in own]
@@ -132,14 +162,15 @@ def exact_batch(problem: Problem, *, student_share: float = 0.0) -> ExactBatch:
     last[lengths.cumsum(0) - 1] = True
     log_probs = problem.scores.log_softmax(1)
     sets = top_p_sets(log_probs[state], problem.set_top_p)
-    discount = problem.mdp.discount * (~last).double()
+    cut = problem.unknown[state, action]
+    discount = problem.mdp.discount * (~last | cut).double()
     nothing = torch.zeros(len(paths), 1, dtype=torch.long)
     taken = log_probs[state, action]
     batch = Batch(
         layout=Layout(nothing, nothing + 1, row, torch.zeros_like(row)),
         row=row,
         action=action,
-        transitions=Transitions(discount, ~last, torch.ones_like(last)),
+        transitions=Transitions(discount, ~last, ~cut),
         trained=torch.ones_like(last),
         out_of_set=torch.zeros_like(last),
         sets=sets,

@@ -8,7 +8,7 @@ another parametrisation.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -66,15 +66,23 @@ def log_teacher(scale: float) -> Callable[[Problem], Tensor]:
 
 def shares(problem: Problem, student_share: float) -> tuple[Tensor, Tensor]:
     """Expected visits of expert rows and of the student's."""
-    expert = (1.0 - student_share) * visits(problem.mdp, problem.teacher)
+    expert = (1.0 - student_share) * visits(problem.mdp, problem.writer)
     return expert, student_share * visits(problem.mdp, problem.other)
 
 
-def constant_reward(reward: float, weight: float, share: float) -> Callable[[Problem], Tensor]:
+def halves(problem: Problem, student_share: float) -> tuple[Tensor, Tensor]:
+    """The visits of each as a distribution: each source half of the data."""
+    expert, student = shares(problem, student_share)
+    return expert / expert.sum(), student / student.sum()
+
+
+def constant_reward(
+    reward: float, weight: float, share: float, *, by: Any = halves
+) -> Callable[[Problem], Tensor]:
     """SQIL: soft-optimal for ``R e / (e + lambda p)``."""
 
     def policy(problem: Problem) -> Tensor:
-        expert, student = shares(problem, share)
+        expert, student = by(problem, share)
         both = (expert + weight * student).where(problem.reached, 1.0)
         return soft_optimal(problem, reward * expert / both)
 
@@ -118,41 +126,46 @@ def semi_iq(phi: Phi) -> Callable[[Problem], Tensor]:
     return policy
 
 
-Weights = Callable[[Problem], tuple[Tensor, Tensor]]
-"""How often phi(r) and V(s) - gamma V(s') of every state and token count."""
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """How often each term of every state and token counts [S, V]."""
+
+    rewarded: Tensor  # phi(r)
+    flowing: Tensor  # V(s) - gamma V(s')
+    cloned: Tensor  # V(s) - Q(s,a), where a cut leaves nothing else
+    pulled: Tensor | float = 0.0  # r - phi(r), beside the above
 
 
-def as_visited(problem: Problem) -> tuple[Tensor, Tensor]:
-    """Both over the expert's visits."""
-    taken = visits(problem.mdp, problem.teacher)
-    return taken, taken
+def as_visited(problem: Problem) -> Weights:
+    """All over the expert's visits."""
+    taken = visits(problem.mdp, problem.writer)
+    return Weights(taken, taken, taken)
 
 
-def discounted(problem: Problem) -> tuple[Tensor, Tensor]:
-    """Both by gamma^t along each expert response, scaled to its number of steps."""
+def discounted(problem: Problem) -> Weights:
+    """All by gamma^t along each expert response, scaled to its number of steps."""
     taken = torch.zeros_like(problem.scores)
-    for states, tokens, chance in responses(problem.mdp, problem.teacher):
+    for states, tokens, chance in responses(problem.mdp, problem.writer):
         decay = problem.mdp.discount ** torch.arange(len(tokens), dtype=torch.float64)
         place = torch.tensor(states), torch.tensor(tokens)
         taken.index_put_(place, chance * len(tokens) * decay / decay.sum(), accumulate=True)
-    return taken, taken
+    return Weights(taken, taken, taken)
 
 
-def mixed(share: float) -> Weights:
-    """phi over the expert's steps, scaled by the counts of all rows; the flow over all rows."""
+def mixed(share: float) -> Callable[[Problem], Weights]:
+    """phi a mean over the expert's steps and a pull of the student's; the flow over all rows."""
 
-    def weights(problem: Problem) -> tuple[Tensor, Tensor]:
-        counts = [
-            sum(len(tokens) for _, tokens, _ in responses(problem.mdp, policy))
-            for policy in (problem.teacher, problem.other)
-        ]
+    def weights(problem: Problem) -> Weights:
         expert, student = shares(problem, share)
-        return sum(counts) / counts[0] * expert, expert + student
+        everything = expert + student
+        return Weights(everything.sum() / expert.sum() * expert, everything, expert, student)
 
     return weights
 
 
-def residual_iq(phi: Phi, weights: Weights = as_visited) -> Callable[[Problem], Tensor]:
+def residual_iq(
+    phi: Phi, weights: Callable[[Problem], Weights] = as_visited
+) -> Callable[[Problem], Tensor]:
     """IQ-Learn with the gradient through V(s'): its convex form, minimised over rewards.
 
     Over rewards, ``-E phi(r) + E[V(s) - gamma V(s')]`` is convex: V is a log-sum-exp of rewards,
@@ -160,7 +173,7 @@ def residual_iq(phi: Phi, weights: Weights = as_visited) -> Callable[[Problem], 
     """
 
     def policy(problem: Problem) -> Tensor:
-        rewarded, flowing = weights(problem)
+        w = weights(problem)
         inside = problem.allowed
 
         def table(rewards: Tensor) -> Tensor:
@@ -170,7 +183,9 @@ def residual_iq(phi: Phi, weights: Weights = as_visited) -> Callable[[Problem], 
             reward = table(rewards)
             _, value = tree_q(problem, reward)
             later = problem.mdp.step_discount * successor_values(problem.mdp, value)
-            terms = flowing * (value[:, None] - later) - rewarded * phi(reward)
+            terms = w.flowing * (value[:, None] - later) - w.rewarded * phi(reward)
+            terms = terms + w.pulled * (reward - phi(reward))
+            terms = terms.where(~problem.unknown, w.cloned * (value[:, None] - reward))
             return terms.where(problem.reached, 0.0).sum()
 
         start = torch.zeros(int(inside.sum()), dtype=torch.float64)
@@ -189,11 +204,13 @@ def tree_q(problem: Problem, reward: Tensor) -> tuple[Tensor, Tensor]:
     return q, value
 
 
-def least_squares(penalty: float, share: float, *, absorbing: bool) -> Callable[[Problem], Tensor]:
+def least_squares(
+    penalty: float, share: float, *, absorbing: bool, by: Any = halves
+) -> Callable[[Problem], Tensor]:
     """LS-IQ: at every state, the minimum of its two squared errors with V(s') held."""
 
     def policy(problem: Problem) -> Tensor:
-        expert, student = shares(problem, share)
+        expert, student = by(problem, share)
         far = 1.0 / (penalty * (1.0 - problem.mdp.discount))
 
         def at_state(state: int, following: Tensor) -> Tensor:

@@ -165,11 +165,11 @@ def dense_bellman(
     reward = q_a - batch.transitions.discount * dense.following(value_next, batch)
     first = value
     if choices.normaliser == "vocabulary":
-        unclipped = dense_q(logits, dense.inside, choices.shift, None)
-        first = unclipped.logsumexp(1)
+        first = value - (logits.softmax(1) * dense.inside).sum(1).log()
     second = q_a if choices.linear_term == "sampled" else (dense.policy * q).sum(1)
     penalty = reward**2 / (4 * choices.alpha) if choices.phi == "chi-square" else 0 * reward
-    cut = [bool(t) for t in batch.transitions.can_bootstrap]
+    # A cut row has no reward at its last step, or ends there where nothing else would hold V.
+    cut = [bool(t) or choices.successor != "residual" for t in batch.transitions.can_bootstrap]
     kept = torch.stack([p if keep else 0 * p for p, keep in zip(penalty, cut, strict=True)])
     return first - second + kept
 

@@ -19,7 +19,6 @@ from tdistill.core import (
     iq_learn_linear_term,
     iq_learn_loss,
     iq_learn_nonlinear_term,
-    iq_learn_online_loss,
     iq_learn_reward_term,
     iq_learn_value_term,
     project,
@@ -176,17 +175,16 @@ def test_the_expected_action_gives_the_mean_of_the_sampled_ones(batch: Batch):
     torch.testing.assert_close(expected, mean)
 
 
-def test_online_is_as_written_and_takes_phi_over_the_expert_steps_only(batch: Batch):
+def test_a_weight_of_phi_makes_a_mean_over_all_steps_one_over_the_expert_steps(batch: Batch):
     value, q_a, following, discount = batch.terms(batch.logits, 0.9)
     reward, flow = q_a - discount * following, iq_learn_value_term(value, following, discount)
     expert = torch.arange(STEPS) % 3 != 0
-    weight = expert * (STEPS / expert.sum())
-    parts = iq_learn_linear_term(value, q_a) + iq_learn_nonlinear_term(reward, chi_square)
-    found = iq_learn_online_loss(parts, flow, weight)
-    torch.testing.assert_close(found, flow - weight * chi_square(reward))
-    mean = flow.mean() - chi_square(reward)[expert].mean()  # E_E[phi] and E_all[V - V']
+    weight = torch.where(expert, STEPS / expert.sum(), 1.0)
+    nonlinear = iq_learn_nonlinear_term(reward, chi_square, weight)
+    found = torch.where(expert, iq_learn_linear_term(value, q_a), flow) + nonlinear
+    own = (reward - chi_square(reward))[~expert].sum() / STEPS
+    mean = flow.mean() - chi_square(reward)[expert].mean() + own  # E_all[V - V'] - E_E[phi]
     torch.testing.assert_close(found.mean(), mean)
-    torch.testing.assert_close(iq_learn_online_loss(parts, flow, torch.ones(STEPS)), parts)
 
 
 @pytest.mark.parametrize("gamma", GAMMAS)
@@ -196,7 +194,8 @@ def test_the_initial_form_sums_to_the_first_value_minus_the_discounted_phi(
     value, q_a, following, discount = batch.terms(batch.logits, gamma)
     reward, flow = q_a - discount * following, iq_learn_value_term(value, following, discount)
     row = torch.arange(len(LENGTHS)).repeat_interleave(LENGTHS)
-    weights, first = discounted_occupancy(row, discount=gamma), first_steps(row)
+    followed = transitions(LENGTHS, ENDED, discount=gamma).has_successor
+    weights, first = discounted_occupancy(followed, discount=gamma), first_steps(followed)
     parts = iq_learn_linear_term(value, q_a) + iq_learn_nonlinear_term(reward, chi_square)
     found = iq_learn_initial_loss(parts, value, flow, weights, first)
     for r, length in enumerate(LENGTHS.tolist()):
@@ -228,7 +227,7 @@ def test_gradcheck_of_every_term():
         lambda x: iq_learn_linear_term(x[0], x[1]),
         lambda x: iq_learn_value_term(x[0], x[1], x[2]),
         lambda x: iq_learn_loss(x[0], x[1], x[2], x[3], phi=chi_square),
-        lambda x: iq_learn_online_loss(x[0], x[1], torch.tensor([0.0, 1.5, 1.0])),
+        lambda x: iq_learn_nonlinear_term(x[0], chi_square, torch.tensor([0.0, 1.5, 1.0])),
         lambda x: iq_learn_initial_loss(x[0], x[1], x[2], torch.ones(3), torch.arange(3) == 0),
     ):
         assert torch.autograd.gradcheck(function, inputs)

@@ -8,7 +8,9 @@ from torch import Tensor
 from tdistill.core import (
     Transitions,
     discounted_occupancy,
+    ended_at_cuts,
     first_steps,
+    split_at,
     successor,
     transitions,
 )
@@ -120,19 +122,38 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(lambda v: successor(v, has_successor), values)
 
 
+WHOLE = transitions(LENGTHS, ENDED, discount=0.9)
 ROW = torch.arange(len(LENGTHS)).repeat_interleave(LENGTHS)
 
 
 def test_first_steps_follow_the_ends_of_the_rows_before():
-    found = first_steps(ROW)
+    found = first_steps(WHOLE.has_successor)
     assert found.nonzero().squeeze(1).tolist() == [0, 3, 4, 5, 9]
-    assert first_steps(ROW[:0]).tolist() == []
-    assert first_steps(torch.tensor([4, 4, 2])).tolist() == [True, False, True]
+    assert first_steps(WHOLE.has_successor[:0]).tolist() == []
+
+
+def test_a_removed_step_cuts_before_it_and_what_follows_begins_anew():
+    removed = torch.zeros(11, dtype=torch.bool)
+    removed[[1, 4, 7, 10]] = True  # inside a row, all of one, inside a longer one, an end
+    found = split_at(WHOLE, removed)
+    assert (~found.can_bootstrap).nonzero().squeeze(1).tolist() == [0, 1, 4, 6, 7, 8, 9, 10]
+    assert (~found.has_successor).nonzero().squeeze(1).tolist() == [0, 1, 2, 3, 4, 6, 7, 8, 9, 10]
+    assert first_steps(found.has_successor)[[0, 1, 2, 8]].all()
+    whole = split_at(WHOLE, torch.zeros_like(removed))
+    for name, tensor in whole.named_tensors().items():
+        assert tensor.equal(getattr(WHOLE, name))
+
+
+def test_a_row_that_ends_at_its_cut_has_nothing_unknown():
+    found = ended_at_cuts(WHOLE)
+    assert found.can_bootstrap.all()
+    assert found.has_successor.equal(WHOLE.has_successor)
+    assert (found.discount == 0.0).equal(~WHOLE.has_successor)
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 0.99, 1.0])
 def test_the_occupancy_is_that_of_a_loop(gamma: float):
-    found = discounted_occupancy(ROW, discount=gamma)
+    found = discounted_occupancy(WHOLE.has_successor, discount=gamma)
     expected = []
     for length in LENGTHS.tolist():
         powers = [gamma**t for t in range(length)]

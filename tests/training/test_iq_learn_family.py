@@ -30,6 +30,7 @@ from world import (
 SHIFTS = ("raw", "set-max", "vocabulary-max", "normalised")
 PHIS = ("identity", "chi-square", "hellinger", "kl", "jensen-shannon", "total-variation")
 SECOND = ("expert", "online", "initial")
+ONLINE: dict[str, Any] = {"second_term": "online", "student_share": 0.5}
 PLAIN = IQLearn(normaliser="set", alpha=2.0, discount=0.9, student_share=0.5)
 
 
@@ -52,22 +53,23 @@ def mixed_batch(discount: float = 0.9, **options: Any) -> Batch:
     return replace(batch, source=source)
 
 
-def plain_phi(name: str, x: Tensor, alpha: float) -> Tensor:
-    """Each phi written out from the table, by where(); the largest slope is 10."""
+def plain_phi(name: str, x: Tensor, alpha: float, steep: float = 10.0) -> Tensor:
+    """Each phi written out from the table, by where()."""
     u = x / alpha
     if name == "identity":
         return x
     if name == "chi-square":
         return alpha * (u - u**2 / 4)
     if name == "total-variation":
-        return alpha * (u - 9 * relu(u - 0.5) - 9 * relu(-0.5 - u))
+        return alpha * (u - (steep - 1) * (relu(u - 0.5) + relu(-0.5 - u)))
+    slope = torch.tensor(steep).double()
     phi, knee = {
-        "hellinger": (lambda v: v / (1 + v), torch.tensor(0.1).double().sqrt() - 1),
-        "kl": (lambda v: 1 - torch.exp(-v), -torch.tensor(10.0).double().log()),
-        "jensen-shannon": (lambda v: (2 - torch.exp(-v)).log(), torch.tensor(0.55).double().log()),
+        "hellinger": (lambda v: v / (1 + v), slope**-0.5 - 1),
+        "kl": (lambda v: 1 - torch.exp(-v), -slope.log()),
+        "jensen-shannon": (lambda v: (2 - torch.exp(-v)).log(), ((1 + 1 / slope) / 2).log()),
     }[name]
     safe = torch.where(u > knee, u, torch.ones_like(u))
-    return alpha * torch.where(u > knee, phi(safe), phi(knee) + 10 * (u - knee))
+    return alpha * torch.where(u > knee, phi(safe), phi(knee) + steep * (u - knee))
 
 
 def dense_loss(logits: Tensor, batch: Batch, choices: IQLearn) -> Tensor:
@@ -94,7 +96,7 @@ def dense_loss(logits: Tensor, batch: Batch, choices: IQLearn) -> Tensor:
     phi = centre + plain_phi(choices.phi, reward - centre, choices.alpha)
     first, losses = value, []
     if choices.normaliser == "vocabulary":
-        first = dense_q(logits, dense.inside, choices.shift, None).logsumexp(1)
+        first = value - (logits.softmax(1) * dense.inside).sum(1).log()
     expert, row = batch.expert.tolist(), batch.row.tolist()
     for t in range(len(row)):
         known, ours = bool(batch.transitions.can_bootstrap[t]), expert[t]
@@ -102,11 +104,12 @@ def dense_loss(logits: Tensor, batch: Batch, choices: IQLearn) -> Tensor:
         scored = phi[t] - q_a[t] + label[t] if known else label[t]
         steps = [k for k in range(len(row)) if row[k] == row[t]]
         if choices.second_term == "online":
-            flow = first[t] - after[t] if known else 0 * first[t]
-            weight = len(row) / sum(expert)
-            # A cut step has no known flow; what is left of it clones.
-            cut = 0 * flow if known else weight * first[t]
-            losses.append((-weight * scored + flow + cut) if ours else flow)
+            flow, weight = first[t] - after[t], len(row) / sum(expert)
+            if ours:  # phi of the action, V - V' with r on the label; a cut clones
+                at_known = flow + (q_a[t] - label[t]) - weight * phi[t]
+                losses.append(at_known if known else first[t] - label[t])
+            else:  # phi pulls this reward, too; nothing is known behind a cut
+                losses.append(flow + reward[t] - phi[t] if known else 0 * flow)
         elif not ours:
             losses.append(first[t] - expected[t])
         elif choices.second_term == "expert":
@@ -126,6 +129,8 @@ def test_value_and_gradient_are_those_of_the_dense_formula(
     assert 0 < batch.expert.sum() < len(batch.expert)
     assert not batch.transitions.can_bootstrap[~batch.expert].all()
     assert not batch.transitions.can_bootstrap[batch.expert].all()
+    if (phi, second) == ("identity", "online"):
+        pytest.skip("refused")
     for i, (normaliser, linear) in enumerate(
         product(("set", "vocabulary"), ("sampled", "teacher-expectation"))
     ):
@@ -142,7 +147,7 @@ def test_value_and_gradient_are_those_of_the_dense_formula(
 
 
 @pytest.mark.parametrize("linear", ["sampled", "teacher-expectation"])
-@pytest.mark.parametrize("phi", PHIS)
+@pytest.mark.parametrize("phi", PHIS[1:])
 def test_online_without_student_rows_is_the_expert_form(phi: Any, linear: Any) -> None:
     batch = make_batch(discount=0.9)
     logits, view = random_view(batch)
@@ -181,7 +186,8 @@ def test_the_initial_form_is_the_expert_form_over_the_discounted_occupancy(
 def test_no_form_can_be_lowered_by_moving_every_q_alike(shift: Any, second: Any) -> None:
     """With the identity phi all are cloning; a constant added to all logits changes no mean."""
     batch = make_batch(discount=0.9)
-    objective = replace(PLAIN, phi="identity", second_term=second, shift=shift)
+    phi = "chi-square" if second == "online" else "identity"
+    objective = replace(PLAIN, phi=phi, alpha=1e9, second_term=second, shift=shift)
     logits, view = random_view(batch)
     _, moved = random_view(batch)
     moved.scores = type(view.scores)(logits + 7.0)
@@ -215,7 +221,10 @@ def test_centred_on_the_teacher_a_student_equal_to_it_feels_no_phi(phi: Any, sec
     logits.requires_grad_()
     _, view = random_view(batch)
     view.scores = type(view.scores)(logits)
-    linear = replace(objective, phi="identity").loss(Views(view), batch).loss
+    linear = replace(
+        objective, phi="identity", second_term="expert" if second == "online" else second
+    )
+    linear = linear.loss(Views(view), batch).loss  # the batch has expert rows only
     centred = replace(objective, centre="teacher").loss(Views(view), batch)
     close(centred.parts["nonlinear"], torch.zeros(len(logits)), 1e-5)
     close(gradient(centred.loss, logits), gradient(linear, logits), 1e-4)
@@ -230,12 +239,70 @@ def test_on_its_own_rows_the_student_learns_from_the_teacher_and_not_from_its_ac
     other = replace(batch, action=replaced)
     assert (other.action[own] != batch.action[own]).any()
     (_, view), (_, elsewhere) = random_view(batch), random_view(other)
-    for second, linear in product(SECOND, ("sampled", "teacher-expectation")):
+    for second, linear in product(("expert", "initial"), ("sampled", "teacher-expectation")):
         objective = replace(PLAIN, second_term=second, linear_term=linear)
         found = objective.loss(Views(view), batch)
         close(objective.loss(Views(elsewhere), other).loss, found.loss)
         assert (found.parts["nonlinear"][own] == 0.0).all()
         assert (found.loss[own] != 0.0).any()
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0, 1e4])
+@pytest.mark.parametrize("linear", ["sampled", "teacher-expectation"])
+@pytest.mark.parametrize("phi", PHIS[1:])
+def test_online_no_step_falls_below_its_bound(phi: Any, linear: Any, scale: float) -> None:
+    """Whatever the logits, at states that one policy alone visits, at ends and cuts."""
+    batch = mixed_batch()
+    objective = replace(PLAIN, phi=phi, linear_term=linear, second_term="online", max_slope=2.0)
+    grid = torch.linspace(-40.0, 40.0, 80_001, dtype=torch.float64)
+    weight = len(batch.expert) / int(batch.expert.sum())
+    on_expert = (grid - weight * plain_phi(phi, grid, 2.0, 2.0)).min()
+    on_own = (2 * grid - plain_phi(phi, grid, 2.0, 2.0)).min()
+    bound = torch.where(batch.expert, on_expert, on_own)
+    for seed in range(5):
+        _, view = random_view(batch, seed=seed, scale=scale)
+        loss = objective.loss(Views(view), batch).loss
+        assert (loss >= bound.clamp(max=0.0) - 1e-6 * (1 + loss.detach().abs())).all()
+
+
+@pytest.mark.parametrize("second", ["expert", "initial"])
+@pytest.mark.parametrize("linear", ["sampled", "teacher-expectation"])
+def test_rows_with_dropped_steps_telescope_in_their_pieces(second: Any, linear: Any) -> None:
+    """With the identity phi all is cloning, of weights gamma^t from the start of each piece."""
+    batch = make_batch(discount=0.9, out_of_set="drop")
+    inside = batch.trained
+    assert not inside.all() and not inside[~batch.transitions.has_successor].all()
+    objective = replace(PLAIN, phi="identity", second_term=second, linear_term=linear)
+    _, view = random_view(batch)
+    loss = objective.loss(Views(view), batch).loss
+    assert loss[inside].isfinite().all()
+    cloning = replace(objective, second_term="expert").loss(Views(view), batch).parts["linear"]
+    ends = (~batch.transitions.has_successor).nonzero().squeeze(1).tolist()
+    for begin, end in zip([0, *(e + 1 for e in ends)], ends, strict=False):
+        piece = slice(begin, end + 1)
+        if inside[piece].all():
+            steps = torch.arange(end + 1 - begin)
+            weights = 0.9**steps if second == "initial" else torch.ones(len(steps))
+            expected = (weights * cloning[piece]).sum() / weights.sum()
+            close(loss[piece].mean(), expected, 1e-5)
+        else:
+            assert begin == end  # a dropped step is a piece of its own
+
+
+@pytest.mark.parametrize("normaliser", ["set", "vocabulary"])
+def test_the_cloning_term_is_bounded_where_q_min_binds(normaliser: Any) -> None:
+    """Lowering all logits of a state cannot lower it: V is of the Q that was clipped."""
+    batch = make_batch()
+    objective = replace(PLAIN, normaliser=normaliser, q_min=-3.0, phi="identity")
+    logits, view = random_view(batch)
+    mass = (logits.softmax(1) * Dense.of(batch).inside).sum(1).log()
+    for shift in (0.0, -5.0, -500.0):
+        view.scores = type(view.scores)(logits + shift)
+        view = type(view)(view.scores, batch.sets, batch.action, chunk_size=3)
+        found = objective.loss(Views(view), batch)
+        assert (found.parts["linear"] >= -1e-6).all()
+        leak = objective.leak_cost(view)
+        close(leak, 0 * mass if normaliser == "set" else -mass)
 
 
 def test_bellman_distill_is_iq_learn_with_its_own_defaults() -> None:
@@ -253,6 +320,10 @@ def test_bellman_distill_is_iq_learn_with_its_own_defaults() -> None:
         ({"max_slope": 1.0}, "max_slope: expected above 1"),
         ({"second_term": "online"}, "student_share: expected above 0 under second_term: online"),
         ({"second_term": "initial", "successor": "semi"}, "successor: expected residual"),
+        ({**ONLINE, "successor": "semi"}, "successor: expected residual under second_term: online"),
+        ({**ONLINE, "successor": "target"}, "successor: expected residual under second_term: onl"),
+        ({**ONLINE, "phi": "identity"}, "phi: expected another under second_term: online"),
+        ({**ONLINE, "phi": "kl", "max_slope": 1.9}, "max_slope: expected at least 2 under second"),
         ({"second_term": "initial", "successor": "target"}, "successor: expected residual"),
     ],
 )

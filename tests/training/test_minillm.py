@@ -119,6 +119,7 @@ def test_rows_that_the_student_did_not_write_have_no_part() -> None:
     ("changes", "message"),
     [
         ({"clip_ratio": 1.0}, r"clip_ratio: expected in \(0, 1\) or null"),
+        ({"out_of_set": "drop"}, "out_of_set: expected insert or refuse"),
         ({"student_share": 0.0}, "learns from the student's own responses"),
     ],
 )

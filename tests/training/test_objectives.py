@@ -108,7 +108,8 @@ def test_the_gradient_derived_by_hand(successor: Any) -> None:
     values = dense.on_set((other if successor == "target" else logits).detach())
     reward = (logits.detach() * dense.action).sum(1)
     reward = reward - batch.transitions.discount * dense.following(values, batch)
-    force = torch.where(batch.transitions.can_bootstrap, reward / (2 * 0.5), 0.0)
+    known = batch.transitions.can_bootstrap | (successor != "residual")
+    force = torch.where(known, reward / (2 * 0.5), 0.0)
     expected = pi - dense.action + force[:, None] * dense.action
     if successor == "residual":
         back = (force * batch.transitions.discount)[:-1].where(batch.row[1:] == batch.row[:-1], 0.0)
@@ -219,6 +220,11 @@ def test_out_of_set_actions_are_inserted_dropped_or_refused() -> None:
         assert (member[outside] == expected).all()
     assert inserted.trained.all()
     assert dropped.trained.equal(~outside)
+    whole, links = inserted.transitions, dropped.transitions
+    assert links.discount.equal(whole.discount)
+    before = torch.cat([outside[1:], outside[:1]]) & whole.has_successor
+    assert links.has_successor.equal(whole.has_successor & ~outside & ~before)
+    assert links.can_bootstrap.equal(whole.can_bootstrap & ~outside & ~before)
     logits, view = random_view(inserted)
     assert PLAIN.loss(Views(view), inserted).parts["linear"].min() > 0.0  # a real log-probability
     logits, view = random_view(dropped)

@@ -38,8 +38,7 @@ def dense_error(logits: Tensor, batch: Any, reward: Tensor, held: Tensor | None 
     """The one-step error over [T, V]; ``held`` gives V(s')."""
     dense = Dense.of(batch)
     later = dense.following(dense.on_set(logits if held is None else held), batch)
-    error = reward + batch.transitions.discount * later - (logits * dense.action).sum(1)
-    return torch.where(batch.transitions.can_bootstrap, error, 0.0)
+    return reward + batch.transitions.discount * later - (logits * dense.action).sum(1)
 
 
 @pytest.mark.parametrize("value", ["set", "vocabulary"])
@@ -53,7 +52,10 @@ def test_one_step_is_the_dense_formula(successor: Any, value: Any) -> None:
     held = {"residual": None, "semi": logits.detach(), "target": other.detach()}[successor]
     # The evidence is stored rounded: what counts is a reward from the teacher's own logits.
     reward = dense_reward(batch, whole=value == "vocabulary")
-    assert (objective.reward(batch) - reward)[batch.transitions.can_bootstrap].abs().max() < 0.02
+    assert (objective.reward(batch) - reward).abs().max() < 0.02
+    cut = ~batch.transitions.can_bootstrap
+    assert cut.any()  # there the target is the teacher's Q itself
+    torch.testing.assert_close(objective.reward(batch)[cut], objective.teacher_q(batch)[1][cut])
     check_same(found, dense_error(logits, batch, objective.reward(batch), held) ** 2, logits)
 
 
@@ -99,8 +101,23 @@ def test_no_gradient_passes_through_a_return_that_is_held(successor: Any) -> Non
     assert not other.requires_grad or other.grad is None
 
 
+@pytest.mark.parametrize("returns", ["one-step", "k-step", "lambda"])
+def test_nothing_of_a_dropped_step_enters_the_returns_before_it(returns: Any) -> None:
+    """Neither its action nor the value of its state: no loss trains either."""
+    batch = make_batch(discount=0.9, out_of_set="drop")
+    dropped = ~batch.trained
+    before = torch.cat([dropped[1:], dropped[:1]]) & batch.trained
+    assert before.any()
+    logits, view = random_view(batch)
+    loss = replace(SET, returns=returns, horizon=3).loss(Views(view), batch)
+    slope = torch.autograd.grad(loss.loss[batch.trained].sum(), logits)[0]
+    assert (slope[dropped] == 0.0).all()
+    target = loss.parts["td_error"][before] + view.action[before]
+    torch.testing.assert_close(target, SET.teacher_q(batch)[1][before].double())
+
+
 def test_path_consistency_is_the_residual_of_the_paper() -> None:
-    """-V(s_t) + disc^d V(s_t+d) + sum disc^j (r - log pi), windows cut at the last known state."""
+    """-V(s_t) + disc^d V(s_t+d) + sum disc^j (r - log pi), windows end with their rows."""
     batch = make_batch(discount=0.9)
     logits, view = random_view(batch)
     objective = PathConsistency(normaliser="set", discount=0.9, horizon=3)
@@ -110,13 +127,13 @@ def test_path_consistency_is_the_residual_of_the_paper() -> None:
     expected = []
     for t in range(len(reward)):
         residual, weight, j = -value[t], 1.0, t
-        while j < t + 3 and weight and batch.transitions.can_bootstrap[j]:
+        while j < t + 3 and weight:
             residual = residual + weight * (reward[j] - log_pi[j])
-            weight = weight * float(batch.transitions.discount[j])
+            weight = weight * float(
+                batch.transitions.discount[j] * batch.transitions.can_bootstrap[j]
+            )
             j += 1
         expected.append(residual + weight * value[j] if weight else residual)
-        if j == t:  # nothing is known of this step
-            expected[-1] = 0.0 * residual
     found = objective.loss(Views(view), batch).loss
     check_same(found, torch.stack(expected) ** 2, logits)
     k_step = replace(SET, returns="k-step", horizon=3)

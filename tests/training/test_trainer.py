@@ -19,7 +19,16 @@ from tdistill.teacher.config import CaptureConfig
 from tdistill.teacher.source import LiveTeacher
 from tdistill.training import trainer as trainer_module
 from tdistill.training.config import TrainConfig
-from tdistill.training.objectives import KD, SFT, BellmanDistill, SeqKD, Views
+from tdistill.training.objectives import (
+    KD,
+    LSIQ,
+    SFT,
+    SQIL,
+    BellmanDistill,
+    IQLearn,
+    SeqKD,
+    Views,
+)
 from tiny import FAMILIES, VOCABULARY, tiny_lm, tiny_model
 from world import (
     END,
@@ -31,6 +40,7 @@ from world import (
     make_trainer,
     mixed_rows,
     model_view,
+    own_rows,
     student,
 )
 
@@ -93,6 +103,34 @@ def test_batch_8x1_is_1x8_and_the_global_token_mean(
     loss.backward()
     same(runs[0][1][0], {n: p.grad for n, p in model.named_parameters()})
     assert first["loss"] == pytest.approx(float(loss.detach()), rel=1e-5)
+
+
+ONLINE = IQLearn(second_term="online", student_share=0.5, alpha=5.0)
+
+
+@pytest.mark.parametrize("objective", [ONLINE, SQIL(), LSIQ(absorbing=False)], ids=lambda o: o.name)
+def test_weights_between_sources_are_those_of_the_whole_update(
+    objective: Any, tmp_path: Path
+) -> None:
+    """After two updates: micro-batches of one row each hold one source alone."""
+    rows = [row for pair in zip(inside_rows(8), own_rows(8), strict=True) for row in pair]
+    options: dict[str, Any] = {"rows": rows, "steps": 2, "seed": 4, "learning_rate": 1e-2}
+    changes: list[dict[str, Any]] = [
+        {},
+        {"gradient_accumulation": 8},
+        {"gradient_accumulation": 2, "tokens_per_forward": 12},
+        {"tokens_per_forward": 1},
+    ]
+    runs = [train(tmp_path, objective, **options, **change)[0] for change in changes]
+    expected = runs[0].model.state_dict()
+    start = student().state_dict()
+    assert any((w - start[n]).abs().max() > 1e-3 for n, w in expected.items())
+    for trainer in runs[1:]:
+        for name, weight in trainer.model.state_dict().items():
+            torch.testing.assert_close(weight, expected[name], rtol=1e-3, atol=1e-5)
+        for one, two in zip(trainer.state.log_history, runs[0].state.log_history, strict=False):
+            if "step_loss" in one:
+                assert one["step_loss"] == pytest.approx(two["step_loss"], rel=1e-3)
 
 
 def direct_loss(model: Any, objective: Any, rows: list[Row], text: Any) -> Tensor:

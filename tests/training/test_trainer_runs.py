@@ -19,7 +19,7 @@ from tdistill.errors import InvalidValueError
 from tdistill.evidence.collator import Collator
 from tdistill.training.objectives import BellmanDistill, CriticConfig, Objective, ValueTiltedKD
 from tiny import VOCABULARY, tiny_model
-from world import END, PAPER, cached, inside_rows, make_trainer, mixed_rows, student
+from world import END, PAPER, cached, inside_rows, make_trainer, mixed_rows, own_rows, student
 
 PLAIN = replace(PAPER, shift="raw", alpha=10.0, lm_weight=0.5)
 TARGET = replace(PAPER, shift="raw", alpha=10.0, successor="target", target_decay=0.6)
@@ -27,7 +27,8 @@ SAMPLED = replace(PLAIN, normaliser="sampled", negatives=16)  # a random draw an
 VALUES = ValueTiltedKD(
     critic=CriticConfig(learning_rate=0.5, averaged=0.7), student_share=0.0, shuffled=True
 )
-TOGETHER = (PLAIN, ValueTiltedKD(lm_weight=0.5, critic=CriticConfig(learning_rate=0.5)))
+ONLINE = replace(PLAIN, second_term="online", student_share=0.5)
+TOGETHER = (ONLINE, ValueTiltedKD(lm_weight=0.5, critic=CriticConfig(learning_rate=0.5)))
 TEXT = tuple(tuple((7 * i + 3 * j) % VOCABULARY for j in range(6)) for i in range(5))
 
 
@@ -141,7 +142,8 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(tmp_path: Pat
 
 
 def run_of(folder: Path, objective: Objective, batch_size: int, **options: Any) -> Any:
-    rows = [*inside_rows(14), *mixed_rows()[-2:]]
+    # The student's rows stand together: processes and parts differ in their shares of them.
+    rows = [*inside_rows(6), *own_rows(8), *mixed_rows()[-2:]]
     trainer = make_trainer(
         folder,
         objective,

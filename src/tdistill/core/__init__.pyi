@@ -20,7 +20,6 @@ from .iq_learn import (
     iq_learn_linear_term,
     iq_learn_loss,
     iq_learn_nonlinear_term,
-    iq_learn_online_loss,
     iq_learn_reward_term,
     iq_learn_value_term,
 )
@@ -50,7 +49,15 @@ from .segments import (
 from .shift import clip_q, set_max_shift, teacher_shift
 from .sparse_tail import sampled_tail_kl, tail_mass
 from .top_p import TopPSets, check_top_p, top_p_sets, truncate, truncate_by_gain
-from .transitions import Transitions, discounted_occupancy, first_steps, successor, transitions
+from .transitions import (
+    Transitions,
+    discounted_occupancy,
+    ended_at_cuts,
+    first_steps,
+    split_at,
+    successor,
+    transitions,
+)
 from .value import expectation, policy_value, soft_value
 
 __all__ = [
@@ -67,6 +74,7 @@ __all__ = [
     "cross_entropy",
     "discounted_occupancy",
     "discounted_sum",
+    "ended_at_cuts",
     "expectation",
     "first_steps",
     "forward_kl",
@@ -78,7 +86,6 @@ __all__ = [
     "iq_learn_linear_term",
     "iq_learn_loss",
     "iq_learn_nonlinear_term",
-    "iq_learn_online_loss",
     "iq_learn_reward_term",
     "iq_learn_value_term",
     "jensen_shannon_phi",
@@ -113,6 +120,7 @@ __all__ = [
     "soft_actor_terms",
     "soft_bellman_backup",
     "soft_value",
+    "split_at",
     "spread",
     "state_cost",
     "successor",

@@ -56,14 +56,24 @@ def iq_learn_linear_term(
     return value - q_a
 
 
-def iq_learn_nonlinear_term(reward: Float[Tensor, " T"], phi: Phi) -> Float[Tensor, " T"]:
-    """``r - phi(r)``: all the temporal-difference content of (4.2); ``r^2 / (4 alpha)`` in (4.4).
+def iq_learn_nonlinear_term(
+    reward: Float[Tensor, " T"], phi: Phi, weight: Float[Tensor, " T"] | float = 1.0
+) -> Float[Tensor, " T"]:
+    """``r - w phi(r)``: all the temporal-difference content of (4.2); ``r^2 / (4 alpha)`` in (4.4).
+
+    Args:
+        reward: implied reward, nats.
+        phi: concave regulariser of the reward.
+        weight: w, of phi: above 1 where phi is averaged over fewer steps than the second term.
+
+    Returns:
+        The term per step, nats.
 
     Example:
         >>> iq_learn_nonlinear_term(1.0, lambda r: r - r**2 / 2)
         0.5
     """
-    return reward - phi(reward)
+    return reward - weight * phi(reward)
 
 
 def iq_learn_loss(
@@ -92,32 +102,6 @@ def iq_learn_loss(
     """
     reward = q_a - discount * next_value
     return iq_learn_reward_term(reward, phi) + iq_learn_value_term(value, next_value, discount)
-
-
-def iq_learn_online_loss(
-    on_expert: Float[Tensor, " T"], flow: Float[Tensor, " T"], weight: Float[Tensor, " T"]
-) -> Float[Tensor, " T"]:
-    """``-w phi(r) + V(s) - discount V(s')``: the second expectation over all rows.
-
-    Written with the cancelled form of the expert steps: ``w ([V - Q] + [r - phi(r)])`` holds
-    ``w (V - discount V')``, of which 1 is wanted.
-
-    Args:
-        on_expert: (4.2) in its cancelled form, nats.
-        flow: ``V(s) - discount V(s')``, nats.
-        weight: w; on expert steps the number of all steps over that of expert steps, which makes a
-            mean over all steps a mean over expert steps; 0 on the student's steps.
-
-    Returns:
-        Loss per step, nats.
-
-    Example:
-        >>> iq_learn_online_loss(3.0, 2.0, 1.0)  # no student steps: the expert form
-        3.0
-        >>> iq_learn_online_loss(3.0, 2.0, 0.0)  # a step of the student
-        2.0
-    """
-    return weight * on_expert + (1.0 - weight) * flow
 
 
 def iq_learn_initial_loss(

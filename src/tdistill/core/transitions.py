@@ -24,7 +24,8 @@ class Transitions(TensorGroup):
         discount: gamma, 0 at the last step of a finished response.
         has_successor: whether the next flat step is the successor state of this one.
         can_bootstrap: false only at the last step of a response cut at the length limit, whose
-            V(s') is unknown: such a step is left out of every term that needs it.
+            V(s') is unknown, and around a step that was taken out (:func:`split_at`): such a step
+            is left out of every term that needs V(s').
     """
 
     discount: Float[Tensor, " T"]
@@ -62,6 +63,43 @@ def transitions(
     return Transitions(gamma.masked_fill(finishes, 0.0), ~is_last, ~is_last | finishes)
 
 
+def ended_at_cuts(links: Transitions) -> Transitions:
+    """The same where what follows a cut is in its reward: every row ends, none is cut.
+
+    Example:
+        >>> cut = transitions(torch.tensor([2]), torch.tensor([False]), discount=0.5)
+        >>> ended_at_cuts(cut).discount.tolist(), ended_at_cuts(cut).can_bootstrap.tolist()
+        ([0.5, 0.0], [True, True])
+    """
+    known = links.can_bootstrap
+    return Transitions(links.discount * known, links.has_successor, torch.ones_like(known))
+
+
+def split_at(links: Transitions, removed: Bool[Tensor, " T"]) -> Transitions:
+    """The same with steps taken out: what comes before is cut there, what follows begins anew.
+
+    Nothing is learned at a removed step, so nothing may be bootstrapped from its state either.
+
+    Args:
+        links: of whole responses.
+        removed: steps that no term may use.
+
+    Returns:
+        Transitions in which each removed step is a cut response of its own.
+
+    Example:
+        >>> whole = transitions(torch.tensor([4]), torch.tensor([True]), discount=0.5)
+        >>> split = split_at(whole, torch.tensor([False, False, True, False]))
+        >>> split.has_successor.tolist()
+        [True, False, False, False]
+        >>> split.can_bootstrap.tolist()
+        [True, False, False, True]
+    """
+    following = torch.cat([removed[1:], torch.zeros_like(removed[:1])])
+    kept = ~(removed | (links.has_successor & following))
+    return Transitions(links.discount, links.has_successor & kept, links.can_bootstrap & kept)
+
+
 def successor(
     values: Float[Tensor, " T"], has_successor: Bool[Tensor, " T"]
 ) -> Float[Tensor, " T"]:
@@ -82,37 +120,38 @@ def successor(
     return torch.where(has_successor, following, torch.zeros_like(following))
 
 
-def first_steps(row: Int[Tensor, " T"]) -> Bool[Tensor, " T"]:
-    """Where a response begins: the steps whose state is the prompt.
+def first_steps(has_successor: Bool[Tensor, " T"]) -> Bool[Tensor, " T"]:
+    """Where a response begins, or what follows a removed step: the states that no step leads to.
 
     Example:
-        >>> first_steps(torch.tensor([0, 0, 1])).tolist()
+        >>> first_steps(torch.tensor([True, False, False])).tolist()
         [True, False, True]
     """
-    changed = torch.ones_like(row, dtype=torch.bool)
-    changed[1:] = row[1:] != row[:-1]
-    return changed
+    return torch.cat([torch.ones_like(has_successor[:1]), ~has_successor[:-1]])
 
 
-def discounted_occupancy(row: Int[Tensor, " T"], *, discount: float) -> Float[Tensor, " T"]:
+def discounted_occupancy(
+    has_successor: Bool[Tensor, " T"], *, discount: float
+) -> Float[Tensor, " T"]:
     """Weight of every step in the discounted occupancy of its response, with mean 1 a response.
 
     ``w_t = L discount^t / sum_{k < L} discount^k`` for a response of L steps, so that a plain mean
     over its steps is a mean over its discounted occupancy.
 
     Args:
-        row: response of each step.
+        has_successor: whether the next flat step belongs to the same response.
         discount: gamma in [0, 1]; 1 weighs all steps alike.
 
     Returns:
         A weight per step.
 
     Example:
-        >>> discounted_occupancy(torch.tensor([0, 0, 1]), discount=0.5).tolist()
+        >>> discounted_occupancy(torch.tensor([True, False, False]), discount=0.5).tolist()
         [1.3333333730697632, 0.6666666865348816, 1.0]
     """
-    begins = first_steps(row)
-    steps, index = torch.arange(len(row), device=row.device), begins.long().cumsum(0) - 1
+    begins = first_steps(has_successor)
+    index = begins.long().cumsum(0) - 1
+    steps = torch.arange(len(begins), device=begins.device)
     power = float(discount) ** (steps - steps[begins][index]).to(torch.get_default_dtype())
     lengths = index.bincount()
     return (

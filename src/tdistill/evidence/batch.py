@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,6 +13,31 @@ from tdistill.core import TensorGroup, TopPSets, Transitions
 from tdistill.evidence.rows import ROW_SOURCES
 from tdistill.evidence.tail import Tail
 from tdistill.models.layout import Layout
+
+
+class Counts(NamedTuple):
+    """What means are taken over: of a batch, or of a whole update, its parts and processes.
+
+    Attributes:
+        steps: trained steps.
+        expert_steps: those of rows that the student did not write.
+        text_tokens: predicted tokens of the language-model stream.
+    """
+
+    steps: Tensor
+    expert_steps: Tensor
+    text_tokens: Tensor
+
+    def over_source(self, expert: Bool[Tensor, " T"]) -> Float[Tensor, " T"]:
+        """All steps over those of a step's source: makes a mean over all one over each source.
+
+        Example:
+            >>> counts = Counts(torch.tensor(6), torch.tensor(2), torch.tensor(0))
+            >>> counts.over_source(torch.tensor([True, False])).tolist()
+            [3.0, 1.5]
+        """
+        own = self.expert_steps.where(expert, self.steps - self.expert_steps)
+        return self.steps / own.clamp(min=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,9 +77,11 @@ class Batch(TensorGroup):
     text_ids: Int[Tensor, "N C"] | None = None
 
     @property
-    def text_targets(self) -> int:
-        """Tokens of the language-model stream that are predicted."""
-        return 0 if self.text_ids is None else self.text_ids[:, 1:].numel()
+    def counts(self) -> Counts:
+        """What the means of this batch alone are taken over."""
+        steps, text = self.trained.sum(), self.text_ids
+        targets = steps.new_tensor(0 if text is None else text[:, 1:].numel())
+        return Counts(steps, (self.trained & self.expert).sum(), targets)
 
     @property
     def has_sets(self) -> bool:

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tdistill.core import TopPSets, offsets_of, transitions, truncate_by_gain
+from tdistill.core import TopPSets, offsets_of, split_at, transitions, truncate_by_gain
 from tdistill.errors import DataError
 from tdistill.evidence.batch import Batch
 from tdistill.evidence.evidence import Evidence, EvidenceSource
@@ -69,12 +69,14 @@ class Collator:
         ended = torch.tensor([r.ended for r in rows])
         evidence = self._evidence(rows, len(action))
         outside = outside_set(evidence.sets, action) & (evidence.sets.sizes > 0)
+        dropped = outside if self.out_of_set == "drop" else torch.zeros_like(outside)
+        links = transitions(lengths, ended, discount=self.discount)
         return Batch(
             layout=self._layout(rows),
             row=torch.arange(len(rows)).repeat_interleave(lengths),
             action=action,
-            transitions=transitions(lengths, ended, discount=self.discount),
-            trained=~outside if self.out_of_set == "drop" else torch.ones_like(outside),
+            transitions=split_at(links, dropped),
+            trained=~dropped,
             out_of_set=outside,
             sets=self._admit(evidence, action, outside),
             teacher_log_normaliser=evidence.log_normaliser,

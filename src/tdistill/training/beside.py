@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from tdistill.evidence.batch import Batch
+from tdistill.evidence.batch import Batch, Counts
 from tdistill.models.scores import StepScores
 from tdistill.models.set_scores import SetScores
 from tdistill.training.critic import CriticLearner
@@ -50,6 +50,7 @@ class Beside(TrainerCallback):
         *,
         teacher: StepScores | None,
         scores: Callable[[Any, Batch], SetScores],
+        counts: Counts,
         update: int,
         updates: int,
     ) -> Views:
@@ -60,6 +61,7 @@ class Beside(TrainerCallback):
             batch: rows and evidence.
             teacher: full scores of the live teacher, where it is needed.
             scores: reads a model at a batch.
+            counts: of the whole update.
             update: number of the present update.
             updates: of the whole run.
         """
@@ -71,7 +73,8 @@ class Beside(TrainerCallback):
             critic, averaged = self.critic.scores(student, batch)
             price = self.critic.critic.price
         means = self.means.means()
-        return Views(student, teacher, target, critic, averaged, price, means, update, updates)
+        clock = (means, update, updates, counts)
+        return Views(student, teacher, target, critic, averaged, price, *clock)
 
     def observe(self, result: StepLoss) -> None:
         """Take in what an objective summed over a part of the update."""

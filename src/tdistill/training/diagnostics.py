@@ -24,7 +24,6 @@ from tdistill.training.objectives import StepLoss
 _NEED_SUCCESSOR = (
     "implied_reward",
     "nonlinear",
-    "td_error",
     "critic_error",
     "critic_return",
 )  # mean nothing without V(s')

@@ -21,7 +21,7 @@ from transformers import Trainer, TrainingArguments
 
 from tdistill.core import masked_sum
 from tdistill.errors import InvalidValueError
-from tdistill.evidence.batch import Batch
+from tdistill.evidence.batch import Batch, Counts
 from tdistill.evidence.collator import Item
 from tdistill.evidence.rows import Row
 from tdistill.models.language_model import inner_model
@@ -181,23 +181,24 @@ class DistillTrainer(Trainer):
         batch: Batch = inputs
         if num_items_in_batch is None:
             num_items_in_batch = self._get_num_items_in_batch([batch], batch.action.device)
-        steps, text_tokens = num_items_in_batch.clamp(min=1)
+        counts: Counts = num_items_in_batch
         # Weights are touched inside the wrapped module's forward, or DDP averages no gradients.
         # The Trainer's own autocast sits on the model's forward, which the redirection replaces.
         with self.accelerator.autocast():
             step_sum, critic_sum, text_sum = _redirect_forward(
-                model, self.model, self._losses, batch
+                model, self.model, self._losses, batch, counts
             )
+        steps = counts.steps.clamp(min=1)
         loss = step_sum / steps
         if critic_sum is not None:  # its gradient alone: what is logged is the student's loss
             loss = loss + (critic_sum - critic_sum.detach()) / steps
         if text_sum is not None:
-            loss = loss + self.objective.lm_weight * text_sum / text_tokens
+            loss = loss + self.objective.lm_weight * text_sum / counts.text_tokens.clamp(min=1)
         loss = loss * self.accelerator.num_processes  # undoes the mean over devices
         return (loss, {}) if return_outputs else loss
 
     def _losses(
-        self, model: nn.Module, batch: Batch
+        self, model: nn.Module, batch: Batch, counts: Counts
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Sums of the losses of steps, critic and text."""
         student = self._scores(model, batch)
@@ -205,7 +206,9 @@ class DistillTrainer(Trainer):
         if self.live_teacher is not None and self.objective.needs_live_teacher:
             teacher = self.live_teacher.scores(batch.layout)
         clock = {"update": self.state.global_step, "updates": self.config.steps}
-        views = self.beside.views(student, batch, teacher=teacher, scores=self._scores, **clock)
+        views = self.beside.views(
+            student, batch, teacher=teacher, scores=self._scores, counts=counts, **clock
+        )
         result = self.objective.loss(views, batch)
         self.beside.observe(result)
         self.diagnostics.observe(student, batch, result)
@@ -251,15 +254,11 @@ class DistillTrainer(Trainer):
         reduced: Any = self.accelerator.reduce(values, reduction=reduction)
         return reduced
 
-    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor:
-        """Trained steps and text tokens of the whole batch, over all micro-batches and devices."""
-        text = sum(batch.text_targets for batch in batch_samples)
-        steps = torch.stack([batch.trained.sum() for batch in batch_samples]).sum()
-        total = torch.stack([steps, steps.new_tensor(text)]).to(device)
-        if self.accelerator.num_processes > 1:
-            gathered: Any = self.accelerator.gather(total[None])
-            total = gathered.sum(0)
-        return total
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
+        """Counts of the whole update, over all micro-batches and devices."""
+        total = torch.stack([torch.stack(batch.counts) for batch in batch_samples]).sum(0)
+        total = self._over_processes(total.to(device), "sum")
+        return Counts(*total)
 
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns = ["index", "row"]

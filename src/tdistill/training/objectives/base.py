@@ -15,7 +15,7 @@ from tdistill.training.objectives.critic_config import CriticConfig
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tdistill.evidence.batch import Batch
+    from tdistill.evidence.batch import Batch, Counts
     from tdistill.models.scores import StepScores
     from tdistill.models.set_scores import SetScores
 
@@ -56,6 +56,7 @@ class Views:
         means: of what was summed in earlier updates, by name.
         update: number of the present update, from 0.
         updates: of the whole run.
+        counts: of the whole update; None: the batch is all of it.
     """
 
     student: SetScores
@@ -67,6 +68,11 @@ class Views:
     means: dict[str, Tensor] = field(default_factory=dict)
     update: int = 0
     updates: int = 1
+    counts: Counts | None = None
+
+    def counts_of(self, batch: Batch) -> Counts:
+        """What means are taken over, whatever parts the update is computed in."""
+        return batch.counts if self.counts is None else self.counts
 
 
 @dataclass(frozen=True)
@@ -104,7 +110,9 @@ class Objective:
     min_gain: float | None = None  # ends a set where a member adds less to its log mass, nats
     tolerated_gap: float | None = None  # nats of Q; replaces set_top_p by what (3.3) asks for
     gap_rule: Literal["global", "per-state"] = "global"  # one p for all states, or one min_gain
-    out_of_set: Literal["insert", "drop", "refuse"] = "insert"  # an action outside its set
+    out_of_set: Literal["insert", "drop", "refuse"] = (
+        "insert"  # an action outside its set; drop: cuts there
+    )
     discount: float = 0.99  # gamma
     lm_weight: float = 1.0  # weight of the language-model stream; used when data.lm_text is given
     student_share: float = 0.0  # of each batch: the student's own responses, scored by the teacher

@@ -35,7 +35,7 @@ class BoundedIQ(TemporalDifference):
     card: ClassVar[Card] = Card(
         family="temporal-difference",
         minimises="-log pi(a|s) + w (r outside [low, high])^2, r = Q - discount V'",
-        optimum="proj_p pi* if its rewards fit the band; else pulled into it",
+        optimum="the policy that wrote the rows if its rewards fit the band; else pulled into it",
         bias="none in a wide band; at zero width that of chi-square, alpha = 1/(4 w)",
         data="teacher responses with sets; student responses add constraints",
         cost="K D, and V D with normaliser: vocabulary",
@@ -62,8 +62,8 @@ class BoundedIQ(TemporalDifference):
         )
         below = (self.lowest_reward - reward).clamp(min=0.0)
         above = (reward - self.highest_reward).clamp(min=0.0)
-        excess = (below**2 + above**2).where(batch.transitions.can_bootstrap, reward.new_zeros(()))
+        excess = (below**2 + above**2).where(self.reward_steps(batch), reward.new_zeros(()))
         linear = core.iq_learn_linear_term(value, q_a).where(batch.expert, reward.new_zeros(()))
-        leak = self.leak_cost(views.student, value)
+        leak = self.leak_cost(views.student)
         parts = {"linear": linear, "excess": excess, "implied_reward": reward, "value": value}
         return StepLoss(linear + self.penalty * excess + leak, parts)

@@ -19,15 +19,38 @@ __all__ = ["LSIQ", "SQIL"]
 
 
 @dataclass(frozen=True)
-class SQIL(TemporalDifference):
+class ConstantRewards(TemporalDifference):
+    """Base of the objectives whose reward says only who wrote a row.
+
+    ``balance: sources`` is the papers' form, a mean over each source, of half the weight. Under
+    ``steps`` one mean is taken over all, where an expert that writes 256 tokens weighs five times
+    as much as a student that writes 50, and ``student_share`` shifts the optimum.
+    """
+
+    balance: Literal["sources", "steps"] = "sources"  # what the means over rows are taken over
+
+    def __post_init__(self) -> None:
+        """Refuse a row with a gap: the value that constant rewards have behind it is unknown."""
+        super().__post_init__()
+        whole = self.out_of_set != "drop"
+        check("out_of_set", whole, "insert or refuse: rows must be whole here", self.out_of_set)
+
+    def balanced(self, squares: Tensor, views: Views, batch: Batch) -> Tensor:
+        """Squared errors, weighed so that a mean over all steps is what ``balance`` says."""
+        if self.balance == "steps":
+            return squares
+        return squares * views.counts_of(batch).over_source(batch.expert) / 2
+
+
+@dataclass(frozen=True)
+class SQIL(ConstantRewards):
     """Soft Q-learning with one constant reward on expert rows and none on the student's.
 
-    Minimises ``E_E (Q - (R + y))^2 + lambda E_P (Q - y)^2``, ``y = discount V(s')``, both means
-    over the steps of one batch, so ``student_share`` weighs them. With the successor's gradient
-    stopped the optimum is the soft-optimal Q of the reward ``R e / (e + lambda p)``, where e and p
-    are the shares of the data in which an expert and the student took this action here: a policy
-    that prefers expert actions, but not the teacher's. Every expert step pays, an ended response
-    pays nothing more: long responses are preferred.
+    Minimises ``E_E (Q - (R + y))^2 + lambda E_P (Q - y)^2``, ``y = discount V(s')``. With the
+    successor's gradient stopped the optimum is the soft-optimal Q of the reward ``R e / (e + lambda
+    p)``, where e and p are the weights with which an expert and the student took this action here:
+    a policy that prefers expert actions, but not the teacher's. Every expert step pays, an ended or
+    cut response pays nothing more: long responses are preferred, up to the length limit.
 
     The reward is in nats, for a soft value of temperature 1; a temperature tau is R / tau.
     """
@@ -64,15 +87,14 @@ class SQIL(TemporalDifference):
         error = core.td_error(
             q_a, self.expert_reward * expert, next_value, batch.transitions.discount
         )
-        error = error.where(batch.transitions.can_bootstrap, error.new_zeros(()))
         weight = expert + self.student_weight * (1.0 - expert)
-        leak = self.leak_cost(views.student, value)
+        leak = self.leak_cost(views.student)
         parts = {"td_error": error, "leak_cost": leak, "value": value}
-        return StepLoss(weight * error**2 + leak, parts)
+        return StepLoss(self.balanced(weight * error**2, views, batch) + leak, parts)
 
 
 @dataclass(frozen=True)
-class LSIQ(TemporalDifference):
+class LSIQ(ConstantRewards):
     """Least squares inverse Q-learning: bounded constant rewards, V instead of Q on student rows.
 
     Minimises ``E_E (Q - (r_max + y))^2 + E_P (V - (r_min + y))^2`` with ``r_max = 1/c``, ``r_min =
@@ -81,9 +103,10 @@ class LSIQ(TemporalDifference):
     expert and student, of equal parts: the implied reward is bounded. The clip ignores the entropy
     that V also holds, as the authors do.
 
-    ``absorbing`` gives the end of a response the value of staying at its reward for ever, so that
-    neither long nor short responses are preferred for their length alone. With the gradient of the
-    successor stopped, the optimum is the fixed point state by state; it is not the teacher.
+    ``absorbing`` gives the end of a response, and a cut, the value of staying at its reward for
+    ever, so that neither long nor short responses are preferred for their length alone. With the
+    gradient of the successor stopped, the optimum is the fixed point state by state; it is not the
+    teacher.
 
     Rewards are in nats, at temperature 1. The authors take c = 0.5 with an entropy of weight 0.001
     to 0.1, which is c = 0.0005 to 0.05 here: nearly greedy.
@@ -106,7 +129,7 @@ class LSIQ(TemporalDifference):
     penalty: float = 0.5  # c, of the squared reward: rewards are within +-1/c nats
     expert_target: Literal["bootstrap", "fixed"] = "bootstrap"  # fixed: the largest reachable Q
     clip_targets: bool = True
-    absorbing: bool = True  # an end is worth its reward for ever
+    absorbing: bool = True  # an end or cut is worth its reward for ever
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
@@ -132,13 +155,12 @@ class LSIQ(TemporalDifference):
         )
         if self.expert_target == "fixed":
             error = (self.largest_value - q_a).where(batch.expert, error)
-        error = error.where(batch.transitions.can_bootstrap, error.new_zeros(()))
-        leak = self.leak_cost(views.student, value)
-        return StepLoss(error**2 + leak, {"td_error": error, "leak_cost": leak, "value": value})
+        leak = self.leak_cost(views.student)
+        parts = {"td_error": error, "leak_cost": leak, "value": value}
+        return StepLoss(self.balanced(error**2, views, batch) + leak, parts)
 
     def _reward(self, batch: Batch, like: Tensor) -> Tensor:
         size = like.new_full(like.shape, 1.0 / self.penalty)
         if self.absorbing:
-            ended = batch.transitions.can_bootstrap & ~batch.transitions.has_successor
-            size = size.masked_fill(ended, self.largest_value)
+            size = size.masked_fill(~batch.transitions.has_successor, self.largest_value)
         return size.where(batch.expert, -size)

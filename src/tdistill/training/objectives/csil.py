@@ -27,7 +27,7 @@ class CSIL(SoftReturns):
     the value is 0 at every state.
 
     With c = 1 the optimum is proj_p of the teacher at every discount and every w: V = 0 and Q = log
-    proj_p pi*, also where a cut row is bootstrapped. Another c keeps that optimum only for w
+    proj_p pi*, so that V = 0 is also what follows a cut. Another c keeps that optimum only for w
     large; at w = 0 it is the soft-optimal policy of c log pi*, sharper over whole responses for
     c > 1. The authors subtract a prior; a uniform one over sets of unequal sizes would favour
     states with many choices, so there is none.

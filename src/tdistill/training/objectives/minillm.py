@@ -56,6 +56,8 @@ class MiniLLM(Objective):
         super().__post_init__()
         clip = self.clip_ratio
         check("clip_ratio", clip is None or 0.0 < clip < 1.0, "in (0, 1) or null", clip)
+        wanted = "insert or refuse: the gradient needs every action that was sampled"
+        check("out_of_set", self.out_of_set != "drop", wanted, self.out_of_set)
 
     @property
     def needs_live_teacher(self) -> bool:

@@ -21,7 +21,11 @@ __all__ = ["PathConsistency", "SoftTD"]
 
 @dataclass(frozen=True)
 class SoftReturns(TemporalDifference):
-    """Base of the objectives that regress Q on the soft return of a known reward."""
+    """Base of the objectives that regress Q on the soft return of a known reward.
+
+    A cut row ends where it was cut: its last reward holds what the objective knows of V(s'). An
+    unknown V(s') there would leave V(s), and so every policy on the way to it, undetermined.
+    """
 
     returns: Literal["one-step", "k-step", "lambda"] = "one-step"
     horizon: int = 8  # K of returns: k-step
@@ -34,11 +38,16 @@ class SoftReturns(TemporalDifference):
         check("trace", 0.0 <= self.trace <= 1.0, "a value in [0, 1]", self.trace)
 
     def squared_error(self, views: Views, batch: Batch, reward: Tensor) -> StepLoss:
-        """``(Q - G)^2``, 0 where V(s') is unknown, and the cost of mass off the set."""
+        """``(Q - G)^2`` and the cost of mass off the set.
+
+        Args:
+            views: the models at the batch.
+            batch: rows and evidence.
+            reward: of every step; at a cut with ``discount V(s')`` in it, nats.
+        """
         q_a, value = self._at_actions(views.student)
         error = self._return(q_a, value, views, batch, reward) - q_a
-        error = error.where(batch.transitions.can_bootstrap, error.new_zeros(()))
-        leak = self.leak_cost(views.student, value)
+        leak = self.leak_cost(views.student)
         return StepLoss(error**2 + leak, {"td_error": error, "leak_cost": leak, "value": value})
 
     def _at_actions(self, view: SetScores) -> tuple[Tensor, Tensor]:
@@ -54,7 +63,7 @@ class SoftReturns(TemporalDifference):
             q_a, value = self._at_actions(views.target)
         if self.successor != "residual":
             q_a, value = q_a.detach(), value.detach()
-        links = batch.transitions
+        links = core.ended_at_cuts(batch.transitions)
         path = (reward, q_a - value, value, links)
         if self.returns == "lambda":
             return core.lambda_return(*path, trace=self.trace)
@@ -76,8 +85,8 @@ class SoftTD(SoftReturns):
     smooth and can end in a local minimum.
 
     ``residual`` is safe where successors are deterministic, as here; ``semi`` and ``target`` stop
-    the gradient of the whole return and have the same optimum. Steps whose V(s') is unknown have
-    no TD error.
+    the gradient of the whole return and have the same optimum. At the last step of a cut row V(s')
+    is the teacher's, so that the target is Q_T(s,a) itself, under every ``teacher_value``.
     """
 
     name: ClassVar[str] = "soft_td"
@@ -97,7 +106,7 @@ class SoftTD(SoftReturns):
         return self.squared_error(views, batch, self.reward(batch))
 
     def reward(self, batch: Batch) -> Tensor:
-        """The reward that is learned from [T], nats."""
+        """The reward that is learned from [T], nats; at a cut, all of Q_T(s,a)."""
         reward = self.teacher_reward(batch)
         if self.teacher_value == "set":
             return reward

@@ -23,7 +23,9 @@ class TemporalDifference(Objective):
     """Base of the objectives that bootstrap V(s'); the student's logits are Q up to a shift."""
 
     normaliser: Literal["set", "vocabulary", "sampled"] = "vocabulary"  # set: mass off it is free
-    negatives: int = 1024  # tokens a batch that stand in for the vocabulary; normaliser: sampled
+    negatives: int = (
+        1024  # tokens a forward pass that stand in for the vocabulary; normaliser: sampled
+    )
     shift: Literal["raw", "set-max", "vocabulary-max", "normalised"] = "raw"
     q_min: float | None = None  # lower clip of Q; null leaves it
     successor: Literal["residual", "semi", "target"] = "residual"  # gradient through V(s')
@@ -66,34 +68,46 @@ class TemporalDifference(Objective):
     def teacher_reward(self, batch: Batch) -> Tensor:
         """``r_T = Q_T(s,a) - discount V_T(s')`` [T]: the reward that the teacher's Q implies.
 
-        It means nothing where ``can_bootstrap`` is false: V_T(s') is unknown there.
+        At a cut, where V_T(s') is unknown, it is the whole of Q_T(s,a).
         """
         q, q_a = self.teacher_q(batch)
         value = core.soft_value(q, batch.sets.offsets)
         following = core.successor(value, batch.transitions.has_successor)
         return core.implied_reward(q_a, following, batch.transitions.discount)
 
+    def reward_steps(self, batch: Batch) -> Tensor:
+        """Where the implied reward is held to something [T].
+
+        With the gradient through V(s'), the values of cut rows follow their rewards, and their last
+        step, whose V(s') is unknown, is left out. Where the gradient stops nothing else would ever
+        hold V of that last state, from which the rewards before it are taken: there a cut row ends
+        where it was cut, V(s') = 0, or the teacher's where its reward is the measure.
+        """
+        known = batch.transitions.can_bootstrap
+        return known if self.successor == "residual" else known | True
+
     def first_value(self, view: SetScores, set_value: Tensor) -> Tensor:
         """V(s) of the cloning term [T]: over the set, or over what ``normaliser`` names.
 
-        Under ``sampled`` the shifts ``vocabulary-max`` and ``normalised`` still read all logits.
+        It is never below V of the set, also where ``q_min`` has raised that.
         """
-        if self.normaliser == "set":
-            return set_value
-        if self.normaliser == "sampled":
-            return view.sampled_log_normaliser(self.negatives) - self.shift_of(view)
-        return view.log_normaliser - self.shift_of(view)
+        return set_value + self.leak_cost(view)
 
     def next_values(self, set_value: Tensor, views: Views, batch: Batch) -> Tensor:
         """V_p(s') at every step [T]: where the gradient stops."""
         return core.successor(self._bootstrap(set_value, views), batch.transitions.has_successor)
 
-    def leak_cost(self, view: SetScores, set_value: Tensor) -> Tensor:
+    def leak_cost(self, view: SetScores) -> Tensor:
         """``-log`` of the student's mass on the set [T], 0 with ``normaliser: set``.
 
         What a loss on set members needs beside itself: it gives no gradient to logits off the set.
+        Neither ``shift`` nor ``q_min`` has a part in it: they make Q, not the policy.
         """
-        return self.first_value(view, set_value) - set_value
+        if self.normaliser == "set":
+            return view.set_value.new_zeros(view.set_value.shape)
+        if self.normaliser == "sampled":
+            return view.sampled_log_normaliser(self.negatives) - view.set_value
+        return view.log_normaliser - view.set_value
 
     def _bootstrap(self, set_value: Tensor, views: Views) -> Tensor:
         if self.successor == "residual":
