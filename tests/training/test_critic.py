@@ -12,12 +12,15 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tdistill.errors import InvalidValueError, ModelError
+from tdistill.models.language_model import LanguageModel
 from tdistill.models.scores import DenseStepScores
 from tdistill.models.set_scores import SetScores
+from tdistill.training.config import TrainConfig
 from tdistill.training.critic import CRITIC_FILE, Critic, CriticLearner
 from tdistill.training.objectives import CriticConfig, ValueTiltedKD
-from tiny import VOCABULARY, tiny_model
-from world import inside_rows, make_batch, make_trainer, model_view, student
+from tdistill.training.train import train_student
+from tiny import VOCABULARY, tiny_model, tokenizer
+from world import inside_rows, live, make_batch, make_trainer, model_view, student
 
 FORMS: tuple[Any, ...] = ("map", "low-rank", "mlp", "rows")
 CPU = torch.device("cpu")
@@ -155,3 +158,21 @@ def test_a_checkpoint_holds_it_and_the_students_folder_does_not(tmp_path: Path) 
     assert {name.split(".")[0] for name in found} == {"critic", "averaged", "optimizer"}
     weights = [n for n, _ in trainer.model.named_parameters()]
     assert not any("critic" in name for name in weights)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_finished_critic_is_kept_where_asked(kept: bool, tmp_path: Path) -> None:
+    folder = tmp_path / "student"
+    train_student(
+        LanguageModel(student(), tokenizer(), "student"),
+        ValueTiltedKD(),
+        list(inside_rows(8)),
+        TrainConfig(steps=2, batch_size=4, warmup_steps=0, learning_rate=1e-3),
+        checkpoints=tmp_path / "checkpoints",
+        vocabulary_size=VOCABULARY,
+        source=live(),
+        critic_folder=folder if kept else None,
+    )
+    assert (folder / CRITIC_FILE).exists() == kept
+    if kept:
+        assert load_file(folder / CRITIC_FILE)["critic.value"].any()

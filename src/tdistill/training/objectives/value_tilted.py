@@ -82,10 +82,9 @@ class ValueTilt(CostCritic):
         return start + (self.beta - start) * min(1.0, done)
 
     def _price(self, views: Views, ids: Tensor) -> Tensor | float:
-        """What the members cost whatever the state [M], nats, in the place of their own price.
+        """The price of the members' tokens whatever the state [M], nats.
 
-        Under ``frequency`` it has a gradient, of ``KL(T || q)``: that vanishes where every token is
-        as frequent in q as in T. So what the tilt gains is not gained by saying the same always.
+        Under ``frequency`` it is lambda of (9.7), with the gradient of ``KL(T || q)``.
         """
         if self.centre == "frequency":
             assert views.price is not None, "the trainer gives prices where there is a critic"
