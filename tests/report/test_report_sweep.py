@@ -42,6 +42,7 @@ def test_the_page_has_figures_and_tables(result: Result):
     # Two qualities by two variables; made of 4 objectives at 3 values.
     assert len(re.findall(r'id="sweep-[\w-]+-title"', text)) == 4
     assert "m = 12" in text
+    assert "T = 0.2, 0.4, 0.6, 0.8, 1, a dot each" in text
     for heading in ("At equal entropy", "At equal bigram entropy", *VARIABLES.values()):
         assert f"<h3>{heading}" in text
     assert "<dt>Bigram entropy</dt>" in text

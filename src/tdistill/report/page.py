@@ -176,7 +176,9 @@ def _sweep(result: Result) -> dict[str, Any]:
         for x in VARIABLES
         if (columns := level_columns(result, x))
     ]
+    temperatures = dict.fromkeys(p.temperature for points in result.sweep.values() for p in points)
     return {
+        "temperatures": ", ".join(f"{temperature:g}" for temperature in temperatures),
         "figures": [(title, sweep_groups(result, x)) for x, title in VARIABLES.items()],
         "tables": tables,
         "comparisons": max((row.comparisons for row in result.matched), default=0),
