@@ -19,6 +19,7 @@ from tdistill.data import load_text_chunks
 from tdistill.models.language_model import LanguageModel, load
 from tdistill.models.layout import Pair, Tokens, pack
 from tdistill.models.scores import step_scores
+from tdistill.progress import quiet_libraries
 from tdistill.teacher.cache.reader import Cache
 from tdistill.training.config import LayerRule
 from tdistill.training.layer_choice import LayerChoice, choose_layers
@@ -29,6 +30,7 @@ def main() -> None:
     """Choose by every rule, judge every student, print the table."""
     options = arguments()
     torch.set_num_threads(1)
+    quiet_libraries()
     teacher = load(options.teacher)
     depth, fewest = teacher.model.config.num_hidden_layers, min(options.keep)
     chunks = load_text_chunks(options.text, teacher.tokenizer, options.length)
@@ -59,8 +61,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--cache", type=Path, help="teacher cache to choose on")
     parser.add_argument("--keep", type=int, nargs="+", default=[26, 22, 18, 10])
     parser.add_argument("--tokens", type=int, default=2048, help="of the text that is judged")
-    parser.add_argument("--length", type=int, default=512, help="of a piece of text")
-    parser.add_argument("--measured-tokens", type=int, default=1024, help="to choose layers on")
+    parser.add_argument("--length", type=int, default=256, help="of a piece of text")
+    parser.add_argument("--measured-tokens", type=int, default=512, help="to choose layers on")
     return parser.parse_args()
 
 

@@ -28,7 +28,7 @@ from tdistill.training.config import LayerRule
 from tdistill.training.student import evenly_spaced, layer_stack
 
 _TOKENS_A_PASS = 1024  # the hidden states between all layers are kept, and the teacher's logits
-_TRIED = 8  # layers tried each round: those whose removal cost least when they were last tried
+_TRIED = 6  # layers tried each round: those whose removal cost least when they were last tried
 
 
 @dataclass(frozen=True)
