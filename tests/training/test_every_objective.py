@@ -53,7 +53,8 @@ def train(folder: Path, objective: Objective, *, steps: int = 40) -> list[dict[s
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.name)
 def test_a_short_training_run_lowers_what_it_minimises(cls: Any, tmp_path: Path) -> None:
-    objective = cls()
+    # Ends and cuts of 200 nats would hide in noise what forty updates do to LS-IQ.
+    objective = cls(absorbing=False) if cls.name == "ls_iq" else cls()
     history = train(tmp_path, objective)
     assert all(math.isfinite(v) for entry in history for v in entry.values())
     # The value of a policy gradient's surrogate means nothing; what it descends is logged beside.
