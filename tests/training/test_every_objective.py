@@ -60,7 +60,7 @@ def test_a_short_training_run_lowers_what_it_minimises(cls: Any, tmp_path: Path)
     # The value of a policy gradient's surrogate means nothing; what it descends is logged beside.
     name = "reverse_kl" if objective.name == "minillm" else "step_loss"
     first, last = (mean(e[name] for e in part) for part in (history[:4], history[-4:]))
-    assert last < first - 0.03 * abs(first)  # ls_iq has far to go: its targets are 1 / (1 - discount)
+    assert last < first - 0.05 * abs(first)
     assert history[-1]["grad_norm"] > 0.0
     assert ("replay_rows" in history[-1]) == objective.uses_student_rows
 
