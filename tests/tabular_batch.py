@@ -130,8 +130,9 @@ class ExactBatch:
 
     @property
     def counts(self) -> Counts:
-        """Expected steps, of all rows and of the expert's."""
-        return Counts(self.weight.sum(), self.weight[self.batch.expert].sum(), torch.tensor(0))
+        """Expected steps in a thousand responses, of all rows and of the expert's."""
+        steps = 1000.0 * self.weight
+        return Counts(steps.sum(), steps[self.batch.expert].sum(), torch.tensor(0))
 
     def view(self, table: Tensor) -> SetScores:
         """A model whose logits at a state are a row of the table."""
