@@ -381,6 +381,26 @@ def test_the_critic_may_learn_alone_first() -> None:
     torch.testing.assert_close(after.loss, ACTOR.loss(views, batch).loss)
 
 
+def test_sampled_advantages_have_unit_size_by_earlier_updates() -> None:
+    batch = actor_batch()
+    logits, views = views_of(batch)
+    objective = replace(ACTOR, actor="sampled-action", clip_ratio=None)
+    mine = ~batch.expert
+    first = objective.loss(views, batch)
+    assert not first.loss[mine].any()  # the size is not known yet
+    total, count = first.sums["squared_advantage"]
+    assert count == mine.sum() and total > 0.0
+    slopes = []
+    for size in (1.0, 4.0):
+        known = {"squared_advantage": torch.tensor(size, dtype=torch.float64)}
+        loss = objective.loss(replace(views, means=known), batch).loss[mine]
+        slopes.append(gradient(loss, logits))
+    torch.testing.assert_close(slopes[0], 2 * slopes[1])
+    assert slopes[0].any()
+    with pytest.raises(InvalidValueError, match="out_of_set: expected insert or refuse"):
+        replace(objective, out_of_set="drop")
+
+
 def test_an_actor_without_rows_of_its_own_is_refused() -> None:
     with pytest.raises(InvalidValueError, match="student_share: expected above 0"):
         SoftActorCritic(student_share=0.0)

@@ -59,6 +59,9 @@ class SoftActorCritic(CostCritic):
         clip = self.clip_ratio
         check("clip_ratio", clip is None or 0.0 < clip < 1.0, "in (0, 1) or null", clip)
         check("critic_updates", self.critic_updates >= 0, "at least 0", self.critic_updates)
+        whole = self.actor == "all-actions" or self.out_of_set != "drop"
+        wanted = "insert or refuse: the return of a sampled action needs whole rows"
+        check("out_of_set", whole, wanted, self.out_of_set)
         wanted = "above 0: the sampled action is the student's own"
         own = self.actor == "all-actions" or self.expert_rows == "clone" or self.uses_student_rows
         check("student_share", own, wanted, self.student_share)
@@ -111,7 +114,8 @@ class SoftActorCritic(CostCritic):
         gain = baseline - (own + to_go)
         mine = (~batch.expert & batch.trained).to(gain.dtype)
         total, count = (mine * gain.square()).sum(), mine.sum()
-        size = views.means.get("squared_advantage", total / count.clamp(min=1))
+        # In the first update no size is known yet: that of a part of it would depend on the parts.
+        size = views.means.get("squared_advantage", gain.new_tensor(float("inf")))
         gain = gain / size.clamp(min=1e-12).sqrt()
         log_ratio = log_prob - batch.behaviour_log_prob
         loss = core.clipped_policy_loss(log_ratio, gain, clip=self.clip_ratio)
