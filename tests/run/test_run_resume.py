@@ -28,6 +28,7 @@ def assert_same_run(finished: Finished, out: Path) -> None:
     assert not any((out / "checkpoints").iterdir())
 
 
+@pytest.mark.slow  # a minute; test_seeds.py has a shorter one
 def test_killed_again_and_again_it_gives_the_uninterrupted_result(
     finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -94,6 +94,7 @@ def test_the_page_shows_them(swept: Swept):
     assert len(re.findall(r'id="sweep-[\w-]+-title"', page)) >= 4
 
 
+@pytest.mark.slow
 def test_killed_in_a_sweep_it_gives_the_same(
     swept: Swept, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
