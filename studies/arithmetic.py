@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from from_scratch import Pair, network, pieces, teach, write_lines
+from from_scratch import Lessons, Pair, network, pieces, write_lines
 
 from tdistill.models.language_model import save
-from tdistill.training.config import TrainConfig
 
 SPLITS = {"test": 200, "valid": 100, "train": 2000}
 STUDENTS = {"small": (1, 16), "middle": (2, 48), "large": (4, 128)}  # layers and width
@@ -103,18 +102,14 @@ def _columns(a: int, b: int) -> list[tuple[int, int]]:
 
 
 @dataclass(frozen=True)
-class Arithmetic:
+class Arithmetic(Lessons):
     """Teacher, students ``student-small``, ``-middle`` and ``-large``, and sums."""
 
     digits: int = 2  # of the numbers
     operations: str = "plus minus"  # of plus, minus and times
     direct_share: float = 0.5  # of the prompts that the teacher answers directly
-    teacher_layers: int = 4
-    teacher_width: int = 128
     teacher_steps: int = 4000
-    teacher_batch: int = 64
     learning_rate: float = 2e-3
-    seed: int = 0
 
     def make(self, folder: Path) -> None:
         """Write ``teacher/``, the students and a JSONL file for each split."""
@@ -132,21 +127,7 @@ class Arithmetic:
         for name, (layers, width) in STUDENTS.items():
             student = network(tokenizer, layers=layers, width=width, seed=self.seed + 1)
             save(student, folder / f"student-{name}")
-        lesson = TrainConfig(
-            steps=self.teacher_steps,
-            batch_size=self.teacher_batch,
-            learning_rate=self.learning_rate,
-            warmup_steps=100,
-            weight_decay=0.0,
-            seed=self.seed,
-            save_steps=200,
-            logging_steps=100,
-        )
-        teacher = network(
-            tokenizer, layers=self.teacher_layers, width=self.teacher_width, seed=self.seed
-        )
-        pairs = self.lessons(self.teacher_steps * self.teacher_batch)
-        save(teach(teacher, pairs, lesson, folder), folder / "teacher")
+        self.teach(tokenizer, self.lessons, folder)
 
     def problems(self) -> dict[str, list[Problem]]:
         """All problems, shared out to the splits; ``unused`` has the rest."""

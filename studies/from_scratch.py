@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tdistill.evidence.rows import Row
-from tdistill.models.language_model import LanguageModel
+from tdistill.models.language_model import LanguageModel, save
 from tdistill.training.config import TrainConfig
 from tdistill.training.objectives import SFT
 from tdistill.training.train import train_student
@@ -62,10 +63,45 @@ def network(
     return LanguageModel(LlamaForCausalLM(config).eval(), tokenizer, f"{layers} x {width}")
 
 
-def teach(
+@dataclass(frozen=True)
+class Lessons:
+    """How a teacher is made from nothing; the base of the worlds."""
+
+    teacher_layers: int = 4
+    teacher_width: int = 128
+    teacher_steps: int = 1400
+    teacher_batch: int = 64
+    learning_rate: float = 3e-3
+    seed: int = 0
+
+    def teach(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        lessons: Callable[[int], Sequence[Pair]],
+        folder: Path,
+    ) -> None:
+        """Train a network on as many answers as it reads, and write it to ``folder/teacher``."""
+        config = TrainConfig(
+            steps=self.teacher_steps,
+            batch_size=self.teacher_batch,
+            learning_rate=self.learning_rate,
+            warmup_steps=100,
+            weight_decay=0.0,
+            seed=self.seed,
+            save_steps=200,
+            logging_steps=100,
+        )
+        start = network(
+            tokenizer, layers=self.teacher_layers, width=self.teacher_width, seed=self.seed
+        )
+        pairs = lessons(self.teacher_steps * self.teacher_batch)
+        save(_trained(start, pairs, config, folder), folder / "teacher")
+
+
+def _trained(
     lm: LanguageModel, pairs: Sequence[Pair], config: TrainConfig, folder: Path
 ) -> LanguageModel:
-    """Train a network on answers; checkpoints are in the folder meanwhile."""
+    """A network trained on answers; checkpoints are in the folder meanwhile."""
     end = lm.end_ids[0]
     rows = [
         Row(tuple(prompt), (*answer, end), ended=True, source="reference")

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from from_scratch import Pair, network, pieces, teach, write_lines
+from from_scratch import Lessons, Pair, network, pieces, write_lines
 
 from tdistill.models.language_model import save
-from tdistill.training.config import TrainConfig
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 DIGITS = "0123456789"
@@ -23,7 +22,7 @@ SPLITS = {"train": 2000, "valid": 100, "test": 200}
 
 
 @dataclass(frozen=True)
-class TwoWays:
+class TwoWays(Lessons):
     """Teacher, student and prompts with both right answers."""
 
     keys: int = 500  # in the table
@@ -31,14 +30,8 @@ class TwoWays:
     key: int = 2  # letters of a key
     digits: int = 5  # of a number
     word: int = 4  # letters of a word
-    teacher_layers: int = 4
-    teacher_width: int = 128
-    teacher_steps: int = 1400
-    teacher_batch: int = 64
-    learning_rate: float = 3e-3
     student_layers: int = 1
     student_width: int = 32
-    seed: int = 0
 
     def make(self, folder: Path) -> None:
         """Write ``teacher/``, ``student/`` and a JSONL file for each split."""
@@ -49,21 +42,7 @@ class TwoWays:
         for split, prompts in self.prompts().items():
             rows = ({"prompt": p, "references": self.answers(p)} for p in prompts)
             write_lines(folder / f"{split}.jsonl", rows)
-        lesson = TrainConfig(
-            steps=self.teacher_steps,
-            batch_size=self.teacher_batch,
-            learning_rate=self.learning_rate,
-            warmup_steps=100,
-            weight_decay=0.0,
-            seed=self.seed,
-            save_steps=200,
-            logging_steps=100,
-        )
-        teacher = network(
-            tokenizer, layers=self.teacher_layers, width=self.teacher_width, seed=self.seed
-        )
-        pairs = self.lessons(self.teacher_steps * self.teacher_batch)
-        save(teach(teacher, pairs, lesson, folder), folder / "teacher")
+        self.teach(tokenizer, self.lessons, folder)
 
     @cached_property
     def table(self) -> dict[str, str]:

@@ -52,7 +52,7 @@ def test_its_fields_are_checked_and_set_on_the_command_line(tmp_path: Path) -> N
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(mapping(f"{EXAMPLE}:OnSetKL")))
     recipe = read_recipe(path, ["--objectives.mine.weight", "0.5"])
-    assert recipe.objectives["mine"].weight == 0.5  # type: ignore[union-attr]
+    assert recipe.objectives["mine"].weight == 0.5
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def test_on_a_terminal_it_is_a_bar(monkeypatch: pytest.MonkeyPatch):
     bar = Progress("train", 4, done=1)
     bar.update(4, "loss 1.000")
     bar.close()
-    shown = sys.stdout.getvalue()  # type: ignore[attr-defined]
+    shown = sys.stdout.getvalue()
     assert "train" in shown
     assert "4/4" in shown
     assert "loss 1.000" in shown

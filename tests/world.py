@@ -32,7 +32,7 @@ PAPER = BellmanDistill(
 )
 """The choices of the paper and of its authors' code; the defaults are others."""
 
-END: int = tokenizer().convert_tokens_to_ids("<end>")  # type: ignore[assignment]  # also padding
+END: int = tokenizer().convert_tokens_to_ids("<end>")  # also padding
 CAPTURE = CaptureConfig(captured_top_p=0.8, max_set_size=None)
 EVERYTHING = CaptureConfig(captured_top_p=1.0, max_set_size=None)
 STUDENT: dict[str, Any] = {"seed": 2, "num_hidden_layers": 1}

@@ -30,13 +30,13 @@ def byte_level(chat_template: str | None = None, **special: str) -> PreTrainedTo
     """A byte-level BPE tokenizer; the end token ``<|endoftext|>`` is not the end of a turn."""
     names = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     inner = Tokenizer(models.BPE())
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore
-    inner.decoder = decoders.ByteLevel()  # type: ignore
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=320,  # type: ignore
-        special_tokens=names,  # type: ignore
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),  # type: ignore
-        show_progress=False,  # type: ignore
+        vocab_size=320,
+        special_tokens=names,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     inner.train_from_iterator(SENTENCES, trainer)
     options: dict[str, Any] = {"eos_token": "<|endoftext|>", **special}
@@ -52,8 +52,8 @@ def word_level(*, end: str | None = "</s>") -> PreTrainedTokenizerFast:
     words = dict.fromkeys(" ".join(SENTENCES).split())
     vocabulary = {word: i for i, word in enumerate(["<unk>", "<s>", "</s>", *words])}
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore
-    inner.post_processor = processors.TemplateProcessing(  # type: ignore
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    inner.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
     )
     return PreTrainedTokenizerFast(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from benchmarks.cache_formats import FORMATS, Container, Ours, check, material
+from benchmarks.cache_formats import FORMATS, Container, Ours, check
+from benchmarks.cache_material import material
 
 from teaching import roll
 

@@ -36,7 +36,7 @@ def test_megatron_gives_every_step_of_a_micro_batch_the_largest_sets_room():
 
 def test_equal_mass_takes_the_largest_gain_that_holds_enough():
     probs = torch.tensor([[0.5, 0.3, 0.1, 0.05], [0.9, 0.05, 0.03, 0.01], [0.25] * 4])
-    problem = Problem(setting=None, teacher=None, rows=[])  # type: ignore[arg-type]
+    problem = Problem(setting=None, teacher=None, rows=[])
     problem.__dict__["cumulative"] = probs.double().cumsum(-1)
     for target in (0.6, 0.7, 0.8, 0.9):
         gain = _gain(problem, target)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from interrupting import History, assert_goes_on
 from tdistill.errors import InvalidValueError
 from tdistill.evidence.rows import Row
 from tdistill.models.language_model import LanguageModel
@@ -19,7 +20,6 @@ from tdistill.training.mixing import EvidenceMix, StudentSampler
 from tdistill.training.objectives import GKD, BellmanDistill, MiniLLM, ReverseKL, SoftTD
 from tdistill.training.replay import Entry
 from tdistill.training.train import train_student
-from tdistill.training.trainer import DistillTrainer
 from tiny import VOCABULARY, tokenizer
 from world import END, inside_rows, live, student
 
@@ -133,25 +133,11 @@ def run(folder: Path, objective: Any, replay: ReplayConfig = REPLAY) -> tuple[An
 def test_a_killed_run_goes_on_with_the_same_branches_bit_for_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    straight, history = run(tmp_path / "a", HALF)
-    step: Any = DistillTrainer.training_step
+    def train(folder: Path) -> tuple[LanguageModel, History]:
+        return run(folder, HALF)
 
-    def interrupted(self: Any, *arguments: Any, **keywords: Any) -> Any:
-        if self.state.global_step == 5:
-            raise KeyboardInterrupt
-        return step(self, *arguments, **keywords)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(DistillTrainer, "training_step", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            run(tmp_path / "b", HALF)
-    resumed, again = run(tmp_path / "b", HALF)
-    for one, two in zip(straight.model.parameters(), resumed.model.parameters(), strict=True):
-        assert one.equal(two)
-    timed = ("tokens_per_second",)
-    plain = [[{k: v for k, v in e.items() if k not in timed} for e in h] for h in (history, again)]
-    assert plain[0] == plain[1]
-    assert plain[0][-1]["sampled_tokens"] > plain[0][3]["sampled_tokens"] > 0
+    history = assert_goes_on(train, tmp_path, monkeypatch, stop=5)
+    assert history[-1]["sampled_tokens"] > history[3]["sampled_tokens"] > 0
 
 
 OBJECTIVES = [GKD(), HALF, SoftTD(student_share=0.5), MiniLLM(), BellmanDistill(student_share=1.0)]

@@ -175,4 +175,6 @@ def test_a_finished_critic_is_kept_where_asked(kept: bool, tmp_path: Path) -> No
     )
     assert (folder / CRITIC_FILE).exists() == kept
     if kept:
-        assert load_file(folder / CRITIC_FILE)["critic.value"].any()
+        found = load_file(folder / CRITIC_FILE)
+        assert set(found) == {"value", "offset", "price", "table", "function.weight"}
+        assert found["value"].any()

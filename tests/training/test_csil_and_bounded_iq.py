@@ -47,7 +47,7 @@ def test_the_projected_teacher_has_no_loss(returns: Any) -> None:
     batch = make_batch()
     dense = Dense.of(batch)
     _, view = random_view(batch)
-    view.scores.logits.data.copy_(dense.policy.clamp(min=1e-300).log())  # type: ignore[attr-defined]
+    view.scores.logits.data.copy_(dense.policy.clamp(min=1e-300).log())
     loss = CSIL(returns=returns, horizon=3).loss(Views(view), batch).loss
     assert loss.abs().max() < 1e-5
     wrong = CSIL(returns=returns, reward_scale=1.5).loss(Views(view), batch).loss

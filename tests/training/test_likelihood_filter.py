@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from interrupting import History, assert_goes_on
 from tdistill.errors import InvalidValueError
 from tdistill.evidence.rows import Row
 from tdistill.models.language_model import LanguageModel
@@ -21,7 +22,6 @@ from tdistill.training.likelihood_filter import LikelihoodFilter, largest_share
 from tdistill.training.mixing import EvidenceMix
 from tdistill.training.objectives import KD, Objective, SeqKD
 from tdistill.training.train import train_student
-from tdistill.training.trainer import DistillTrainer
 from tiny import VOCABULARY, tokenizer
 from world import END, inside_rows, live, mixed_rows, student
 
@@ -156,22 +156,10 @@ def test_the_student_is_asked_anew_at_every_update() -> None:
 def test_a_killed_run_goes_on_with_the_same_rows(
     objective: Objective, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    straight, history = train(tmp_path / "a", objective)
-    step: Any = DistillTrainer.training_step
+    def run(folder: Path) -> tuple[LanguageModel, History]:
+        return train(folder, objective)
 
-    def interrupted(self: Any, *arguments: Any, **keywords: Any) -> Any:
-        if self.state.global_step == 3:
-            raise KeyboardInterrupt
-        return step(self, *arguments, **keywords)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(DistillTrainer, "training_step", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            train(tmp_path / "b", objective)
-    resumed, again = train(tmp_path / "b", objective)
-    for one, two in zip(straight.model.parameters(), resumed.model.parameters(), strict=True):
-        assert one.equal(two)
-    assert [entry["loss"] for entry in again] == [entry["loss"] for entry in history]
+    assert_goes_on(run, tmp_path, monkeypatch, stop=3)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from interrupting import History, assert_goes_on
 from tdistill.errors import InvalidValueError
 from tdistill.evidence.rows import Row
 from tdistill.models.language_model import LanguageModel
@@ -18,7 +19,7 @@ from tdistill.teacher.source import LiveTeacher
 from tdistill.training.config import ReplayConfig, TrainConfig
 from tdistill.training.mixing import EvidenceMix, StudentSampler
 from tdistill.training.objectives import KD, SFT, BellmanDistill
-from tdistill.training.train import newest_checkpoint, train_student
+from tdistill.training.train import train_student
 from tdistill.training.trainer import DistillTrainer
 from tiny import VOCABULARY, tokenizer
 from world import (
@@ -178,26 +179,10 @@ def run(folder: Path, objective: Any, **options: Any) -> tuple[LanguageModel, An
 def test_a_killed_run_goes_on_with_the_same_responses_bit_for_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    straight, history = run(tmp_path / "a", HALF)
-    step: Any = DistillTrainer.training_step
+    def train(folder: Path) -> tuple[LanguageModel, History]:
+        return run(folder, HALF)
 
-    def interrupted(self: Any, *arguments: Any, **keywords: Any) -> Any:
-        if self.state.global_step == 5:
-            raise KeyboardInterrupt
-        return step(self, *arguments, **keywords)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(DistillTrainer, "training_step", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            run(tmp_path / "b", HALF)
-    found = newest_checkpoint(tmp_path / "b" / "checkpoints")
-    assert found is not None and found.endswith("checkpoint-3")
-    resumed, again = run(tmp_path / "b", HALF)
-    for one, two in zip(straight.model.parameters(), resumed.model.parameters(), strict=True):
-        assert one.equal(two)
-    timed = ("tokens_per_second",)
-    plain = [[{k: v for k, v in e.items() if k not in timed} for e in h] for h in (history, again)]
-    assert plain[0] == plain[1]
+    assert_goes_on(train, tmp_path, monkeypatch, stop=5)
 
 
 def test_every_metric_is_split_by_who_wrote_the_row_and_the_buffer_reports(tmp_path: Path) -> None:

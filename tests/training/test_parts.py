@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
+from interrupting import Stop, StopAfter
 from tdistill.errors import InvalidValueError
 from tdistill.evidence.rows import Row
 from tdistill.training.config import TrainConfig
@@ -34,14 +35,6 @@ class Gradients(TrainerCallback):
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         named = kwargs["model"].named_parameters()
         self.updates.append({n: p.grad.clone() for n, p in named if p.grad is not None})
-
-
-class Interrupt(TrainerCallback):
-    """Raises in the middle of a run, after an update that no checkpoint holds."""
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == 4:
-            raise KeyboardInterrupt
 
 
 def grouped_rows() -> list[Row]:
@@ -150,8 +143,8 @@ def test_interrupted_and_resumed_is_the_straight_run_bit_for_bit(tmp_path: Path)
     objective = replace(PLAIN, normaliser="sampled", negatives=16)  # draws numbers
     straight, _, sizes = run(tmp_path / "a", objective, model=dropping_out(1), **options)
     assert len(sizes) > 2 * 7 * 2
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "b", objective, model=dropping_out(1), callbacks=[Interrupt()], **options)
+    with pytest.raises(Stop):
+        run(tmp_path / "b", objective, model=dropping_out(1), callbacks=[StopAfter(4)], **options)
     torch.manual_seed(99)  # nothing of the first process is left
     trainer = make_trainer(
         tmp_path / "b", objective, model=dropping_out(5), rows=grouped_rows(), **options
@@ -180,7 +173,7 @@ def test_a_budget_needs_processes_that_run_freely() -> None:
         is_fsdp_enabled, is_deepspeed_enabled = True, False
 
     with pytest.raises(InvalidValueError, match=r"tokens_per_forward: .* use plain data paral"):
-        _check_free_passes(Sharded())  # type: ignore[arg-type]
+        _check_free_passes(Sharded())
 
 
 def test_a_budget_of_no_tokens_is_refused() -> None:

@@ -34,7 +34,7 @@ def test_without_a_future_it_is_the_reverse_kl() -> None:
     plain = ReverseKL().loss(views, batch).loss
     torch.testing.assert_close(result.loss, plain)
     torch.testing.assert_close(gradient(result.loss, logits), gradient(plain, logits))
-    assert not result.critic.any()  # type: ignore[union-attr]  # targets are 0
+    assert not result.critic.any()  # targets are 0
 
 
 def make_batch_like(batch: Batch, discount: float) -> Batch:
@@ -50,7 +50,7 @@ def test_all_actions_pay_their_divergence_and_what_follows(off_set: Any) -> None
     policy = logits.softmax(-1)
     for t in range(len(batch.sets)):
         ids, log_probs = batch.sets.row(t)
-        cost, teacher = views.critic.scores.logits[t, ids].detach(), log_probs.double().exp()  # type: ignore[union-attr]
+        cost, teacher = views.critic.scores.logits[t, ids].detach(), log_probs.double().exp()
         mine, rest = policy[t, ids], 1 - policy[t, ids].sum()
         on_set = (mine / mine.sum()).detach()
         after = (on_set * cost).sum() if off_set == "mean" else cost.max()
@@ -70,7 +70,7 @@ def test_the_mean_over_sampled_actions_is_the_exact_gradient() -> None:
     one = logits[:1].detach().clone()
     one[0, [i for i in range(VOCABULARY) if i not in ids.tolist()]] = -50.0  # all mass on the set
     wide = one.expand(len(batch.action), -1).clone().requires_grad_()
-    costs = views.critic.scores.logits.detach()[:1].expand(len(batch.action), -1).clone()  # type: ignore[union-attr]
+    costs = views.critic.scores.logits.detach()[:1].expand(len(batch.action), -1).clone()
     student = SetScores(DenseStepScores(wide), batch.sets, batch.action)
     critic = SetScores(DenseStepScores(costs.requires_grad_()), batch.sets, batch.action)
     behaviour = wide.detach().log_softmax(-1).gather(1, batch.action[:, None]).squeeze(1)

@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 import torch
 
+from interrupting import assert_goes_on, assert_same_weights
 from tdistill.errors import InvalidValueError
 from tdistill.models.language_model import LanguageModel, load, save
 from tdistill.training import train as train_module
 from tdistill.training.config import LoraConfig, TrainConfig
 from tdistill.training.objectives import KD, SFT, BellmanDistill, Objective, SeqKD
 from tdistill.training.train import newest_checkpoint, train_student
-from tdistill.training.trainer import DistillTrainer, training_arguments
+from tdistill.training.trainer import training_arguments
 from tiny import VOCABULARY, tiny_lm
 from world import inside_rows, live
 
@@ -44,16 +45,6 @@ def weights(lm: LanguageModel) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in lm.model.state_dict().items()}
 
 
-def assert_equal(found: LanguageModel, expected: LanguageModel) -> None:
-    own, other = weights(found), weights(expected)
-    assert own.keys() == other.keys()
-    assert all(torch.equal(own[name], other[name]) for name in own)
-
-
-def untimed(history: list[dict[str, float]]) -> list[dict[str, float]]:
-    return [{k: v for k, v in entry.items() if k != "tokens_per_second"} for entry in history]
-
-
 @pytest.mark.parametrize("objective", [SeqKD(), KD(), BellmanDistill()], ids=lambda o: o.name)
 def test_training_lowers_the_loss_and_tells_of_every_update(objective: Objective, tmp_path: Path):
     before = start()
@@ -68,34 +59,11 @@ def test_training_lowers_the_loss_and_tells_of_every_update(objective: Objective
     assert json.loads(json.dumps(history, allow_nan=False)) == history
 
 
-class Stop(Exception):
-    """Stands for a kill."""
-
-
-def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """Interrupt after the log of an update, before its checkpoint."""
-    original: Any = DistillTrainer.log
-
-    def log(self: Any, *arguments: Any, **options: Any) -> None:
-        original(self, *arguments, **options)
-        if self.state.global_step == step:
-            raise Stop
-
-    monkeypatch.setattr(DistillTrainer, "log", log)
-
-
 @pytest.mark.parametrize("step", [1, 3, 6])
 def test_a_resumed_run_is_the_straight_run(
     step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    expected, history = train(tmp_path / "straight")
-    with monkeypatch.context() as patch:
-        stop_at(patch, step)
-        with pytest.raises(Stop):
-            train(tmp_path / "resumed")
-    found, resumed = train(tmp_path / "resumed")
-    assert_equal(found, expected)
-    assert untimed(resumed) == untimed(history)
+    assert_goes_on(train, tmp_path, monkeypatch, stop=step)
 
 
 def test_a_run_killed_after_its_last_update_does_not_take_another(tmp_path: Path):
@@ -104,16 +72,16 @@ def test_a_run_killed_after_its_last_update_does_not_take_another(tmp_path: Path
     expected, history = train(tmp_path, config=config)
     found, again = train(tmp_path, config=config)
     assert [entry["step"] for entry in again] == [entry["step"] for entry in history]
-    assert_equal(found, expected)
+    assert_same_weights(found, expected)
 
 
 def test_another_objective_is_not_the_same_training(tmp_path: Path):
     one, _ = train(tmp_path / "a", KD())
     other, _ = train(tmp_path / "b", BellmanDistill())
     same, _ = train(tmp_path / "c", KD())
-    assert_equal(one, same)
+    assert_same_weights(one, same)
     with pytest.raises(AssertionError):
-        assert_equal(one, other)
+        assert_same_weights(one, other)
 
 
 def checkpoint(folder: Path, step: int, state: str | None) -> Path:
@@ -142,7 +110,7 @@ def test_with_only_a_cut_checkpoint_training_starts_anew(tmp_path: Path):
     expected, _ = train(tmp_path / "a")
     checkpoint(tmp_path / "b", 2, None)
     found, history = train(tmp_path / "b")
-    assert_equal(found, expected)
+    assert_same_weights(found, expected)
     assert len(history) == 6
 
 
@@ -164,19 +132,15 @@ def test_adapters_are_merged_into_a_normal_model(tmp_path: Path):
         difference = weights(trained)[name] - before[name]
         assert int(torch.linalg.matrix_rank(difference, rtol=1e-4)) <= 4
     save(trained, tmp_path / "student")
-    assert_equal(load(tmp_path / "student"), trained)
+    assert_same_weights(load(tmp_path / "student"), trained)
 
 
 @of_peft
 def test_adapters_resume_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    expected, _ = train(tmp_path / "a", config=LORA)
-    with monkeypatch.context() as patch:
-        stop_at(patch, 5)
-        with pytest.raises(Stop):
-            train(tmp_path / "b", config=LORA)
-    assert newest_checkpoint(tmp_path / "b") == str(tmp_path / "b/checkpoint-4")
-    found, _ = train(tmp_path / "b", config=LORA)
-    assert_equal(found, expected)
+    def run(folder: Path) -> tuple[LanguageModel, list[dict[str, float]]]:
+        return train(folder, config=LORA)
+
+    assert_goes_on(run, tmp_path, monkeypatch, stop=5)
 
 
 def test_adapters_without_peft_say_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -225,7 +189,7 @@ def test_the_live_teacher_is_used_where_it_is_asked_for(tmp_path: Path):
     cached, _ = train(tmp_path / "a", KD())
     exact, _ = train(tmp_path / "b", KD(support="vocabulary"), live_teacher=live())
     with pytest.raises(AssertionError):
-        assert_equal(cached, exact)
+        assert_same_weights(cached, exact)
 
 
 def test_text_is_trained_on_beside_the_rows(tmp_path: Path):
@@ -234,7 +198,7 @@ def test_text_is_trained_on_beside_the_rows(tmp_path: Path):
     trained, history = train(tmp_path / "b", text=text)
     assert all(entry["text_loss"] > 0 for entry in history)
     with pytest.raises(AssertionError):
-        assert_equal(trained, without)
+        assert_same_weights(trained, without)
 
 
 @pytest.mark.parametrize(
@@ -257,4 +221,4 @@ def test_the_cleared_folder_of_a_finished_run_leaves_no_trace(tmp_path: Path):
     first, _ = train(tmp_path)
     shutil.rmtree(tmp_path)
     second, _ = train(tmp_path)
-    assert_equal(first, second)
+    assert_same_weights(first, second)

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, multiprocessing
-from transformers import TrainerCallback
 
+from interrupting import Stop, StopAfter
 from tdistill.errors import InvalidValueError
 from tdistill.evidence.collator import Collator
 from tdistill.training.objectives import BellmanDistill, CriticConfig, Objective, ValueTiltedKD
@@ -30,14 +30,6 @@ VALUES = ValueTiltedKD(
 ONLINE = replace(PLAIN, second_term="online", student_share=0.5)
 TOGETHER = (ONLINE, ValueTiltedKD(lm_weight=0.5, critic=CriticConfig(learning_rate=0.5)))
 TEXT = tuple(tuple((7 * i + 3 * j) % VOCABULARY for j in range(6)) for i in range(5))
-
-
-class Interrupt(TrainerCallback):
-    """Raises in the middle of a run, after an update that no checkpoint holds."""
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == 4:
-            raise KeyboardInterrupt
 
 
 def dropping_out(seed: int) -> Any:
@@ -103,9 +95,9 @@ def test_interrupted_and_resumed_is_the_straight_run_bit_for_bit(
     straight = make_trainer(tmp_path / "a", objective, model=dropping_out(1), **options)
     straight.train()
     broken = make_trainer(
-        tmp_path / "b", objective, model=dropping_out(1), callbacks=[Interrupt()], **options
+        tmp_path / "b", objective, model=dropping_out(1), callbacks=[StopAfter(4)], **options
     )
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Stop):
         broken.train()
     assert [path.name for path in (tmp_path / "b").iterdir()] == ["checkpoint-3"]
     torch.manual_seed(99)  # nothing of the first process is left

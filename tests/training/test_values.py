@@ -43,14 +43,14 @@ def test_it_clones_the_teacher_times_what_each_member_costs() -> None:
     log_student = logits.log_softmax(-1)
     for t in range(len(batch.sets)):
         ids, log_probs = batch.sets.row(t)
-        cost = views.critic.scores.logits[t, ids]  # type: ignore[union-attr]
+        cost = views.critic.scores.logits[t, ids]
         target = (log_probs.double().exp() * (-0.7 * cost).exp()).detach()
         target = target / target.sum()
         expected = (target * (target.log() - log_student[t, ids])).sum()
         torch.testing.assert_close(found[t], expected, rtol=1e-6, atol=1e-7)
     assert (
         torch.autograd.grad(found.sum(), views.critic.scores.logits, allow_unused=True)[0] is None
-    )  # type: ignore[union-attr]
+    )
 
 
 def test_the_mass_on_the_set_stays() -> None:
@@ -61,7 +61,7 @@ def test_the_mass_on_the_set_stays() -> None:
     for t in range(len(batch.sets)):
         ids, log_probs = batch.sets.row(t)
         mass = log_probs.double().exp().sum()
-        cost = views.critic.scores.logits[t, ids].detach()  # type: ignore[union-attr]
+        cost = views.critic.scores.logits[t, ids].detach()
         target = mass * (log_probs.double() - cost).softmax(0)
         rest = (1 - mass) * ((1 - mass).log() - torch.log1p(-log_student[t, ids].exp().sum()))
         expected = (target * (target.log() - log_student[t, ids])).sum() + rest
@@ -75,13 +75,13 @@ def test_targets_are_the_costs_of_what_follows(bootstrap: Any, returns: Any) -> 
     _, views = views_of(batch)
     objective = replace(TILTED, bootstrap=bootstrap, returns=returns, horizon=2, trace=0.6)
     result = objective.loss(views, batch)
-    to_go, sets = views.critic.on_set.detach(), batch.sets  # type: ignore[union-attr]
+    to_go, sets = views.critic.on_set.detach(), batch.sets
     log_policy = project(sets.log_probs.double(), sets.offsets)
     if bootstrap == "tilted":
         log_policy = project(log_policy - to_go, sets.offsets)
     cost = KD().loss(views, batch).loss.detach()
     value = cost + segment_sum(log_policy.exp() * to_go, sets.offsets)
-    action = views.critic.action.detach()  # type: ignore[union-attr]
+    action = views.critic.action.detach()
     trace = {"lambda": 0.6, "monte-carlo": 1.0}.get(returns)
     ratio = (log_policy - project(sets.log_probs.double(), sets.offsets)).exp().clamp(max=1.0)
     taken = sets.ids == batch.action[sets.step]
@@ -105,7 +105,7 @@ def test_targets_are_the_costs_of_what_follows(bootstrap: Any, returns: Any) -> 
         target = result.parts["critic_return"][steps].tolist()
         counted = wanted if ended else wanted[:-1]
         assert target[: len(counted)] == pytest.approx(counted, abs=1e-5)
-        error = result.critic[steps]  # type: ignore[index]
+        error = result.critic[steps]
         assert ended or error[-1] == 0.0
         expected = (torch.tensor(counted) - action[steps][: len(counted)]) ** 2
         torch.testing.assert_close(error[: len(counted)], expected, rtol=1e-5, atol=1e-6)
@@ -174,7 +174,7 @@ def test_prices_at_their_least_keep_the_teachers_token_frequencies() -> None:
     price = views.price
     assert price is not None
     teacher = project(batch.sets.log_probs.double(), batch.sets.offsets)
-    costs = views.critic.on_set.detach()  # type: ignore[union-attr]
+    costs = views.critic.on_set.detach()
 
     def tilted() -> Tensor:
         return project(teacher - price.detach()[batch.sets.ids] - 2.0 * costs, batch.sets.offsets)
@@ -196,7 +196,7 @@ def test_prices_at_their_least_keep_the_teachers_token_frequencies() -> None:
 
 
 def test_strength_rises_as_asked() -> None:
-    views = Views(None, update=0, updates=11)  # type: ignore[arg-type]
+    views = Views(None, update=0, updates=11)
     objective = ValueTiltedKD(beta=2.0, beta_start=1.0, critic_updates=4)
     found = [objective.strength(replace(views, update=u)) for u in (0, 3, 4, 7, 10)]
     assert found == pytest.approx([0.0, 0.0, 1.0, 1.5, 2.0])
@@ -218,7 +218,7 @@ def test_costs_are_the_divergences_that_they_are_called() -> None:
     batch = make_batch()
     logits, views = views_of(batch)
     found = {
-        cost: replace(TILTED, cost=cost).loss(views, batch).parts["cost"]  # type: ignore[arg-type]
+        cost: replace(TILTED, cost=cost).loss(views, batch).parts["cost"]
         for cost in ("forward-kl", "reverse-kl", "own-loss")
     }
     torch.testing.assert_close(found["forward-kl"], KD().loss(views, batch).loss)

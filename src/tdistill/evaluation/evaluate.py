@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +52,37 @@ class Exam:
         """Says which responses are right, where the config names one."""
         return None if self.config.verify is None else load_verifier(self.config.verify)
 
+    def ask(
+        self,
+        model: LanguageModel,
+        decoding: Decoding,
+        *,
+        seeds: int,
+        on_batch: Callable[[int], None],
+    ) -> Responses:
+        """A model's responses to the test prompts; ``on_batch`` hears how many were made."""
+        return respond(
+            model,
+            [example.prompt_ids for example in self.test],
+            decoding,
+            seeds=seeds,
+            max_new_tokens=self.config.max_new_tokens,
+            batch_size=self.config.batch_size,
+            on_batch=on_batch,
+        )
+
+    def score(self, made: Responses, model: LanguageModel) -> dict[str, Sample | None]:
+        """The metrics of :func:`score_responses` of what a model was asked."""
+        return score_responses(
+            made,
+            self.test,
+            model,
+            self.teacher,
+            vocabulary_size=self.vocabulary_size,
+            batch_size=self.config.batch_size,
+            verifier=self.verifier,
+        )
+
 
 def judge(label: str, model: LanguageModel, exam: Exam) -> dict[str, Any]:
     """All numbers of one model, as plain values.
@@ -78,15 +109,7 @@ def judge(label: str, model: LanguageModel, exam: Exam) -> dict[str, Any]:
         def show(done: int, name: str = name) -> None:
             bar.update(bar.done + done, name)
 
-        made = respond(
-            model,
-            [example.prompt_ids for example in exam.test],
-            decoding,
-            seeds=config.seeds,
-            max_new_tokens=config.max_new_tokens,
-            batch_size=config.batch_size,
-            on_batch=show,
-        )
+        made = exam.ask(model, decoding, seeds=config.seeds, on_batch=show)
         metrics = _measure(made, model, exam, imitated["forward_kl"])
         if decoding.greedy or not samples:
             samples = [text_of(model, r) for r in made.responses[0][: config.samples]]
@@ -112,15 +135,7 @@ def _measure(
     made: Responses, model: LanguageModel, exam: Exam, on_teacher: Sample
 ) -> dict[str, Sample | None]:
     """All metrics of some responses; ``on_teacher`` is the forward KL on the teacher's."""
-    found = score_responses(
-        made,
-        exam.test,
-        model,
-        exam.teacher,
-        vocabulary_size=exam.vocabulary_size,
-        batch_size=exam.config.batch_size,
-        verifier=exam.verifier,
-    )
+    found = exam.score(made, model)
     verdicts = None if exam.verifier is None else found[exam.verifier.metric]
     if verdicts is not None and not made.decoding.greedy:
         found |= pass_metrics(verdicts, exam.config.pass_k)

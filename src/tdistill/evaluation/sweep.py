@@ -9,7 +9,7 @@ import numpy as np
 from tdistill.evaluation.diversity import distinct_responses, diversity, words_of
 from tdistill.evaluation.evaluate import Exam
 from tdistill.evaluation.intervals import Sample
-from tdistill.evaluation.responses import Responses, respond, score_responses, text_of
+from tdistill.evaluation.responses import Responses, text_of
 from tdistill.models.decoding import Decoding
 from tdistill.models.language_model import LanguageModel
 from tdistill.progress import Progress
@@ -38,30 +38,15 @@ def sweep(label: str, model: LanguageModel, exam: Exam) -> list[dict[str, Any]]:
         def show(done: int, temperature: float = temperature) -> None:
             bar.update(bar.done + done, f"T = {temperature:g}")
 
-        made = respond(
-            model,
-            [example.prompt_ids for example in exam.test],
-            Decoding(temperature=temperature),
-            seeds=config.seeds,
-            max_new_tokens=exam.config.max_new_tokens,
-            batch_size=exam.config.batch_size,
-            on_batch=show,
-        )
+        decoding = Decoding(temperature=temperature)
+        made = exam.ask(model, decoding, seeds=config.seeds, on_batch=show)
         points.append({"temperature": temperature, **_measured(made, model, exam)})
     bar.close()
     return points
 
 
 def _measured(made: Responses, model: LanguageModel, exam: Exam) -> dict[str, Any]:
-    metrics = score_responses(
-        made,
-        exam.test,
-        model,
-        exam.teacher,
-        vocabulary_size=exam.vocabulary_size,
-        batch_size=exam.config.batch_size,
-        verifier=exam.verifier,
-    )
+    metrics = exam.score(made, model)
     words = [[words_of(text_of(model, r)) for r in round_] for round_ in made.responses]
     if len(words) > 1:
         shares = [distinct_responses(of_prompt) for of_prompt in zip(*words, strict=True)]

@@ -153,6 +153,11 @@ class CriticLearner:
             for average, weight in pairs:
                 average.lerp_(weight, 1.0 - (self.config.averaged or 0.0))
 
+    def keep(self, folder: Path) -> None:
+        """Write the finished critic alone."""
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(self.critic.state_dict(), folder / CRITIC_FILE)
+
     def save(self, folder: Path) -> None:
         """Write critic, average and the optimiser's moments beside a checkpoint."""
         folder.mkdir(parents=True, exist_ok=True)

@@ -115,7 +115,7 @@ def train_student(
     trainer.remove_callback(PrinterCallback)  # the progress line is enough
     trainer.train(resume_from_checkpoint=newest_checkpoint(checkpoints))
     if critic_folder is not None and trainer.beside.critic is not None:
-        trainer.beside.critic.save(critic_folder)
+        trainer.beside.critic.keep(critic_folder)
     for weight in frozen:
         weight.requires_grad_(True)
     if config.lora is not None:

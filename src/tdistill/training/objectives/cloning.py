@@ -122,6 +122,20 @@ def _divergence_card(
     )
 
 
+def outcomes(view: SetScores, batch: Batch, support: Support) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probabilities of teacher and student over what a support compares, and its rows."""
+    offsets, teacher = batch.sets.offsets, batch.sets.log_probs
+    if support == "set":
+        return core.project(teacher, offsets), core.project(view.on_set, offsets), offsets
+    rest = core.log_rest(core.log_set_mass(teacher, offsets))
+    if support == "projected":
+        teacher, rest = core.project(teacher, offsets), rest.new_full(rest.shape, float("-inf"))
+    student = view.on_set - view.log_normaliser[batch.sets.step]
+    student_rest = core.log_rest(view.set_value - view.log_normaliser)
+    with_tail = core.with_rest(student, student_rest, offsets)
+    return core.with_rest(teacher, rest, offsets)[0], *with_tail
+
+
 @dataclass(frozen=True)
 class Divergence(Objective):
     """Base of the divergences from the teacher: a subclass gives the terms and, if any, a limit."""
@@ -161,21 +175,8 @@ class Divergence(Objective):
         if self.support == "vocabulary":
             assert views.teacher is not None, "the trainer gives a live teacher where it is needed"
             return StepLoss(views.student.divergence_from(views.teacher, self.terms))
-        teacher, student, offsets = self._outcomes(views.student, batch)
+        teacher, student, offsets = outcomes(views.student, batch, self.support)
         return StepLoss(core.segment_sum(self.terms(teacher, student), offsets))
-
-    def _outcomes(self, view: SetScores, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-probabilities of the outcomes under both, as ragged rows."""
-        offsets, teacher = batch.sets.offsets, batch.sets.log_probs
-        if self.support == "set":
-            return core.project(teacher, offsets), core.project(view.on_set, offsets), offsets
-        rest = core.log_rest(core.log_set_mass(teacher, offsets))
-        if self.support == "projected":
-            teacher, rest = core.project(teacher, offsets), rest.new_full(rest.shape, float("-inf"))
-        student = view.on_set - view.log_normaliser[batch.sets.step]
-        student_rest = core.log_rest(view.set_value - view.log_normaliser)
-        with_tail = core.with_rest(student, student_rest, offsets)
-        return core.with_rest(teacher, rest, offsets)[0], *with_tail
 
 
 @dataclass(frozen=True)

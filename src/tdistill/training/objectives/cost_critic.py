@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from tdistill import core
 from tdistill.checks import check, check_at_least
 from tdistill.training.objectives.base import Objective, Views
+from tdistill.training.objectives.cloning import outcomes
 from tdistill.training.objectives.critic_config import CriticConfig
 
 if TYPE_CHECKING:
@@ -27,12 +28,14 @@ class CostCritic(Objective):
     returns: Literal["one-step", "k-step", "lambda", "monte-carlo"] = "lambda"
     horizon: int = 8  # K of returns: k-step
     trace: float = 0.9  # lambda of returns: lambda
+    critic_updates: int = 0  # first updates at which g counts as 0 and the critic learns alone
     shuffled: bool = False  # a control: the critic learns the returns of other steps
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         super().__post_init__()
         check_at_least(1, horizon=self.horizon)
+        check_at_least(0, critic_updates=self.critic_updates)
         check("trace", 0.0 <= self.trace <= 1.0, "a value in [0, 1]", self.trace)
 
     @property
@@ -40,23 +43,14 @@ class CostCritic(Objective):
         """As the field says."""
         return self.critic
 
-    def forward_cost(self, view: SetScores, teacher: Tensor) -> Tensor:
-        """``KL(T || pi)`` of every step [T], the student normalised over the vocabulary, nats."""
-        student = view.on_set - view.log_normaliser[view.sets.step]
-        return core.segment_sum(core.forward_kl_terms(teacher, student), view.sets.offsets)
-
-    def outcomes(self, view: SetScores, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-probabilities of teacher and student as they are, what is off the set as one more."""
-        offsets, teacher = batch.sets.offsets, batch.sets.log_probs
-        student = view.on_set - view.log_normaliser[batch.sets.step]
-        teacher_rest = core.log_rest(core.log_set_mass(teacher, offsets))
-        student_rest = core.log_rest(view.set_value - view.log_normaliser)
-        with_tail = core.with_rest(student, student_rest, offsets)
-        return core.with_rest(teacher, teacher_rest, offsets)[0], *with_tail
+    def forward_cost(self, view: SetScores, batch: Batch) -> Tensor:
+        """``KL(T || pi)`` of every step [T], T the projected teacher, nats."""
+        teacher, student, rows = outcomes(view, batch, "projected")
+        return core.segment_sum(core.forward_kl_terms(teacher, student), rows)
 
     def reverse_cost(self, view: SetScores, batch: Batch) -> Tensor:
-        """``KL(pi || T)`` over the :meth:`outcomes` of every step [T], nats."""
-        teacher, student, rows = self.outcomes(view, batch)
+        """``KL(pi || T)`` of every step [T], all mass off the set one more outcome, nats."""
+        teacher, student, rows = outcomes(view, batch, "set-and-tail")
         return core.segment_sum(core.reverse_kl_terms(teacher, student), rows)
 
     def cost_to_go(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from tdistill import core
 from tdistill.checks import check
 from tdistill.training.objectives.base import Card, StepLoss, Views
+from tdistill.training.objectives.cloning import outcomes
 from tdistill.training.objectives.cost_critic import CostCritic
 
 if TYPE_CHECKING:
@@ -51,14 +52,12 @@ class SoftActorCritic(CostCritic):
     expert_rows: Literal["actor", "clone"] = "actor"  # loss on the teacher's rows; clone: kd's
     off_set: Literal["mean", "worst"] = "worst"  # g of what is off the set: of its members' g
     clip_ratio: float | None = 0.2  # of pi / behaviour under sampled-action, as in PPO; null: none
-    critic_updates: int = 0  # first updates at which g counts as 0 and the critic learns alone
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         super().__post_init__()
         clip = self.clip_ratio
         check("clip_ratio", clip is None or 0.0 < clip < 1.0, "in (0, 1) or null", clip)
-        check("critic_updates", self.critic_updates >= 0, "at least 0", self.critic_updates)
         whole = self.actor == "all-actions" or self.out_of_set != "drop"
         wanted = "insert or refuse: the return of a sampled action needs whole rows"
         check("out_of_set", whole, wanted, self.out_of_set)
@@ -70,7 +69,7 @@ class SoftActorCritic(CostCritic):
         """The actor's loss, the clone's where asked for, and the critic's."""
         assert views.critic is not None, "the trainer gives a critic where one is needed"
         student, offsets = views.student, batch.sets.offsets
-        teacher, policy, rows = self.outcomes(student, batch)
+        teacher, policy, rows = outcomes(student, batch, "set-and-tail")
         cost = core.segment_sum(core.reverse_kl_terms(teacher, policy), rows)
         on_set = core.project(student.on_set, offsets).detach()
         counts = 0.0 if views.update < self.critic_updates else 1.0
@@ -88,8 +87,7 @@ class SoftActorCritic(CostCritic):
             taken, sums["squared_advantage"] = self._taken(views, batch, actor.detach(), to_go_a)
             actor = taken.where(~batch.expert, actor)
         if self.expert_rows == "clone":
-            teacher_on_set = core.project(batch.sets.log_probs, offsets)
-            actor = self.forward_cost(student, teacher_on_set).where(batch.expert, actor)
+            actor = self.forward_cost(student, batch).where(batch.expert, actor)
         parts |= {"cost": cost, "critic_spread": core.spread(to_go, on_set, offsets)}
         return StepLoss(actor, parts, critic, sums)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from tdistill import core
-from tdistill.checks import check, check_at_least
+from tdistill.checks import check
 from tdistill.training.objectives.base import Card, StepLoss, Views
 from tdistill.training.objectives.cloning import KD
 from tdistill.training.objectives.cost_critic import CostCritic
@@ -29,7 +29,6 @@ class ValueTilt(CostCritic):
 
     beta: float = 1.0  # strength of the tilt; 0 is the cloner itself
     beta_start: float | None = None  # strength at the first update, linearly to beta; null: beta
-    critic_updates: int = 0  # first updates at which there is no tilt and the critic learns alone
     cost: Literal["forward-kl", "reverse-kl", "own-loss"] = "forward-kl"  # of a step
     bootstrap: Literal["tilted", "teacher"] = "tilted"  # the policy that goes on after a step
     # token: less its token's mean over updates; frequency: tokens keep the teacher's frequencies
@@ -42,7 +41,6 @@ class ValueTilt(CostCritic):
         for name in ("beta", "beta_start"):
             beta = getattr(self, name)
             check(name, beta is None or beta >= 0.0, "at least 0", beta)
-        check_at_least(0, critic_updates=self.critic_updates)
 
     def loss(self, views: Views, batch: Batch) -> StepLoss:
         """The cloner's loss to the tilted teacher, and the critic's."""
@@ -50,8 +48,6 @@ class ValueTilt(CostCritic):
         sets, offsets = batch.sets, batch.sets.offsets
         teacher = core.project(sets.log_probs, offsets)
         excess = core.advantage(views.critic.on_set.detach(), teacher, offsets)
-        size = views.student.scores.vocabulary_size
-        sums = {"token_price": core.token_sums(excess, teacher.exp(), sets.ids, size)}
         price = self._price(views, sets.ids)
         tilted = core.tilt(teacher - price, excess, offsets, strength=self.strength(views))
         moved = core.segment_sum(core.forward_kl_terms(teacher, tilted), offsets)
@@ -59,13 +55,17 @@ class ValueTilt(CostCritic):
         mass = core.log_set_mass(sets.log_probs, offsets)[sets.step]
         result = super().loss(views, replace(batch, sets=replace(sets, log_probs=tilted + mass)))
         going_on = tilted if self.bootstrap == "tilted" else teacher
-        cost = self._cost(views, teacher, batch)
+        cost = self._cost(views, batch)
         taken = (going_on - teacher).where(sets.ids == batch.action[sets.step], 0.0)
         log_ratio = core.segment_sum(taken, offsets)
         target, known = self.cost_to_go(views, batch, cost, going_on, log_ratio)
         critic, parts = self.critic_loss(views, target, known & batch.expert)
+        sums: dict[str, tuple[Tensor, Tensor]] = {}
         if self.centre == "frequency":
             critic = critic + moved.where(batch.expert, 0.0)
+        if self.centre == "token":
+            size = views.student.scores.vocabulary_size
+            sums["token_price"] = core.token_sums(excess, teacher.exp(), sets.ids, size)
         parts["cost"] = cost
         parts["tilt_kl"] = core.segment_sum(core.forward_kl_terms(tilted, teacher), offsets)
         parts["critic_spread"] = core.spread(excess, teacher, offsets)
@@ -92,13 +92,13 @@ class ValueTilt(CostCritic):
         own = views.means.get("token_price") if self.centre == "token" else None
         return 0.0 if own is None else -self.strength(views) * own[ids]
 
-    def _cost(self, views: Views, teacher: Tensor, batch: Batch) -> Tensor:
+    def _cost(self, views: Views, batch: Batch) -> Tensor:
         """c(s) of every step [T], nats."""
         view = views.student
         if self.cost == "own-loss":
             return core.cross_entropy(view.log_normaliser, view.action)
         if self.cost == "forward-kl":
-            return self.forward_cost(view, teacher)
+            return self.forward_cost(view, batch)
         return self.reverse_cost(view, batch)
 
 
@@ -118,7 +118,7 @@ class ValueTiltedKD(ValueTilt, KD):
         bias="none where the student can be the teacher: then g = 0",
         data="teacher responses with sets",
         cost="V D and K D, and K D of the critic",
-        reference="method.md, section 9, (9.6)",
+        reference="method.md, section 9, (9.6) and (9.7)",
     )
     set_top_p: float | None = 0.8  # mass of the candidate sets; null takes all that was captured
 
