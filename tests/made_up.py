@@ -92,6 +92,7 @@ def made_up(
         "curves": {x: _curve(effect.get(x, 2.0), chance, seeds, steps) for x in ("start", *labels)},
         "samples": [],
         "reward_traces": [],
+        "value_traces": [],
     }
 
 

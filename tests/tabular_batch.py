@@ -186,9 +186,11 @@ def exact_batch(problem: Problem, *, student_share: float = 0.0) -> ExactBatch:
 def solve(objective: Any, exact: ExactBatch, start: Tensor, *, depth: int) -> Tensor:
     """The table that an objective ends at: a minimum, or the fixed point of its semi-gradient."""
     if getattr(objective, "successor", "residual") == "residual":
-        return minimise(lambda table: exact.expected(objective, table), start)
+        return minimise(lambda table: exact.expected(objective, table), start, tolerance=1e-7)
     held, table = replace(objective, successor="target"), start
     for _ in range(depth):  # a step back a round: leaves first
         previous = table
-        table = minimise(lambda t, held=held, p=previous: exact.expected(held, t, p), previous)
+        table = minimise(
+            lambda t, held=held, p=previous: exact.expected(held, t, p), previous, tolerance=1e-7
+        )
     return table

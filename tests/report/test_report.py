@@ -22,6 +22,7 @@ from tdistill.report.result import Estimate, Trace, result_of
 from tdistill.report.svg import VARIABLES
 from tdistill.report.tables import score_cell, table_columns, table_rows
 from tdistill.report.tokens import reward_scale, trace_view, visible
+from tdistill.report.values import value_view
 
 HOSTILE = "<script>alert('x')</script> <img src=https://example.org/x.png> & </div>"
 EXAMPLE = Path(__file__).parent / "metrics_example.json"
@@ -316,6 +317,24 @@ def test_tokens_are_coloured_by_sign_and_size() -> None:
     )
     assert d.strength == 0 and "no implied reward" in d.hint
     assert b.hint == f"step 1: 'b': implied reward {MINUS}1.00 nats, V 1.00 nats"
+
+
+def test_what_is_given_up_is_drawn_step_by_step(metrics: dict[str, Any]) -> None:
+    members = [
+        {"token": " <was>", "teacher": 0.75, "student": 0.5, "cost": 0.125},
+        {"token": "\n", "teacher": 0.25, "student": 0.5, "cost": -0.375},
+    ]
+    step = {"step": 2, "spared": 0.125, "members": members}
+    trace = {"prompt": "p", "model": "kd", "tokens": ["a", " b", "\n"], "steps": [step]}
+    (drawn,) = value_view(result_of(metrics | {"value_traces": [trace]}).value_traces[0]).steps
+    assert (drawn.context, drawn.spared) == ("a b", "0.125")
+    assert [(m.text, m.teacher, m.cost, m.cheap, m.taken) for m in drawn.members] == [
+        (" <was>", "75.0", "0.125", False, False),
+        ("⏎", "25.0", f"{MINUS}0.375", True, True),
+    ]
+    text = render(result_of(metrics | {"value_traces": [trace]}))
+    assert not Page(text).open and "values" in Page(text).ids
+    assert "&lt;was&gt;" in text and "<was>" not in text
 
 
 def test_reward_scale_ignores_gaps_and_the_largest_outliers() -> None:

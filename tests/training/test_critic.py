@@ -16,7 +16,7 @@ from tdistill.models.language_model import LanguageModel
 from tdistill.models.scores import DenseStepScores
 from tdistill.models.set_scores import SetScores
 from tdistill.training.config import TrainConfig
-from tdistill.training.critic import CRITIC_FILE, Critic, CriticLearner
+from tdistill.training.critic import CRITIC_FILE, Critic, CriticLearner, load_critic
 from tdistill.training.objectives import CriticConfig, ValueTiltedKD
 from tdistill.training.train import train_student
 from tiny import VOCABULARY, tiny_model, tokenizer
@@ -178,3 +178,12 @@ def test_a_finished_critic_is_kept_where_asked(kept: bool, tmp_path: Path) -> No
         found = load_file(folder / CRITIC_FILE)
         assert set(found) == {"value", "offset", "price", "table", "function.weight"}
         assert found["value"].any()
+        critic = load_critic(folder, ValueTiltedKD().critic)
+        hidden = torch.randn(3, len(found["value"]), generator=torch.Generator().manual_seed(0))
+        ids, step = (
+            torch.arange(VOCABULARY).repeat(3),
+            torch.arange(3).repeat_interleave(VOCABULARY),
+        )
+        scores = critic.scores(hidden).at(ids, step).view(3, -1)
+        torch.testing.assert_close(scores, dense(critic, hidden), rtol=1e-5, atol=1e-6)
+        assert scores.any() and not any(w.requires_grad for w in critic.parameters())

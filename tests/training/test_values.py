@@ -111,6 +111,33 @@ def test_targets_are_the_costs_of_what_follows(bootstrap: Any, returns: Any) -> 
         torch.testing.assert_close(error[: len(counted)], expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("returns", ["k-step", "monte-carlo"])
+def test_nothing_behind_a_cut_counts_where_so_wanted(returns: Any) -> None:
+    """The target is the costs of the row itself, whatever the critic says; else its guess too."""
+    batch = make_batch(discount=0.5)
+    shape = (len(batch.action), VOCABULARY)
+    guess = torch.ones(shape, dtype=torch.float64).requires_grad_()
+    critic = SetScores(DenseStepScores(guess), batch.sets, batch.action)
+    _, views = views_of(batch, critic=critic)
+    plain = replace(TILTED, bootstrap="teacher", returns=returns, horizon=99, discount=0.5)
+    alone = replace(plain, at_cuts="nothing")
+    cost = KD().loss(views, batch).loss.detach()
+    target = alone.loss(views, batch).parts["critic_return"]
+    guessed = plain.loss(views, batch).parts["critic_return"]
+    assert any(not row.ended for row in mixed_rows())
+    for row, steps in zip(mixed_rows(), per_row(batch), strict=True):
+        length = steps.stop - steps.start
+        behind = [float(c) for c in cost[steps]]
+        wanted = [
+            sum(0.5 ** (k - t) * behind[k] for k in range(t + 1, length)) for t in range(length)
+        ]
+        assert target[steps].tolist() == pytest.approx(wanted, abs=1e-6)
+        if row.ended:
+            assert guessed[steps].tolist() == pytest.approx(wanted, abs=1e-6)
+        elif length > 1:
+            assert guessed[steps][0] > wanted[0] + 1e-3
+
+
 def test_the_critic_learns_on_the_rows_to_imitate_alone() -> None:
     rows = [*mixed_rows()[:3], *as_student(mixed_rows()[3:])]
     batch = make_batch(rows)

@@ -38,6 +38,7 @@ from tdistill.report.tables import (
     table_rows,
 )
 from tdistill.report.tokens import reward_scale, trace_view
+from tdistill.report.values import value_view
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -109,6 +110,7 @@ def render(result: Result) -> str:
             samples=_samples(result),
             open_samples=_OPEN_SAMPLES,
             traces=_traces(result),
+            values=[value_view(trace) for trace in result.value_traces],
             settings=settings(result),
             setup=setup(result),
             measure=measure,

@@ -167,6 +167,33 @@ class Trace:
             raise ValueError(f"expected as many rewards and values as tokens, found {lengths}")
 
 
+class MemberValue(TypedDict):
+    """A member of a set: both probabilities on the set; the cost to go less its mean, in nats."""
+
+    token: str
+    teacher: float
+    student: float
+    cost: float
+
+
+class StepValues(TypedDict):
+    """A step of a response: how many nats the student spares itself there, and what it chose of."""
+
+    step: int
+    spared: float
+    members: list[MemberValue]
+
+
+@dataclass(frozen=True)
+class ValueTrace:
+    """One response of the teacher and its steps at which a student departs from it most."""
+
+    prompt: str
+    model: str
+    tokens: list[str]
+    steps: list[StepValues]
+
+
 class Histogram(TypedDict):
     """Counts between edges; one more edge than counts."""
 
@@ -234,6 +261,7 @@ class Result:
     curves: dict[str, Curve]
     samples: list[PromptResponses]
     reward_traces: list[Trace]
+    value_traces: list[ValueTrace]
     layers: dict[str, Any] = field(default_factory=dict)
 
     @property

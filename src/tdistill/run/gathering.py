@@ -13,7 +13,9 @@ from typing import Any
 from tdistill import __version__
 from tdistill.evaluation.evaluate import TEACHER_RESPONSES
 from tdistill.evaluation.intervals import Sample
+from tdistill.evaluation.member_values import member_values
 from tdistill.evaluation.reward import reward_traces
+from tdistill.evidence.rows import Row
 from tdistill.models.language_model import load
 from tdistill.recipe import Recipe, recipe_dict
 from tdistill.report import result as report
@@ -23,6 +25,7 @@ from tdistill.run.pipeline import Run
 from tdistill.run.sweeps import matched_to, sweep_points
 from tdistill.teacher.inspection import inspect_cache
 from tdistill.teacher.source import CachedTeacher
+from tdistill.training.critic import CRITIC_FILE, load_critic
 
 _TRACES = 3
 _PACKAGES = ("torch", "transformers", "accelerate", "pyarrow")
@@ -113,6 +116,9 @@ def gather_result(run: Run) -> Result:
         },
         samples=_samples(run, judged),
         reward_traces=_traces(run),
+        value_traces=[
+            trace for label in labels if _has_critic(run, label) for trace in _values(run, label)
+        ],
         layers=shared["student"].get("layers", {}),
     )
 
@@ -248,7 +254,6 @@ def _samples(run: Run, judged: Mapping[str, _Measured]) -> list[report.PromptRes
 
 def _traces(run: Run) -> list[report.Trace]:
     ground, label = run.groundwork, run.recipe.distilled
-    questions = {e.prompt_ids: e.question or e.prompt for e in ground.load_examples()["test"]}
     rows = ground.sample_held_out()[:_TRACES]
     traces: list[dict[str, Any]] = reward_traces(
         label,
@@ -258,6 +263,33 @@ def _traces(run: Run) -> list[report.Trace]:
         CachedTeacher(ground.open_cache("test")),
         vocabulary_size=ground.count_vocabulary(),
     )
-    for trace, row in zip(traces, rows, strict=True):
-        trace["prompt"] = questions[row.prompt_ids]
-    return [report.Trace(**trace) for trace in traces]
+    return [report.Trace(**trace) for trace in _with_questions(run, rows, traces)]
+
+
+def _has_critic(run: Run, label: str) -> bool:
+    return (run.seeds[0].model_folder(label) / CRITIC_FILE).exists()
+
+
+def _values(run: Run, label: str) -> list[report.ValueTrace]:
+    ground, objective = run.groundwork, run.recipe.objectives[label]
+    folder, rows = run.seeds[0].model_folder(label), ground.sample_held_out()[:_TRACES]
+    assert objective.critic_config is not None, "it kept a critic"
+    traces = member_values(
+        label,
+        load(folder),
+        load_critic(folder, objective.critic_config),
+        objective,
+        rows=rows,
+        source=CachedTeacher(ground.open_cache("test")),
+        vocabulary_size=ground.count_vocabulary(),
+    )
+    return [report.ValueTrace(**trace) for trace in _with_questions(run, rows, traces)]
+
+
+def _with_questions(run: Run, rows: Sequence[Row], traces: list[Record]) -> list[Record]:
+    """The same with prompts as they were asked, without a template."""
+    questions = {
+        e.prompt_ids: e.question or e.prompt for e in run.groundwork.load_examples()["test"]
+    }
+    pairs = zip(rows, traces, strict=True)
+    return [{**trace, "prompt": questions[row.prompt_ids]} for row, trace in pairs]

@@ -208,9 +208,16 @@ def safe_share(mdp: TokenMDP, policy: Table, target: Table) -> float:
 
 
 def minimise(
-    function: Callable[[Tensor], Tensor], start: Tensor, *, iterations: int = 500
+    function: Callable[[Tensor], Tensor],
+    start: Tensor,
+    *,
+    iterations: int = 500,
+    tolerance: float = 3e-8,
 ) -> Tensor:
-    """A local minimum, by LBFGS in float64.
+    """A local minimum, by LBFGS in float64, until no partial derivative is above the tolerance.
+
+    A loss whose infimum lies at infinity, as that of a token without mass, takes all iterations at
+    much smaller tolerances.
 
     Example:
         >>> minimise(lambda x: (x - 2).square().sum(), torch.zeros(1).double()).round(decimals=6)
@@ -222,7 +229,7 @@ def minimise(
         max_iter=iterations,
         max_eval=10 * iterations,
         history_size=50,
-        tolerance_grad=1e-9,
+        tolerance_grad=tolerance,
         tolerance_change=0.0,
         line_search_fn="strong_wolfe",
     )

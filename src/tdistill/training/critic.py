@@ -86,6 +86,14 @@ class Critic(nn.Module):
             return CriticScores(head, self.function(unit), value)
 
 
+def load_critic(folder: Path, config: CriticConfig) -> Critic:
+    """A finished critic, as :meth:`CriticLearner.keep` wrote it beside its student."""
+    found = load_file(folder / CRITIC_FILE)
+    critic = Critic(found["table"], len(found["value"]), config)
+    critic.load_state_dict(found)
+    return critic.requires_grad_(False)
+
+
 class CriticLearner:
     """A critic with what training it takes: its optimiser, its averaged copy, its token means.
 

@@ -28,6 +28,7 @@ class CostCritic(Objective):
     returns: Literal["one-step", "k-step", "lambda", "monte-carlo"] = "lambda"
     horizon: int = 8  # K of returns: k-step
     trace: float = 0.9  # lambda of returns: lambda
+    at_cuts: Literal["value", "nothing"] = "value"  # what is counted behind a cut; see cost_to_go
     critic_updates: int = 0  # first updates at which g counts as 0 and the critic learns alone
     shuffled: bool = False  # a control: the critic learns the returns of other steps
 
@@ -58,9 +59,11 @@ class CostCritic(Objective):
     ) -> tuple[Tensor, Tensor]:
         """Targets of g at the actions [T], nats, and the steps that have one [T].
 
-        A target is 0 after an end token; the last step of a cut response has none. Lambda and
-        Monte-Carlo returns are Retrace's, so that their fixed point is g of the policy whatever
-        policy wrote the rows; K-step returns are of the rows as they are.
+        A target is 0 after an end token; the last step of a cut response has none, and the state
+        before it the critic's value. Under ``at_cuts: nothing`` every row counts as ended, a
+        control that learns the cost of what was written alone. Lambda and Monte-Carlo returns are
+        Retrace's, so that their fixed point is g of the policy whatever policy wrote the rows;
+        K-step returns are of the rows as they are.
 
         Args:
             views: the models at the batch; the averaged critic gives what is bootstrapped.
@@ -71,6 +74,8 @@ class CostCritic(Objective):
         """
         averaged, links = views.averaged_critic, batch.transitions
         assert averaged is not None, "the trainer gives a critic where one is needed"
+        if self.at_cuts == "nothing":
+            links = core.ended_at_cuts(links)
         cost = cost.detach()
         none = cost.new_zeros(cost.shape)
         value = core.state_cost(cost, averaged.on_set, log_policy.detach(), batch.sets.offsets)
