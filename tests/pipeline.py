@@ -128,6 +128,7 @@ def _arm(moment: str) -> None:
 
     trainer: Any = DistillTrainer
     original_log, original_score = trainer.log, evaluate.score_responses
+    original_measured: Any = vars(sweeping)["_measured"]
     original_write, original_save = Manifest.write, lm.save
     counts = {"judged": 0, "swept": 0}
 
@@ -140,9 +141,9 @@ def _arm(moment: str) -> None:
         counts["judged"] += 1
         return _die() if counts["judged"] == 6 else original_score(*arguments, **options)
 
-    def score_sweep(*arguments: Any, **options: Any) -> Any:
+    def measured(*arguments: Any) -> Any:
         counts["swept"] += 1
-        return _die() if counts["swept"] == 4 else original_score(*arguments, **options)
+        return _die() if counts["swept"] == 4 else original_measured(*arguments)
 
     def write(self: Any, folder: Path) -> None:
         if len(self.shards) == 2:
@@ -160,7 +161,7 @@ def _arm(moment: str) -> None:
         "after-a-checkpoint": (trainer, "log", log),
         "before-the-record-of-a-model": (lm, "save", save_model),
         "during-evaluation": (evaluate, "score_responses", score),
-        "during-a-sweep": (sweeping, "score_responses", score_sweep),
+        "during-a-sweep": (sweeping, "_measured", measured),
     }
     setattr(*places[moment])
 

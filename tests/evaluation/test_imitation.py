@@ -49,6 +49,25 @@ def test_it_equals_the_dense_computation(batch_size: int):
     assert found["set_kl"].mean == pytest.approx(sum(expected["set_kl"]) / steps, rel=2e-3)
 
 
+def test_places_have_means_of_their_own_where_half_of_the_prompts_reach_them():
+    found = imitation(student(), held_out())
+    lengths = [len(row.response_ids) for row in ROWS]
+    assert sorted(lengths) == [1, 1, 3, 4, 5]  # the last two rows share a prompt
+    assert [n for n in found if "@" in n] == ["forward_kl@1", "forward_kl@2", "forward_kl@4"]
+    for name, part in (("1", slice(0, 1)), ("2", slice(1, 2)), ("4", slice(2, 4))):
+        steps = [
+            float((target.exp() * (target - own)).sum())
+            for row in ROWS
+            for target, own in zip(
+                dense_log_probs(teacher(), row)[part],
+                dense_log_probs(student(), row)[part],
+                strict=True,
+            )
+        ]
+        assert found[f"forward_kl@{name}"].mean == pytest.approx(np.mean(steps), rel=1e-4)
+    assert found["forward_kl@1"].values.shape == (4,)
+
+
 def test_a_larger_set_leaks_less():
     small, large = (intervals(imitation(student(), held_out(top_p=p))) for p in (0.5, 0.9))
     assert large["leak"].mean < small["leak"].mean

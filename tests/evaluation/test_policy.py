@@ -53,6 +53,11 @@ def test_every_sum_equals_the_dense_one(name: str, batch_size: int):
         }
         for quantity, value in expected.items():
             assert getattr(found, quantity)[i] == pytest.approx(float(value), rel=1e-4), quantity
+        kl = (target.exp() * (target - own)).sum(1)
+        places = [slice(0, 1), slice(1, 2), slice(2, 4), slice(4, 8)]
+        by_place = [float(kl[part].sum()) for part in places]
+        assert found.forward_kl_by_place[i] == pytest.approx(by_place, rel=1e-4)
+        assert found.tokens_by_place[i].tolist() == [len(kl[part]) for part in places]
 
 
 def test_a_sharper_policy_has_less_entropy_and_a_nucleus_less_still():

@@ -18,6 +18,7 @@ from tdistill.report.curves import smoothed, thinned
 from tdistill.report.findings import headline, summary
 from tdistill.report.measures import DASH, MEASURES, MINUS, number, verdict
 from tdistill.report.page import render
+from tdistill.report.places import place_groups
 from tdistill.report.result import Estimate, Trace, result_of
 from tdistill.report.svg import VARIABLES
 from tdistill.report.tables import score_cell, table_columns, table_rows
@@ -317,6 +318,23 @@ def test_tokens_are_coloured_by_sign_and_size() -> None:
     )
     assert d.strength == 0 and "no implied reward" in d.hint
     assert b.hint == f"step 1: 'b': implied reward {MINUS}1.00 nats, V 1.00 nats"
+
+
+def test_places_have_a_figure_and_no_columns(metrics: dict[str, Any]) -> None:
+    assert "places" not in Page(render(result_of(metrics))).ids
+    measured = {"mean": 1.25, "low": 1.0, "high": 1.5}
+    for more, step in enumerate((1, 2, 4)):
+        for score in metrics["scores"]:
+            score["metrics"][f"own_forward_kl@{step}"] = measured | {"mean": 1.25 + more}
+        for row in metrics["imitation"]:
+            row["metrics"][f"forward_kl@{step}"] = measured
+    result = result_of(metrics)
+    (group,) = place_groups(result)
+    assert len(group.legend) == len(result.objectives)
+    assert "from 1.25 to 3.25 on its own prefixes" in group.panels[0].svg
+    text = render(result)
+    assert not Page(text).open and "places" in Page(text).ids
+    assert "own_forward_kl@" not in text
 
 
 def test_what_is_given_up_is_drawn_step_by_step(metrics: dict[str, Any]) -> None:

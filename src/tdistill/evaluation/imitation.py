@@ -11,6 +11,7 @@ import torch
 from tdistill.core import forward_kl_terms, project, set_forward_kl
 from tdistill.data.examples import Example
 from tdistill.evaluation.intervals import Sample
+from tdistill.evaluation.places import metrics_by_place, sums_by_place
 from tdistill.evidence.batch import Batch
 from tdistill.evidence.collator import Collator
 from tdistill.evidence.evidence import EvidenceSource
@@ -80,10 +81,9 @@ def imitation(model: LanguageModel, held_out: HeldOut) -> dict[str, Sample]:
 
     Returns:
         ``forward_kl``: exact, over the full vocabulary; ``set_kl``: within the set, blind to
-        ``leak``: the model's mass off the teacher's set.
+        ``leak``: the model's mass off the teacher's set; ``forward_kl@K`` for each place.
     """
-    sums: dict[str, list[np.ndarray]] = {"forward_kl": [], "set_kl": [], "leak": []}
-    weights: list[np.ndarray] = []
+    steps: dict[str, list[np.ndarray]] = {"forward_kl": [], "set_kl": [], "leak": []}
     for batch, teacher in zip(held_out.batches, held_out.teacher, strict=True):
         moved = batch.to(model.device)
         sets, size = moved.sets, held_out.vocabulary_size
@@ -95,16 +95,21 @@ def imitation(model: LanguageModel, held_out: HeldOut) -> dict[str, Sample]:
             "set_kl": set_forward_kl(sets.log_probs, log_policy, sets.offsets),
             "leak": 1 - (student.set_value - student.log_normaliser).exp(),
         }
-        rows = len(moved.source)
         for name, values in per_step.items():
-            total = values.new_zeros(rows).index_add(0, moved.row, values)
-            sums[name].append(total.cpu().numpy())
-        weights.append(torch.bincount(batch.row, minlength=rows).numpy())
-    # Responses to one prompt are not independent: one value a prompt.
-    steps = np.asarray(np.bincount(held_out.prompt, np.concatenate(weights)), np.float64)
-    per_row = {name: np.concatenate(parts) for name, parts in sums.items()}
-    totals = {name: np.bincount(held_out.prompt, values) for name, values in per_row.items()}
-    return {n: Sample(np.asarray(t, np.float64), steps) for n, t in totals.items()}
+            steps[name].append(values.double().cpu().numpy())
+    lengths = np.concatenate([np.bincount(batch.row) for batch in held_out.batches]).tolist()
+
+    def of_prompts(values: np.ndarray) -> np.ndarray:
+        # Responses to one prompt are not independent: one value a prompt.
+        sums = sums_by_place(values, lengths)
+        totals = np.zeros((len(held_out.numbers), sums.shape[1]))
+        np.add.at(totals, held_out.prompt, sums)
+        return totals
+
+    count = of_prompts(np.ones(sum(lengths)))
+    sums = {name: of_prompts(np.concatenate(parts)) for name, parts in steps.items()}
+    found = {name: Sample(places.sum(1), count.sum(1)) for name, places in sums.items()}
+    return found | metrics_by_place("forward_kl", sums["forward_kl"], count)
 
 
 def exposure_bias(

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tdistill.core import forward_kl_terms, reverse_kl_terms, top_p_sets
+from tdistill.evaluation.places import sums_by_place
 from tdistill.evidence.rows import Row
 from tdistill.models.decoding import Decoding
 from tdistill.models.language_model import LanguageModel
@@ -34,6 +35,8 @@ class OwnStates:
         entropy: of the policy that chose the tokens; greedily, of the model at temperature 1.
         reverse_kl: of that policy from the teacher.
         forward_kl: of the teacher from the model, both at temperature 1.
+        forward_kl_by_place: the same, place by place (`sums_by_place`) [rows, places].
+        tokens_by_place: steps of each place.
     """
 
     tokens: NDArray[np.float64]
@@ -41,6 +44,8 @@ class OwnStates:
     entropy: NDArray[np.float64]
     reverse_kl: NDArray[np.float64]
     forward_kl: NDArray[np.float64]
+    forward_kl_by_place: NDArray[np.float64]
+    tokens_by_place: NDArray[np.float64]
 
 
 @torch.no_grad()
@@ -67,20 +72,25 @@ def read_own_states(
         Summing over the vocabulary at drawn states: Amini et al. 2025, "Better Estimation of the
         KL Divergence Between Language Models", arXiv 2504.10637.
     """
-    order, totals = alike(rows), np.zeros((4, len(rows)))
+    order, read = alike(rows), {}
     for first in range(0, len(rows), batch_size):
-        group = [rows[i] for i in order[first : first + batch_size]]
+        chosen = order[first : first + batch_size]
+        group = [rows[i] for i in chosen]
         laid = lay_out(group, model.pad_id)
         own, other = (
             step_scores(lm.model, laid.to(lm.device), vocabulary_size=vocabulary_size)
             for lm in (model, teacher)
         )
         actions = torch.tensor([a for row in group for a in row.response_ids])
-        steps = _by_step(own, other, actions.to(model.device), decoding).double()
-        parts = steps.split([len(row.response_ids) for row in group], dim=1)
-        sums = torch.stack([part.sum(1) for part in parts], dim=1)
-        totals[:, order[first : first + batch_size]] = sums.cpu().numpy()
-    return OwnStates(np.asarray([len(row.response_ids) for row in rows], np.float64), *totals)
+        steps = _by_step(own, other, actions.to(model.device), decoding).double().cpu().numpy()
+        ends = np.cumsum([len(row.response_ids) for row in group])
+        read |= zip(chosen, np.split(steps, ends[:-1], axis=1), strict=True)
+    lengths = [len(row.response_ids) for row in rows]
+    flat = np.concatenate([read[i] for i in range(len(rows))], axis=1)
+    ones = np.ones((1, flat.shape[1]))
+    sums = [sums_by_place(values, lengths) for values in (*flat, *ones)]
+    log_prob, entropy, reverse_kl, forward_kl, tokens = (part.sum(axis=1) for part in sums)
+    return OwnStates(tokens, log_prob, entropy, reverse_kl, forward_kl, sums[-2], sums[-1])
 
 
 def _by_step(

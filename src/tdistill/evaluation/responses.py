@@ -10,6 +10,7 @@ import numpy as np
 from tdistill.data.examples import Example
 from tdistill.evaluation.intervals import Sample
 from tdistill.evaluation.metrics import pass_at_k, repetition, rouge_l
+from tdistill.evaluation.places import metrics_by_place
 from tdistill.evaluation.policy import read_own_states
 from tdistill.evaluation.verifier import Verifier
 from tdistill.evidence.rows import Row
@@ -124,6 +125,13 @@ def score_responses(
         "reverse_kl": Sample(reverse_kl, tokens) if samples else None,
         "sequence_reverse_kl": Sample(reverse_kl) if samples else None,
         "own_forward_kl": Sample(forward_kl, tokens),
+        **metrics_by_place(
+            "own_forward_kl",
+            *(
+                np.moveaxis(sums.reshape(*shape, -1), 0, 1)
+                for sums in (states.forward_kl_by_place, states.tokens_by_place)
+            ),
+        ),
         "entropy": Sample(entropy, tokens),
         "response_tokens": Sample(tokens),
         "ended": Sample(_table(made, lambda i, r: float(r.ended))),

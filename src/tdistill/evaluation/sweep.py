@@ -9,6 +9,7 @@ import numpy as np
 from tdistill.evaluation.diversity import distinct_responses, diversity, words_of
 from tdistill.evaluation.evaluate import Exam
 from tdistill.evaluation.intervals import Sample
+from tdistill.evaluation.places import is_of_place
 from tdistill.evaluation.responses import Responses, text_of
 from tdistill.models.decoding import Decoding
 from tdistill.models.language_model import LanguageModel
@@ -52,6 +53,10 @@ def _measured(made: Responses, model: LanguageModel, exam: Exam) -> dict[str, An
         shares = [distinct_responses(of_prompt) for of_prompt in zip(*words, strict=True)]
         metrics["distinct_responses"] = Sample(np.asarray(shares))
     return {
-        "per_prompt": {name: m.to_dict() for name, m in metrics.items() if m is not None},
+        "per_prompt": {
+            name: sample.to_dict()
+            for name, sample in metrics.items()
+            if sample is not None and not is_of_place(name)
+        },
         "together": diversity([response for round_ in words for response in round_]),
     }

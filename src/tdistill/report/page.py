@@ -14,6 +14,7 @@ from tdistill.report.curves import curve_groups, loss_panels
 from tdistill.report.facts import Fact, facts, settings, setup
 from tdistill.report.figures import family_colours, interval_figures
 from tdistill.report.measures import MEASURES, in_order, measure, model_name, number
+from tdistill.report.places import place_groups
 from tdistill.report.result import Inspection, Result
 from tdistill.report.sets import bound_figure, histogram_figure
 from tdistill.report.svg import css_variable
@@ -106,6 +107,7 @@ def render(result: Result) -> str:
             meanings=_meanings(result),
             groups=curve_groups(result),
             losses=loss_panels(result),
+            places=place_groups(result),
             sets=_sets(result.cache),
             samples=_samples(result),
             open_samples=_OPEN_SAMPLES,

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tdistill.evaluation.places import is_of_place
 from tdistill.report.measures import (
     DECODINGS,
     Measure,
@@ -186,13 +187,13 @@ def written_difference(own: Estimate, what: Measure) -> Cell:
 
 
 def full_table(result: Result) -> tuple[list[str], list[tuple[str, str, list[Cell]]]]:
-    """Every metric of every model and decoding.
+    """Every metric of every model and decoding, but for those of single places in a response.
 
     Returns:
         The metric names, and (model, decoding with seeds, cells) for each row.
     """
-    names = in_order([name for score in result.scores for name in score.metrics], [])
-    rows = []
+    found = [name for score in result.scores for name in score.metrics if not is_of_place(name)]
+    names, rows = in_order(found, []), []
     for score in result.scores:
         details = [decoding_name(score.decoding)]
         if score.decoding == TUNED and score.temperature is not None:

@@ -38,6 +38,9 @@ class CostCritic(Objective):
         check_at_least(1, horizon=self.horizon)
         check_at_least(0, critic_updates=self.critic_updates)
         check("trace", 0.0 <= self.trace <= 1.0, "a value in [0, 1]", self.trace)
+        whole = self.at_cuts == "value" or self.out_of_set != "drop"
+        wanted = "insert or refuse under at_cuts: nothing, which is about whole rows"
+        check("out_of_set", whole, wanted, self.out_of_set)
 
     @property
     def critic_config(self) -> CriticConfig:
