@@ -10,6 +10,7 @@ from judging import CAPTURE, ROWS, student, teacher
 from torch import Tensor, nn
 
 from tdistill.evaluation.member_values import member_values
+from tdistill.evaluation.reward import read_rewards
 from tdistill.teacher.source import LiveTeacher
 from tdistill.training.critic import Critic
 from tdistill.training.objectives import CriticConfig, ValueTiltedKD
@@ -41,6 +42,27 @@ def hidden_states(ids: Tensor) -> tuple[Tensor, Tensor]:
     return kept[0][0], logits[0]
 
 
+def dense(own: Critic, hidden: Tensor) -> Tensor:
+    """g of every token at every state."""
+    unit = hidden / hidden.square().mean(1, keepdim=True).sqrt()
+    value = unit @ own.value / hidden.shape[1] + own.offset
+    return value[:, None] + own.scale * own.function(unit) @ own.table.T
+
+
+def test_the_costs_of_a_reading_are_those_of_its_tokens() -> None:
+    source, own = LiveTeacher(teacher(), CAPTURE), critic()
+    how: Any = {"vocabulary_size": 64, "batch_size": 2}
+    found = read_rewards(student(), OBJECTIVE, ROWS, source, critic=own, **how)
+    for row, reading in zip(ROWS, found, strict=True):
+        hidden, _ = hidden_states(torch.tensor([[*row.prompt_ids, *row.response_ids[:-1]]]))
+        to_go = dense(own, hidden[len(row.prompt_ids) - 1 :])
+        steps = torch.arange(len(row.response_ids))
+        expected = to_go[steps, list(row.response_ids)].tolist()
+        assert reading.cost_to_go == pytest.approx(expected, rel=1e-4, abs=1e-4)
+    (without, *_) = read_rewards(student(), OBJECTIVE, ROWS, source, **how)
+    assert without.cost_to_go == ()
+
+
 def test_the_steps_are_those_that_spare_most_and_the_members_are_as_they_are() -> None:
     source, own = LiveTeacher(teacher(), CAPTURE), critic()
     found = member_values(
@@ -51,9 +73,7 @@ def test_the_steps_are_those_that_spare_most_and_the_members_are_as_they_are() -
         ids = torch.tensor([[*row.prompt_ids, *row.response_ids[:-1]]])
         hidden, logits = hidden_states(ids)
         first = len(row.prompt_ids) - 1
-        unit = hidden / hidden.square().mean(1, keepdim=True).sqrt()
-        value = unit @ own.value / hidden.shape[1] + own.offset
-        to_go = value[:, None] + own.scale * own.function(unit) @ own.table.T
+        to_go = dense(own, hidden)
         evidence = source.evidence([row], set_top_p=OBJECTIVE.set_top_p)
         spared = []
         for t, action in enumerate(row.response_ids):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,22 @@ def test_a_kept_critic_tells_what_was_given_up(kept: bool, tmp_path: Path):
     assert cli.main(["run", str(recipe), "--out", str(out)]) == 0
     files = {path.parent.name for path in out.rglob(CRITIC_FILE)}
     assert files == ({"tilted"} if kept else set())
+    data = tmp_path / "responses.jsonl"
+    data.write_text('{"prompt": "a b c", "completion": "d e"}')
+    words = [
+        "--run",
+        str(out),
+        "--label",
+        "tilted",
+        "--data",
+        str(data),
+        "--out",
+        str(tmp_path / "r"),
+    ]
+    assert cli.main(["reward", *words]) == 0
+    line = json.loads((tmp_path / "r/rewards.jsonl").read_text())
+    assert ("cost_to_go" in line) == kept
+    assert not kept or len(line["cost_to_go"]) == len(line["tokens"])
     traces = read_json(out / "metrics.json")["value_traces"]
     page = (out / "report.html").read_text()
     assert ('id="values"' in page) == bool(traces) == kept

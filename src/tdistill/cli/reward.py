@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tdistill.data import Example
     from tdistill.recipe import Recipe
     from tdistill.teacher.config import CaptureConfig
-    from tdistill.training.objectives import TemporalDifference
+    from tdistill.training.objectives import CriticConfig, TemporalDifference
 
 _OF_OBJECTIVE = ("shift", "discount", "set_top_p")
 _OF_DATA = ("format", "template", "system", "max_prompt_tokens", "max_response_tokens")
@@ -84,6 +84,7 @@ class _Settings(NamedTuple):
     objective: TemporalDifference
     capture: CaptureConfig
     data: DataConfig
+    critic: CriticConfig | None = None  # of the critic that lies beside the model
 
 
 def reward(words: list[str]) -> int:
@@ -153,6 +154,7 @@ def _settings(command: RewardCommand) -> _Settings:
 def _settings_of_run(command: RewardCommand, run: Path, data: dict[str, Any]) -> _Settings:
     """How the model of a run was trained, less what the command gives otherwise."""
     from tdistill.run.folders import model_folder
+    from tdistill.training.critic import CRITIC_FILE
     from tdistill.training.objectives import TemporalDifference
 
     recipe = _finished_recipe(run)
@@ -164,12 +166,15 @@ def _settings_of_run(command: RewardCommand, run: Path, data: dict[str, Any]) ->
     objective = TemporalDifference(**(own | _given(command, _OF_OBJECTIVE)))
     capture = recipe.rollouts.capture
     most = max(capture.captured_top_p, objective.set_top_p or 0.0)
+    folder, config = model_folder(recipe, run, label), trained.critic_config
+    kept = label in recipe.objectives and (folder / CRITIC_FILE).exists()
     return _Settings(
-        str(model_folder(recipe, run, label)),
+        str(folder),
         None if label == "teacher" else str(model_folder(recipe, run, "teacher")),
         objective,
         replace(capture, captured_top_p=most),
         replace(recipe.data, **data),
+        config if kept else None,
     )
 
 
@@ -196,6 +201,7 @@ def _read(command: RewardCommand, wanted: _Settings) -> tuple[list[Example], lis
     from tdistill.data import load_examples
     from tdistill.evaluation.candidates import ranked_rewards
     from tdistill.models.language_model import load
+    from tdistill.training.critic import load_critic
 
     model, teacher = load(wanted.model, gguf_file=command.gguf_file), None
     if wanted.teacher is not None:
@@ -208,7 +214,10 @@ def _read(command: RewardCommand, wanted: _Settings) -> tuple[list[Example], lis
         require_references=True,
         every_response=True,
     )
-    how = {"rank_by": command.rank_by, "batch_size": command.batch_size}
+    critic = None
+    if wanted.critic is not None:
+        critic = load_critic(Path(wanted.model), wanted.critic).to(model.device)
+    how = {"rank_by": command.rank_by, "batch_size": command.batch_size, "critic": critic}
     return examples, ranked_rewards(
         examples, model, teacher, wanted.objective, wanted.capture, **how
     )

@@ -14,10 +14,12 @@ from tdistill.models.language_model import LanguageModel, shared_vocabulary
 from tdistill.progress import Progress
 from tdistill.teacher.config import CaptureConfig
 from tdistill.teacher.source import LiveTeacher
+from tdistill.training.critic import Critic
 from tdistill.training.objectives import TemporalDifference
 
 _SHORT = 60
 _OF_TEACHER = ("teacher_log_prob_per_token", "teacher_log_prob")
+_OF_CRITIC = ("cost_to_go",)
 
 
 def ranked_rewards(
@@ -27,6 +29,7 @@ def ranked_rewards(
     objective: TemporalDifference,
     capture: CaptureConfig,
     *,
+    critic: Critic | None = None,
     rank_by: str = "mean",
     batch_size: int = 8,
 ) -> list[dict[str, Any]]:
@@ -38,6 +41,7 @@ def ranked_rewards(
         teacher: whose top-p sets the values are over; None: the model's own.
         objective: how logits become Q; its set_top_p and discount.
         capture: which sets are taken from the teacher.
+        critic: of the model; with it the records have the costs to go, too.
         rank_by: ``mean``, ``total`` or ``discounted`` reward; a missing one ranks last.
         batch_size: rows of one forward pass.
 
@@ -56,6 +60,7 @@ def ranked_rewards(
         rows,
         LiveTeacher(teacher or model, capture, vocabulary_size=size),
         vocabulary_size=size,
+        critic=critic,
         batch_size=batch_size,
         on_batch=lambda done: bar.update(bar.done + done, "responses"),
     )
@@ -64,7 +69,7 @@ def ranked_rewards(
     prompts = [numbers.setdefault(row.prompt_ids, len(numbers)) for row in rows]
     ranks = ranks_within(prompts, [getattr(reading, rank_by) for reading in readings])
     texts = [token_texts(model, row) for row in rows]
-    unknown = _OF_TEACHER if teacher is None else ()
+    unknown = [*(_OF_TEACHER if teacher is None else ()), *(_OF_CRITIC if critic is None else ())]
     parts = zip(prompts, ranks, examples, readings, texts, strict=True)
     return [
         {key: value for key, value in _record(*part).items() if key not in unknown}
@@ -92,6 +97,7 @@ def _record(
         "value": list(reading.value),
         "log_prob": list(reading.log_prob),
         "teacher_log_prob": list(reading.teacher_log_prob),
+        "cost_to_go": list(reading.cost_to_go),
     }
 
 

@@ -36,8 +36,9 @@ from tdistill.evidence.evidence import EvidenceSource
 from tdistill.evidence.rows import Row
 from tdistill.models.language_model import LanguageModel
 from tdistill.models.layout import alike
-from tdistill.models.scores import step_scores
+from tdistill.models.scores import StepScores, step_scores
 from tdistill.models.set_scores import SetScores
+from tdistill.training.critic import Critic
 from tdistill.training.objectives import Objective, TemporalDifference
 
 
@@ -52,6 +53,7 @@ class Reading:
         teacher_log_prob: of the token under whoever gave the sets, as kept with them.
         off_set: whether the token was not in the set and was inserted.
         discount: gamma of the sums.
+        cost_to_go: g(s,a) of a critic (9.4); empty without one.
     """
 
     implied_reward: tuple[float | None, ...]
@@ -60,6 +62,7 @@ class Reading:
     teacher_log_prob: tuple[float, ...]
     off_set: tuple[bool, ...]
     discount: float
+    cost_to_go: tuple[float, ...] = ()
 
     @property
     def total(self) -> float | None:
@@ -95,6 +98,7 @@ def read_rewards(
     source: EvidenceSource,
     *,
     vocabulary_size: int,
+    critic: Critic | None = None,
     batch_size: int = 8,
     on_batch: Callable[[int], None] = lambda done: None,
 ) -> list[Reading]:
@@ -109,6 +113,7 @@ def read_rewards(
         rows: the responses.
         source: the sets at their steps.
         vocabulary_size: tokens shared with whoever gave the sets.
+        critic: of the model, kept when its training ended; None reads no costs to go.
         batch_size: rows of one forward pass; rows of like length go together.
         on_batch: told the number of rows done by each.
 
@@ -130,7 +135,7 @@ def read_rewards(
     for first in range(0, len(rows), batch_size):
         group = order[first : first + batch_size]
         batch = collator([(i, rows[i]) for i in group]).to(model.device)
-        found = _read(model, objective, batch, vocabulary_size)
+        found = _read(model, objective, batch, vocabulary_size, critic)
         lengths = [len(rows[i].response_ids) for i in group]
         readings |= zip(group, _by_row(found, lengths, objective.discount), strict=True)
         on_batch(len(group))
@@ -179,7 +184,11 @@ def token_texts(model: LanguageModel, row: Row) -> list[str]:
 
 
 def _read(
-    model: LanguageModel, objective: Objective, batch: Batch, vocabulary_size: int
+    model: LanguageModel,
+    objective: Objective,
+    batch: Batch,
+    vocabulary_size: int,
+    critic: Critic | None,
 ) -> dict[str, list[Any]]:
     """The numbers of a batch, flat over its steps."""
     scores = step_scores(model.model, batch.layout, vocabulary_size=vocabulary_size)
@@ -198,13 +207,19 @@ def _read(
             "weights are damaged or training diverged: take an earlier checkpoint"
         )
     known = zip(reward.tolist(), links.can_bootstrap.tolist(), strict=True)
-    return {
+    costs = {} if critic is None else {"cost_to_go": _costs(critic, scores, batch)}
+    return costs | {
         "implied_reward": [r if k else None for r, k in known],
         "value": value.tolist(),
         "log_prob": log_prob.tolist(),
         "teacher_log_prob": batch.teacher_action_log_prob.tolist(),
         "off_set": batch.out_of_set.tolist(),
     }
+
+
+def _costs(critic: Critic, scores: StepScores, batch: Batch) -> list[float]:
+    assert scores.hidden is not None, "the critic was trained on hidden states of this model"
+    return SetScores(critic.scores(scores.hidden), batch.sets, batch.action).action.tolist()
 
 
 def _by_row(found: dict[str, list[Any]], lengths: Sequence[int], discount: float) -> list[Reading]:

@@ -274,10 +274,11 @@ def _values(run: Run, label: str) -> list[report.ValueTrace]:
     ground, objective = run.groundwork, run.recipe.objectives[label]
     folder, rows = run.seeds[0].model_folder(label), ground.sample_held_out()[:_TRACES]
     assert objective.critic_config is not None, "it kept a critic"
+    model = load(folder)
     traces = member_values(
         label,
-        load(folder),
-        load_critic(folder, objective.critic_config),
+        model,
+        load_critic(folder, objective.critic_config).to(model.device),
         objective,
         rows=rows,
         source=CachedTeacher(ground.open_cache("test")),
