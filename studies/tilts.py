@@ -1,6 +1,8 @@
-"""Other cloners whose teacher is tilted by values, as :class:`ValueTiltedKD` tilts forward KL.
+"""Another cloner whose teacher is tilted by values, as `value_tilted_kd` tilts forward KL.
 
-Named in a recipe by their place: ``objective: tilts.py:TiltedReverseKL``.
+Named in a recipe by its place: ``objective: tilts.py:TiltedReverseKL``. A cloner that has fields of
+the tilt's names for something else (``beta`` of JSD, ``centre`` of Bellman Distill) cannot be mixed
+in like this.
 """
 
 from __future__ import annotations
@@ -8,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tdistill.training.objectives import BellmanDistill, ReverseKL, ValueTilt
+from tdistill.training.objectives import ReverseKL, ValueTilt
 
 
 @dataclass(frozen=True)
@@ -17,12 +19,3 @@ class TiltedReverseKL(ValueTilt, ReverseKL):
 
     name: ClassVar[str] = "tilted_reverse_kl"
     set_top_p: float | None = 0.8
-
-
-@dataclass(frozen=True)
-class TiltedBellman(ValueTilt, BellmanDistill):
-    """IQ-Learn on the set, its linear term under the tilted teacher; one discount for both."""
-
-    name: ClassVar[str] = "tilted_bellman"
-    set_top_p: float | None = 0.8
-    discount: float = 0.9

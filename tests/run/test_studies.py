@@ -9,8 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from costs import views_of
 from tdistill.strict import import_maker, source_files_of
+from tdistill.strict.imported import import_class
+from tdistill.training.objectives import Objective, ReverseKL
+from world import make_batch
 
 STUDIES = Path(__file__).parents[2] / "studies"
 
@@ -128,3 +133,16 @@ def test_the_tokens_of_a_world_spell_its_texts(arithmetic: Any):
         ids = tokenizer(text).input_ids
         assert tokenizer.unk_token_id not in ids
         assert tokenizer.decode(ids) == text
+
+
+def test_a_tilt_of_strength_0_is_the_cloner_and_another_is_not():
+    tilted: Any = import_class(str(STUDIES / "tilts.py:TiltedReverseKL"), Objective)
+    batch = make_batch(discount=0.9)
+    _, views = views_of(batch)
+    plain = ReverseKL().loss(views, batch).loss
+    free = {"centre": "none", "bootstrap": "teacher"}
+    none = tilted(beta=0.0, **free).loss(views, batch)
+    torch.testing.assert_close(none.loss, plain, rtol=1e-5, atol=1e-6)
+    some = tilted(beta=2.0, **free).loss(views, batch)
+    assert (some.loss - plain).abs().max() > 0.01
+    torch.testing.assert_close(some.critic, none.critic)  # learned on the same returns
