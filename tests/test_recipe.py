@@ -38,7 +38,7 @@ def test_teacher_and_student_are_enough(tmp_path: Path):
 def test_the_resolved_recipe_is_the_same_recipe(tmp_path: Path):
     recipe = read_recipe(write(tmp_path), ["--objectives.kd.support", "set", "--start", "null"])
     resolved = write(tmp_path, yaml.safe_dump(recipe_dict(recipe)))
-    assert read_recipe(resolved) == recipe
+    assert read_recipe(resolved) == recipe == read_recipe(str(resolved))
     assert recipe_dict(read_recipe(resolved)) == recipe_dict(recipe)
 
 

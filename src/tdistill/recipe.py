@@ -154,7 +154,7 @@ def placed(recipe: Recipe, world: Path) -> Recipe:
     )
 
 
-def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+def read_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     """A recipe from a YAML file, with ``--section.field value`` overrides.
 
     Raises:
@@ -164,7 +164,7 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     if alone:
         expected = "expected --section.field and one value"
         raise RecipeError(f"command line: {expected}, found {alone[0]!r}")
-    return read_recipes([path], options)
+    return read_recipes([Path(path)], options)
 
 
 def read_recipes(paths: Sequence[Path], options: Sequence[strict.Option] = ()) -> Recipe:

@@ -31,7 +31,7 @@ def again(finished: Finished, folder: Path, *overrides: str) -> tuple[list[str],
     """Run in a copy of the finished folder; returns the lines said and the metrics."""
     shutil.copytree(finished.folder, folder)
     lines: list[str] = []
-    run_recipe(read_recipe(finished.recipe, overrides), folder, lines.append)
+    run_recipe(read_recipe(finished.recipe, overrides), str(folder), lines.append)
     return lines, read_json(folder / "metrics.json")
 
 

@@ -42,12 +42,12 @@ def histogram_figure(cache: Inspection) -> Drawn | None:
         plain_numbers(axes)
         axes.set_xlabel("members of the set (log scale)", color=MUTED, labelpad=1)
         top = max(shares) * 1.03
-        for key, side in (("median", "right"), ("mean", "left")):
-            size = cache["set_size"][key]
+        sizes = sorted((cache["set_size"][key], key) for key in ("median", "mean"))
+        for (size, key), side, gap in zip(sizes, ("right", "left"), (-3, 3), strict=True):
             axes.axvline(size, color=INK, lw=0.8, ls=(0, (3, 2)))
-            gap = " " if side == "left" else ""
-            text = f"{gap}{key} {size:.3g}{' ' if side == 'right' else ''}"
-            axes.text(size, top, text, ha=side, va="bottom", color=INK, fontsize=9)
+            offset: Any = {"xytext": (gap, 0), "textcoords": "offset points"}
+            text = f"{key} {size:.3g}"
+            axes.annotate(text, (size, top), **offset, ha=side, va="bottom", color=INK, fontsize=9)
         axes.set_xlim(edges[0] * 0.9, edges[-1])
         bins = zip(left, right, shares, strict=True)
         text = "; ".join(f"{a:g} to under {b:g}: {s:.1f}%" for a, b, s in bins)

@@ -17,7 +17,7 @@ from tdistill.run.pipeline import Run
 from tdistill.run.stages import Say, Stages
 
 
-def run_recipe(recipe: Recipe, folder: Path, say: Say = print) -> Result:
+def run_recipe(recipe: Recipe, folder: Path | str, say: Say = print) -> Result:
     """Do all of a recipe and write ``metrics.json`` and ``report.html``.
 
     Objectives that fail are left out of the result, which names them; the next call tries them
@@ -35,6 +35,7 @@ def run_recipe(recipe: Recipe, folder: Path, say: Say = print) -> Result:
         InvalidValueError: if the distilled objective or the baseline failed, once the others are
             done.
     """
+    folder = Path(folder)
     run, key = Run(recipe, folder, say), result_key(recipe)
     if _finished(run, key):
         say(f"{folder}: this run is complete; nothing to do, its results follow")
