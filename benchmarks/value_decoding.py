@@ -26,7 +26,8 @@ from tdistill.evidence.rows import Row
 from tdistill.models.language_model import LanguageModel, load
 from tdistill.models.layout import lay_out
 from tdistill.models.scores import step_scores
-from tdistill.recipe import read_recipe
+from tdistill.recipe import placed, read_recipe
+from tdistill.run.folders import model_folder, world_folder
 from tdistill.training.critic import Critic, load_critic
 
 NUCLEUS = 0.95
@@ -104,7 +105,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.manual_seed(0)
     recipe = read_recipe(options.run / "recipe.resolved.yaml")
-    folder = next(options.run.glob(f"**/models/**/{options.label}/config.json")).parent
+    recipe = placed(recipe, world_folder(recipe, options.run))
+    folder = model_folder(recipe, options.run, options.label)
     lm, objective = load(folder), recipe.objectives[options.label]
     critic = load_critic(folder, objective.critic)
     verifier = load_verifier(recipe.evaluation.verify)
