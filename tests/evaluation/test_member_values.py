@@ -69,6 +69,7 @@ def test_the_steps_are_those_that_spare_most_and_the_members_are_as_they_are() -
         "m", student(), own, OBJECTIVE, rows=ROWS, source=source, vocabulary_size=64
     )
     assert len(found) == len(ROWS)
+    assert sum(len(record["steps"]) for record in found) > 3
     for row, record in zip(ROWS, found, strict=True):
         ids = torch.tensor([[*row.prompt_ids, *row.response_ids[:-1]]])
         hidden, logits = hidden_states(ids)
@@ -97,9 +98,8 @@ def test_the_steps_are_those_that_spare_most_and_the_members_are_as_they_are() -
                     assert m["student"] == pytest.approx(float(pi[i]), abs=1e-5)
                     assert m["cost"] == pytest.approx(float(g[i] - mu @ g), rel=1e-4, abs=1e-4)
         steps = [s["step"] for s in record["steps"]]
-        assert len(steps) == min(5, len(spared)) and steps == sorted(steps)
-        least = min(spared[t] for t in steps)
-        assert all(spared[t] <= least + 1e-4 for t in range(len(spared)) if t not in steps)
+        worth = [t for t in range(len(spared)) if spared[t] > 1e-3]
+        assert steps == sorted(sorted(worth, key=lambda t: -spared[t])[:5])
         assert [s["spared"] for s in record["steps"]] == pytest.approx(
             [spared[t] for t in steps], rel=1e-4, abs=1e-4
         )
@@ -112,5 +112,4 @@ def test_a_critic_of_nothing_spares_nothing() -> None:
     found = member_values(
         "m", student(), untaught, OBJECTIVE, rows=ROWS[:1], source=source, vocabulary_size=64
     )
-    assert all(s["spared"] == 0.0 for s in found[0]["steps"])
-    assert all(m["cost"] == 0.0 for s in found[0]["steps"] for m in s["members"])
+    assert found[0]["steps"] == []

@@ -46,11 +46,12 @@ def test_a_kept_critic_tells_what_was_given_up(kept: bool, tmp_path: Path):
     assert not kept or len(line["cost_to_go"]) == len(line["tokens"])
     traces = read_json(out / "metrics.json")["value_traces"]
     page = (out / "report.html").read_text()
-    assert ('id="values"' in page) == bool(traces) == kept
+    assert bool(traces) == kept
+    assert ('id="values"' in page) == any(trace["steps"] for trace in traces)
     for trace in traces:
         assert trace["model"] == "tilted"
-        assert trace["steps"] and any(step["spared"] != 0.0 for step in trace["steps"])
         for step in trace["steps"]:
+            assert step["spared"] > 1e-3
             shown = [m["token"] for m in step["members"]]
             assert len(shown) == 6 or trace["tokens"][step["step"]] in shown
             for who in ("teacher", "student"):

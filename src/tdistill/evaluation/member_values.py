@@ -21,6 +21,7 @@ from tdistill.training.critic import Critic
 from tdistill.training.objectives import Objective
 
 _STEPS, _MEMBERS = 5, 6
+_LEAST = 1e-3  # nats spared; less is rounding, or a set of one member
 
 
 def member_values(
@@ -45,9 +46,9 @@ def member_values(
         vocabulary_size: tokens shared with the teacher.
 
     Returns:
-        A record per row for ``metrics.json``: its tokens, and of the few steps that spare most
-        (nats) the likeliest members of the set with both probabilities on the set, and the cost to
-        go less the teacher's mean (nats).
+        A record per row for ``metrics.json``: its tokens, and the few steps that spare most (nats),
+        if any spares at all, with the likeliest members of the set: both probabilities on the set,
+        and the cost to go less the teacher's mean (nats).
 
     Raises:
         ModelError: the model does not show the hidden states that a critic reads.
@@ -83,7 +84,8 @@ def _steps(
     student = core.project(scores.at(sets.ids, sets.step), offsets)
     cost = core.advantage(to_go, teacher, offsets)
     spared = -core.expectation(cost, student, offsets)
-    steps = spared.argsort(descending=True, stable=True)[:_STEPS].sort().values
+    best = spared.argsort(descending=True, stable=True)[:_STEPS]
+    steps = best[spared[best] > _LEAST].sort().values
     numbers = (teacher.exp().tolist(), student.exp().tolist(), cost.tolist())
 
     def members(step: int) -> list[dict[str, Any]]:

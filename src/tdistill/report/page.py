@@ -112,7 +112,7 @@ def render(result: Result) -> str:
             samples=_samples(result),
             open_samples=_OPEN_SAMPLES,
             traces=_traces(result),
-            values=[value_view(trace) for trace in result.value_traces],
+            values=[value_view(trace) for trace in result.value_traces if trace.steps],
             settings=settings(result),
             setup=setup(result),
             measure=measure,
