@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline import PHASE, read_json
+from pipeline import PHASE, digest, read_json
 from tdistill import cli
 from tdistill.errors import InvalidValueError, RecipeError
 from tdistill.recipe import read_recipe
@@ -144,6 +144,35 @@ def test_runs_share_a_world_in_a_folder_of_its_own(study: Path, tmp_path: Path):
     assert alone.keys == Groundwork(read_recipe(study, [shared]), tmp_path / "one", print).keys
     assert (tmp_path / "worlds/letters/teacher/config.json").exists()
     assert not (tmp_path / "one/world").exists()
+
+
+def test_a_shared_world_is_not_made_over(study: Path, tmp_path: Path):
+    folder = tmp_path / "worlds" / "letters"
+    shared = f"--world.folder={folder}"
+    Groundwork(read_recipe(study, [shared]), tmp_path / "one", print).make_world()
+    before = digest(folder)
+    other = read_recipe(study, [shared, "--world.settings.scale=5"])
+    with pytest.raises(InvalidValueError, match=r"world\.folder: expected the world of this class"):
+        Groundwork(other, tmp_path / "two", print).make_world()
+    assert digest(folder) == before
+    Groundwork(read_recipe(study, [shared]), tmp_path / "three", print).make_world()
+    assert len(made(study)) == 1
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_files_of_others_are_never_deleted_for_a_world(study: Path, shared: bool, tmp_path: Path):
+    folder = tmp_path / "mine" if shared else tmp_path / "out" / "world"
+    folder.mkdir(parents=True)
+    (folder / "thesis.txt").write_text("the only copy")
+    options = [f"--world.folder={folder}"] if shared else []
+    with pytest.raises(
+        InvalidValueError, match=r"files of another origin in .*name another folder"
+    ):
+        Groundwork(read_recipe(study, options), tmp_path / "out", print).make_world()
+    assert (folder / "thesis.txt").read_text() == "the only copy"
+    (folder / "thesis.txt").unlink()  # an empty folder is as good as none
+    Groundwork(read_recipe(study, options), tmp_path / "out", print).make_world()
+    assert (folder / "teacher/config.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from tdistill.checks import check
 from tdistill.data import Example, load_text_chunks
+from tdistill.errors import InvalidValueError
 from tdistill.evaluation import evaluate
 from tdistill.evaluation.evaluate import Exam
 from tdistill.evaluation.imitation import hold_out
@@ -24,7 +25,7 @@ from tdistill.recipe import Recipe, named_paths, placed
 from tdistill.run.examples import load_splits
 from tdistill.run.folders import model_folder, world_folder
 from tdistill.run.keys import stage_keys
-from tdistill.run.stages import Say, Stages, open_workplace
+from tdistill.run.stages import Say, Stages, open_workplace, workplace_key
 from tdistill.teacher.cache.reader import Cache
 from tdistill.teacher.cache.writer import CacheWriter, identity_of
 from tdistill.teacher.rollouts import collect_rollouts, plan_key
@@ -88,8 +89,10 @@ class Groundwork:
             return {}
 
         with locked(folder.parent / "locks" / folder.name, wait=True):
-            beside = Stages(folder.parent, self.say)
-            beside.run(folder.name, key, list(outputs.values()), make)
+            beside, files = Stages(folder.parent, self.say), list(outputs.values())
+            if beside.finished(folder.name, key, files) is None:
+                _refuse_others(folder, None if config.folder is None else key)
+            beside.run(folder.name, key, files, make)
 
     # The teacher.
 
@@ -305,3 +308,25 @@ def _counted(name: str, counts: Any, total: int) -> int:
         bar.update(done, "responses")
     bar.close()
     return done
+
+
+def _refuse_others(folder: Path, shared: str | None) -> None:
+    """Refuse a folder for a world whose files are someone's, or another world that is shared.
+
+    Args:
+        folder: what is in it would be deleted.
+        shared: the key of the world, if other runs may use the folder.
+    """
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    found = workplace_key(folder)
+    if found is None:
+        raise InvalidValueError(
+            f"world.folder: expected a folder that is new or that a run made, found files of "
+            f"another origin in {folder}; name another folder"
+        )
+    if shared not in (None, found):
+        raise InvalidValueError(
+            f"world.folder: expected the world of this class, code and settings, found another in "
+            f"{folder}, which other runs may use; name another folder, or delete this one"
+        )

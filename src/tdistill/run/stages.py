@@ -12,15 +12,21 @@ from typing import Any
 from tdistill.files import write_atomically
 
 Say = Callable[[str], None]
+_NOTE = "key.txt"
 
 
 def open_workplace(folder: Path, key: str) -> None:
     """A folder that is new, or holds what was left by interrupted work of the same key."""
-    note = folder / "key.txt"
-    if folder.exists() and (not note.exists() or note.read_text(encoding="utf-8") != key):
+    if folder.exists() and workplace_key(folder) != key:
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(note, key)
+    write_atomically(folder / _NOTE, key)
+
+
+def workplace_key(folder: Path) -> str | None:
+    """The key of the work that a folder was opened for; None if it is no workplace."""
+    note = folder / _NOTE
+    return note.read_text(encoding="utf-8") if note.exists() else None
 
 
 class Stages:
