@@ -47,7 +47,7 @@ def test_a_kept_critic_tells_what_was_given_up(kept: bool, tmp_path: Path):
     traces = read_json(out / "metrics.json")["value_traces"]
     page = (out / "report.html").read_text()
     assert bool(traces) == kept
-    assert ('id="values"' in page) == any(trace["steps"] for trace in traces)
+    assert ('id="values"' in page) == any(trace["steps"] for trace in traces) == kept
     for trace in traces:
         assert trace["model"] == "tilted"
         for step in trace["steps"]:

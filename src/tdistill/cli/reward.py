@@ -31,7 +31,8 @@ class RewardCommand:
     """Read the implied reward Q - discount V' of given responses under a model, token by token.
 
     Several rows with the same prompt are candidates that are ranked against each other. Settings
-    that are not given are those of --run, else: shift raw, discount 0.99, set_top_p 0.8.
+    that are not given are those of --run, else: shift raw, discount 0.99, set_top_p 0.8. Where the
+    model of a run has a kept critic, rewards.jsonl has its costs to go, too.
     """
 
     data: str

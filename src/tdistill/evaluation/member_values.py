@@ -9,7 +9,7 @@ import torch
 
 from tdistill import core
 from tdistill.errors import ModelError
-from tdistill.evaluation.reward import token_texts
+from tdistill.evaluation.reward import row_texts
 from tdistill.evidence.batch import Batch
 from tdistill.evidence.collator import Collator
 from tdistill.evidence.evidence import EvidenceSource
@@ -58,9 +58,7 @@ def member_values(
     )
     return [
         {
-            "prompt": model.tokenizer.decode(list(row.prompt_ids), skip_special_tokens=True),
-            "model": label,
-            "tokens": token_texts(model, row),
+            **row_texts(label, model, row),
             "steps": _steps(model, critic, collate([(0, row)]).to(model.device), vocabulary_size),
         }
         for row in rows

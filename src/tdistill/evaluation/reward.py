@@ -167,14 +167,18 @@ def reward_traces(
     readings = read_rewards(model, objective, rows, source, vocabulary_size=vocabulary_size)
     return [
         {
-            "prompt": model.tokenizer.decode(list(row.prompt_ids), skip_special_tokens=True),
-            "model": label,
-            "tokens": token_texts(model, row),
+            **row_texts(label, model, row),
             "implied_reward": list(reading.implied_reward),
             "value": list(reading.value),
         }
         for row, reading in zip(rows, readings, strict=True)
     ]
+
+
+def row_texts(label: str, model: LanguageModel, row: Row) -> dict[str, Any]:
+    """What every trace of a response begins with: its prompt, its model's name, its tokens."""
+    prompt = model.tokenizer.decode(list(row.prompt_ids), skip_special_tokens=True)
+    return {"prompt": prompt, "model": label, "tokens": token_texts(model, row)}
 
 
 def token_texts(model: LanguageModel, row: Row) -> list[str]:
