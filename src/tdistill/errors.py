@@ -25,3 +25,11 @@ class CacheError(TdistillError, RuntimeError):
 
 class ModelError(TdistillError, RuntimeError):
     """A model or tokenizer cannot be used the way it was asked to be."""
+
+
+class DivergenceError(TdistillError, ArithmeticError):
+    """Training left the numbers: a loss, a gradient or a weight is not finite."""
+
+
+class StorageError(TdistillError, OSError):
+    """A file or folder cannot be written: no room, no permission, something else in its place."""

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from tdistill.errors import ModelError
-from tdistill.hashing import file_sha256, key_of
+from tdistill.errors import ModelError, StorageError
+from tdistill.hashing import file_sample_sha256, file_sha256, key_of
 
 _PACKAGE = "package:"
 _WORLD = "world:"
-_WHOLE_BELOW = 1 << 20
+_WEIGHTS = (".safetensors", ".gguf")
+_WHOLE_BELOW = 1 << 24
+_FULL = ("No space left on device", "File too large", "Disk quota exceeded", "PytorchStreamWriter")
 
 
 def resolve_path(path: str) -> str:
@@ -50,34 +55,41 @@ def place_in_world(path: str, world: Path) -> str:
 
 
 def fingerprint(path: str | None) -> str:
-    """Changes when what is named does: content of small files, size and time of large ones.
+    """Changes when the content of what is named does, and only then: not with its place or time.
 
-    A folder stands for the files in it, a pattern such as ``texts/*.txt`` for those it matches.
+    A folder stands for the files in it, hidden ones left out, a pattern such as ``texts/*.txt`` for
+    those it matches. Of weights a sample is read.
 
     Names that are not local files (hub names, ``demo:SPLIT``) stand for themselves, the latter with
     the content of the packaged file.
     """
     if path is None:
         return "none"
-    matches = sorted(glob.glob(path)) if glob.has_magic(path) else []  # noqa: PTH207
+    matches = sorted(glob.glob(path, recursive=True)) if glob.has_magic(path) else []  # noqa: PTH207
     if matches:
-        return key_of([(match, fingerprint(match)) for match in matches])
+        return key_of([(Path(match).name, fingerprint(match)) for match in matches])
     if path.startswith("demo:"):
         return f"{path}={fingerprint(str(Path(__file__).parent / 'demo' / 'prompts.jsonl'))}"
     try:
         place = Path(resolve_path(path))
     except ModelError:
         return path
-    if not place.exists():
-        return path
-    files = [place] if place.is_file() else sorted(p for p in place.iterdir() if p.is_file())
-    return key_of([_content_of(file) for file in files])
+    return _content_of(place) if place.exists() else path
 
 
-def _content_of(file: Path) -> tuple[str, int, str]:
-    stat = file.stat()
-    small = stat.st_size < _WHOLE_BELOW
-    return file.name, stat.st_size, file_sha256(file) if small else f"time {stat.st_mtime_ns}"
+def _content_of(place: Path) -> str:
+    if place.is_file():
+        stat = place.stat()
+        return _hashed(place, stat.st_size, stat.st_mtime_ns)
+    files = [p for p in place.iterdir() if p.is_file() and not p.name.startswith(".")]
+    return key_of([(file.name, _content_of(file)) for file in sorted(files)])
+
+
+@lru_cache(maxsize=1024)
+def _hashed(file: Path, size: int, changed: int) -> str:
+    """The hash of a file as it was at a time."""
+    weights = file.suffix in _WEIGHTS and size > _WHOLE_BELOW
+    return file_sample_sha256(file) if weights else file_sha256(file)
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
@@ -93,11 +105,79 @@ def write_atomically(path: Path, content: bytes | str) -> None:
 def replacing(path: Path) -> Iterator[Path]:
     """A file to write beside ``path``, which takes its place, synced, if nothing is raised."""
     partial = path.with_name(f".{path.name}.partial")
-    yield partial
-    with partial.open("rb+") as file:
-        os.fsync(file.fileno())
+    try:
+        yield partial
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)  # on a full disk it would only be in the way
+        raise
     partial.replace(path)
     _sync_folder(path.parent)
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """A new folder to write beside ``path``, which takes its place if nothing is raised.
+
+    So a folder of a name is whole, or it is not there: what is in the way goes last.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    if path.exists():
+        shutil.rmtree(path)
+    partial.replace(path)
+    _sync_folder(path.parent)
+
+
+def storage_error(error: BaseException, place: Path) -> StorageError | None:
+    """What is wrong with the disk, in words; None where the error is of another kind.
+
+    Args:
+        error: of the system, or of a library whose text repeats the system's.
+        place: what was written to, if the error does not say.
+    """
+    number, text = getattr(error, "errno", None), str(error)
+    reason = next((told for told in _FULL if told in text), None)
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or reason is not None:
+        found = reason or os.strerror(number or errno.ENOSPC)
+        return StorageError(
+            f"{place}: expected room to write, found {free_bytes(place) / 1e9:.1f} GB free "
+            f"({found}); what is finished stays: make room, and the same command goes on"
+        )
+    at = Path(getattr(error, "filename", None) or place)
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return StorageError(
+            f"{at}: expected a place that may be written, found none ({os.strerror(number)}); "
+            "name another folder, or change its permissions"
+        )
+    if number in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+        return StorageError(
+            f"{at}: expected {'a file' if number == errno.EISDIR else 'a folder'}, found something "
+            f"else ({os.strerror(number)}); name another place, or remove it"
+        )
+    return None
+
+
+def free_bytes(place: Path) -> int:
+    """Room on the disk that a path is, or will be, on."""
+    there = existing_parent(place)
+    return shutil.disk_usage(there).free
+
+
+def existing_parent(place: Path) -> Path:
+    """The path itself, or the nearest folder above it that exists."""
+    there = place.absolute()
+    while not there.exists():
+        there = there.parent
+    return there
 
 
 def _sync_folder(folder: Path) -> None:

@@ -37,6 +37,13 @@ class Progress:
             left = (self.total - done) / rate
             print(f"  {self.label}: {done} of {self.total}, {left:.0f} s left  {note}", flush=True)
 
+    def note(self, text: str) -> None:
+        """A line that stays, for what must not be overlooked."""
+        if self._bar is not None:
+            self._bar.console.print(f"  warning: {text}", markup=False, highlight=False)
+        else:
+            print(f"  warning: {text}", flush=True)
+
     def close(self) -> None:
         """Finish: the bar stays as a line."""
         if self._bar is not None:

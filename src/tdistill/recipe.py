@@ -110,7 +110,10 @@ class Recipe:
         baseline = self.baseline
         check("baseline", baseline is None or baseline in self.objectives, known, baseline)
         for label in self.objectives:
-            usable = label not in ("teacher", "start") and label.replace("-", "_").isidentifier()
+            usable = (
+                label not in ("teacher", "start", "untrained")
+                and label.replace("-", "_").isidentifier()
+            )
             check("objectives", usable, "names of letters, digits, - and _, not a model's", label)
         for place, path in named_paths(self).items():
             there = self.world is not None or not in_world(path)
@@ -199,7 +202,7 @@ def unite(recipes: Mapping[str, Recipe]) -> Recipe:
     objectives = dict(base.objectives)
     problems: list[str] = []
     for name, recipe in others:
-        for path, a, b in _differences(_common(base), _common(recipe)):
+        for path, a, b in differences(_common(base), _common(recipe)):
             problems.append(f"{path}: {a} in {first}, {b} in {name}")
         for label, objective in recipe.objectives.items():
             if objectives.setdefault(label, objective) != objective:
@@ -221,13 +224,13 @@ def _common(recipe: Recipe) -> dict[str, Any]:
     return {k: v for k, v in recipe_dict(recipe).items() if k not in _OF_OBJECTIVES}
 
 
-def _differences(a: Any, b: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+def differences(a: Any, b: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
     """Dotted path and both values where two recipes as plain values differ."""
     if isinstance(a, dict) or isinstance(b, dict):
         a, b = (value if isinstance(value, dict) else {} for value in (a, b))
         for key in a | b:
             inside = f"{path}.{key}" if path else key
-            yield from _differences(a.get(key, "nothing"), b.get(key, "nothing"), inside)
+            yield from differences(a.get(key, "nothing"), b.get(key, "nothing"), inside)
     elif a != b:
         yield path, a, b
 

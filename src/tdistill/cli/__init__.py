@@ -6,9 +6,11 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from pathlib import Path
 
 from tdistill import __version__
 from tdistill.errors import InvalidValueError, TdistillError
+from tdistill.files import storage_error
 from tdistill.strict import nearest
 
 USAGE = f"""tdistill {__version__}: temporal-difference distillation on the teacher's top-p sets
@@ -66,11 +68,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         return _command(words[0])(words[1:])
-    except TdistillError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except BrokenPipeError:  # the reader of our output has gone
         return 1
+    except (TdistillError, OSError) as error:
+        told = error if isinstance(error, TdistillError) else storage_error(error, Path.cwd())
+        if told is None:
+            raise
+        print(f"error: {told}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("\ninterrupted; the same command continues from here", file=sys.stderr)
         return 130

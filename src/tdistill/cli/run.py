@@ -52,6 +52,8 @@ def _show(result: Result, out: Path) -> None:
     print("\n".join(summary(result)))
     for who, why in result.failed.items():
         print(f"failed:  {who} ({why})")
+    for who, found in result.warnings.items():
+        print("\n".join(f"warning: {who}: {text}" for text in found))
     print(
         f"report:  {out / 'report.html'}\nstudent: {out / 'student'}\n"
         f"numbers: {out / 'metrics.json'}"

@@ -9,6 +9,8 @@ from typing import Annotated
 
 import tyro
 
+from tdistill.errors import InvalidValueError
+from tdistill.files import replacing_folder
 from tdistill.progress import quiet_libraries
 from tdistill.training.config import LayerRule
 
@@ -50,6 +52,11 @@ def student(words: list[str]) -> int:
     from tdistill.training.layer_choice import choose_layers
     from tdistill.training.student import drop_layers
 
+    if command.out.exists() and any(command.out.iterdir()):
+        raise InvalidValueError(
+            f"--out: expected a new or empty folder, found {command.out} with files in it; name "
+            "another, or remove it"
+        )
     teacher = load(command.source, gguf_file=command.gguf_file)
     rows = [] if command.data is None else read_responses(command.data, teacher.tokenizer)
     rule = command.choose or ("greedy" if rows else "even")
@@ -57,7 +64,8 @@ def student(words: list[str]) -> int:
         teacher, command.layers, rule, rows, measured_tokens=command.measured_tokens
     )
     made = drop_layers(teacher, choice.kept)
-    save(made, command.out)
+    with replacing_folder(command.out) as partial:
+        save(made, partial)
     print(
         f"{command.out}: {choice.text()}; "
         f"{teacher.num_parameters:,} -> {made.num_parameters:,} parameters. "

@@ -86,7 +86,7 @@ def imitation(model: LanguageModel, held_out: HeldOut) -> dict[str, Sample]:
     steps: dict[str, list[np.ndarray]] = {"forward_kl": [], "set_kl": [], "leak": []}
     for batch, teacher in zip(held_out.batches, held_out.teacher, strict=True):
         moved = batch.to(model.device)
-        sets, size = moved.sets, held_out.vocabulary_size
+        sets, size = moved.teacher_sets, held_out.vocabulary_size
         scores = step_scores(model.model, moved.layout, vocabulary_size=size)
         student = SetScores(scores, sets, moved.action)
         log_policy = project(student.on_set, sets.offsets)

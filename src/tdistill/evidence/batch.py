@@ -98,6 +98,11 @@ class Batch(TensorGroup):
         return marks
 
     @property
+    def teacher_sets(self) -> TopPSets:
+        """The sets as the teacher has them: without inserted actions."""
+        return self.sets.keep(~self.inserted)
+
+    @property
     def expert(self) -> Bool[Tensor, " T"]:
         """Steps of rows that the student is to imitate: not written by the student."""
         return self.source[self.row] < ROW_SOURCES.index("student")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import cached_property
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tdistill.core import TopPSets, sampled_log_normaliser, set_membership, soft_value
@@ -34,6 +34,16 @@ class SetScores:
     ) -> None:
         self.scores, self.sets, self.chunk_size = scores, sets, chunk_size
         self._action = action
+
+    def keep(self, members: Bool[Tensor, " M"]) -> SetScores:
+        """The same scores on sets of the marked members alone."""
+        kept = SetScores(
+            self.scores, self.sets.keep(members), self._action, chunk_size=self.chunk_size
+        )
+        known = vars(self)  # what is computed stays so
+        vars(kept).update({k: known[k] for k in ("action", "log_normaliser") if k in known})
+        vars(kept)["on_set"] = self.on_set[members]
+        return kept
 
     @property
     def steps(self) -> Int[Tensor, " T"]:

@@ -91,6 +91,7 @@ def render(result: Result) -> str:
             summary=findings.summary(result),
             caveat=findings.caveat(result),
             failed=result.failed,
+            warnings=result.warnings,
             created=result.created.replace("T", " ")[:16],
             version=result.versions.get("tdistill", ""),
             ours=result.distilled,

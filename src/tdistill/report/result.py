@@ -234,6 +234,7 @@ class Result:
         failed: why, by label and seed, for those left out.
         temperatures: the tuned one of every training seed, of the models that have one.
         differences: of every model to the distilled one and to the baseline.
+        warnings: what went wrong in training without ending it, by label and seed.
         layers: which of the teacher's the student began with, and why; empty for a checkpoint.
         sweep: every model at every temperature, the lowest first; empty where none was asked for.
         matched: differences to the baseline at the same values of each variable.
@@ -263,6 +264,7 @@ class Result:
     reward_traces: list[Trace]
     value_traces: list[ValueTrace]
     layers: dict[str, Any] = field(default_factory=dict)
+    warnings: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def models(self) -> list[str]:

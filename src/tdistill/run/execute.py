@@ -11,6 +11,7 @@ from tdistill.hashing import key_of
 from tdistill.recipe import Recipe
 from tdistill.report import write_report
 from tdistill.report.result import Result, read_result, write_result
+from tdistill.run.folders import STUDENT
 from tdistill.run.gathering import baseline_of, gather_result
 from tdistill.run.keys import result_key
 from tdistill.run.pipeline import Run
@@ -52,7 +53,7 @@ def _outputs(run: Run) -> list[Path]:
 
 
 def _finished(run: Run, key: str) -> bool:
-    outputs = [*_outputs(run), run.seeds[0].model_folder(run.recipe.distilled)]
+    outputs = [*_outputs(run), run.folder / STUDENT]
     return Stages(run.folder, run.say).finished("report", key, outputs) is not None
 
 

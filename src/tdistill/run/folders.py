@@ -8,6 +8,7 @@ from tdistill.files import in_world, place_in_world, resolve_path
 from tdistill.recipe import Recipe
 
 RESOLVED_RECIPE = "recipe.resolved.yaml"
+STUDENT = "student"  # a copy of the distilled model
 
 
 def seed_folder(folder: Path, number: int) -> Path:
@@ -44,4 +45,4 @@ def model_folder(recipe: Recipe, folder: Path, label: str) -> Path:
         if in_world(config.path):  # which may not be made yet
             return Path(place_in_world(config.path, world_folder(recipe, folder)))
         return Path(resolve_path(config.path))
-    return folder / ("student" if label == recipe.distilled else f"models/{label}")
+    return folder / "models" / label

@@ -120,6 +120,12 @@ def gather_result(run: Run) -> Result:
             trace for label in labels if _has_critic(run, label) for trace in _values(run, label)
         ],
         layers=shared["student"].get("layers", {}),
+        warnings={
+            f"{x}, seed {seed}": found
+            for seed, records in enumerate(seeds)
+            for x in (START, *labels)
+            if (found := records[x].get("warnings"))
+        },
     )
 
 

@@ -17,7 +17,7 @@ from tdistill.evaluation.imitation import hold_out
 from tdistill.evaluation.sweep import sweep
 from tdistill.evaluation.verifier import load_verifier
 from tdistill.evidence.rows import Row
-from tdistill.files import in_world, locked
+from tdistill.files import in_world, locked, replacing_folder
 from tdistill.models import language_model
 from tdistill.models.language_model import LanguageModel
 from tdistill.progress import Progress
@@ -104,7 +104,8 @@ class Groundwork:
 
         def convert() -> dict[str, Any]:
             model = language_model.load(config.path, gguf_file=config.gguf_file)
-            language_model.save(model, self.teacher_folder)
+            with replacing_folder(self.teacher_folder) as partial:
+                language_model.save(model, partial)
             return {}
 
         self.stages.run("teacher", self.keys["teacher"], [self.teacher_folder], convert)
@@ -251,7 +252,8 @@ class Groundwork:
                 self.say(f"  {choice.text()}")
                 student = drop_layers(teacher, choice.kept)
                 record = {"layers": {k: v for k, v in asdict(choice).items() if v}}
-            language_model.save(student, folder)
+            with replacing_folder(folder) as partial:
+                language_model.save(student, partial)
             return {"parameters": student.num_parameters} | record
 
         self.stages.run("student", self.keys["student"], [folder], make)

@@ -1,15 +1,20 @@
-"""What each stage of a run depends on, as a key: from the recipe and the files it names."""
+"""What each stage of a run depends on, as a key: from the recipe and the files it names.
+
+A key holds what the files contain, not where they are: who moves or renames a teacher, a data set
+or the recipe's folder finds all work again.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from tdistill import strict
 from tdistill.evaluation.verifier import load_verifier
 from tdistill.files import fingerprint, in_world
 from tdistill.hashing import key_of
-from tdistill.recipe import Recipe, WorldConfig, recipe_dict
+from tdistill.recipe import Recipe, WorldConfig, named_paths, recipe_dict
 from tdistill.report.result import FORMAT
 
 
@@ -28,41 +33,49 @@ def stage_keys(recipe: Recipe) -> dict[str, str]:
     keys = _shared_keys(recipe)
     text = _content(recipe.data.lm_text, keys)
     keys["start"] = key_of(keys["student"], keys["rollouts"], plain["start"], text)
-    for label in recipe.objectives:
-        place = label == recipe.distilled  # in student/ or in models/
-        own = plain["objectives"][label], plain["training"], text, place
-        code = strict.source_file_of(type(recipe.objectives[label]))
+    for label, objective in recipe.objectives.items():
+        own = plain["objectives"][label], plain["training"], text
+        code = strict.source_file_of(type(objective))
         if code is not None:  # a class of the user's own
-            own = *own, fingerprint(str(code))
+            named = plain["objectives"][label] | {"objective": type(objective).__qualname__}
+            own = named, *own[1:], fingerprint(str(code))
         keys[label] = key_of(keys["start"], keys["rollouts"], own)
-    verifier = _source_of_verifier(recipe)
+    judged_by = plain["evaluation"] | {"verify": _verifier(recipe)}
     for label in ("teacher", "start", *recipe.objectives):
-        evaluation = key_of(keys[label], keys["held-out"], plain["evaluation"], verifier)
+        evaluation = key_of(keys[label], keys["held-out"], judged_by)
         keys[f"evaluate-{label}"] = evaluation
     return keys
 
 
-def _source_of_verifier(recipe: Recipe) -> str | None:
-    """The fingerprint of the file of a user's own verifier."""
+def _verifier(recipe: Recipe) -> Any:
+    """The verifier: its name, or the name and the content of the file of a user's own."""
     named = recipe.evaluation.verify
     file = None if named is None else load_verifier(named).source_file
-    return None if file is None else fingerprint(str(file))
+    return named if file is None else (str(named).rpartition(":")[2], fingerprint(str(file)))
 
 
 def _shared_keys(recipe: Recipe) -> dict[str, str]:
     """Those of the stages that no training seed is in."""
     plain, data = recipe_dict(recipe), recipe.data
     keys = {} if recipe.world is None else {"world": _world_key(recipe.world)}
-    keys["teacher"] = key_of(plain["teacher"], _content(recipe.teacher.path, keys))
-    read = {k: v for k, v in plain["data"].items() if not k.startswith("lm_")}
+    places = named_paths(recipe)
+    keys["teacher"] = key_of(
+        _without("teacher", plain, places), _content(recipe.teacher.path, keys)
+    )
+    read = _without("data", plain, places)
     files = {s: _content(getattr(data, s), keys) for s in ("train", "valid", "test")}
     keys["rollouts"] = key_of(keys["teacher"], read, files, plain["rollouts"])
     keys["references"] = key_of(keys["rollouts"], "references")
     keys["held-out"] = key_of(keys["rollouts"], recipe.evaluation.rollouts_per_prompt)
     student = _content(recipe.student.path, keys)
     origin = keys["rollouts"] if recipe.student.measured else keys["teacher"]
-    keys["student"] = key_of(origin, plain["student"], student)
+    keys["student"] = key_of(origin, _without("student", plain, places), student)
     return keys
+
+
+def _without(section: str, plain: Mapping[str, Any], places: Mapping[str, str]) -> dict[str, Any]:
+    """A section of the recipe but for its paths, whose content counts."""
+    return {k: v for k, v in plain[section].items() if f"{section}.{k}" not in places}
 
 
 def _world_key(world: WorldConfig) -> str:

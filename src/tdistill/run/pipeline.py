@@ -6,19 +6,23 @@ result. Several processes may work on one folder: each model is made by whoever 
 
 from __future__ import annotations
 
+import shutil
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import yaml
 
-from tdistill.files import locked, write_atomically
+from tdistill.errors import StorageError
+from tdistill.files import locked, replacing_folder, write_atomically
+from tdistill.hashing import key_of
 from tdistill.recipe import Recipe, recipe_dict
 from tdistill.report.measures import duration
-from tdistill.run.folders import RESOLVED_RECIPE
+from tdistill.run.folders import RESOLVED_RECIPE, STUDENT
 from tdistill.run.groundwork import Groundwork
+from tdistill.run.replacement import replacement
 from tdistill.run.stages import Say
 from tdistill.run.students import START, Students
 
@@ -52,25 +56,26 @@ class Run:
 
     def __init__(self, recipe: Recipe, folder: Path, say: Say = print) -> None:
         self.recipe, self.folder, self.say = recipe, folder, say
-        folder.mkdir(parents=True, exist_ok=True)
-        resolved = yaml.safe_dump(recipe_dict(recipe), sort_keys=False)
-        write_atomically(folder / RESOLVED_RECIPE, resolved)
         self.groundwork = Groundwork(recipe, folder, say)
         self.seeds = [Students(self.groundwork, number) for number in range(recipe.seeds)]
         self.failed: dict[tuple[int, str], str] = {}
 
     def sample_rollouts(self) -> None:
         """Sample the teacher and capture its top-p sets, after a look at the student."""
+        self._begin()
         self._alone(self._sample_rollouts)
 
     def train(self) -> None:
         """Make the start of every training seed, and train every objective from it."""
+        self._begin()
         self._alone(self._make_groundwork)
         self.groundwork.release_teacher()
         self._work_off(self._tasks("train"))
+        self._alone(self._publish)
 
     def evaluate(self) -> None:
         """Train what is not trained, and judge every model."""
+        self._begin()
         if self.recipe.keep_models:
             self.train()  # all of it first: the teacher is out of memory meanwhile
             left = self._tasks("judge")
@@ -79,6 +84,31 @@ class Run:
             left = self._tasks("train", "judge")
         self._alone(self.groundwork.judge_teacher)
         self._work_off(left)
+        self._alone(self._publish)
+
+    def _begin(self) -> None:
+        """Write the recipe into the folder; what another recipe left there is told and kept."""
+        with locked(self.folder / "locks" / "recipe", wait=True):
+            replaced = replacement(self.recipe, self.folder)
+            if replaced:
+                self.say(replaced.text())
+                replaced.keep()
+            resolved = yaml.safe_dump(recipe_dict(self.recipe), sort_keys=False)
+            write_atomically(self.folder / RESOLVED_RECIPE, resolved)
+
+    def _publish(self) -> None:
+        """A copy of the distilled student where people look for it."""
+        first, label, folder = self.seeds[0], self.recipe.distilled, self.folder / STUDENT
+        if not first.trained(label):
+            return
+
+        def copy() -> dict[str, Any]:
+            with replacing_folder(folder) as partial:
+                shutil.copytree(first.model_folder(label), partial, dirs_exist_ok=True)
+            return {}
+
+        key = key_of(label, first.keys[label])
+        first.stages.run("publish", key, [folder / "config.json"], copy)
 
     def _sample_rollouts(self) -> None:
         self.groundwork.make_world()
@@ -157,7 +187,7 @@ class Run:
         try:
             students.train(task.label) if task.work == "train" else students.judge(task.label)
         except Exception as error:  # one objective that diverges must not end a long run
-            if task.label == START:
+            if task.label == START or isinstance(error, StorageError):
                 raise
             note = students.folder / "failed" / f"{task.label}.txt"
             note.parent.mkdir(exist_ok=True)

@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tdistill.files import write_atomically
+from tdistill.errors import TdistillError
+from tdistill.files import storage_error, write_atomically
 
 Say = Callable[[str], None]
 _NOTE = "key.txt"
@@ -39,7 +40,6 @@ class Stages:
 
     def __init__(self, folder: Path, say: Say) -> None:
         self.folder = folder / "stages"
-        self.folder.mkdir(parents=True, exist_ok=True)
         self.say = say
 
     def finished(self, name: str, key: str, outputs: Sequence[Path]) -> dict[str, Any] | None:
@@ -73,6 +73,9 @@ class Stages:
 
         Returns:
             The record: what ``work`` returned, with ``key`` and ``seconds``.
+
+        Raises:
+            StorageError: if there is no room, or no permission, to write what the stage leaves.
         """
         record = self.finished(name, key, outputs)
         if record is not None:
@@ -80,9 +83,16 @@ class Stages:
             return record
         self.say(f"[{name}]")
         path = self.folder / f"{name}.json"
-        path.unlink(missing_ok=True)  # its outputs are about to change
         started = time.monotonic()
-        record = {**work(), "key": key, "seconds": round(time.monotonic() - started, 1)}
-        write_atomically(path, json.dumps(record))
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            path.unlink(missing_ok=True)  # its outputs are about to change
+            record = {**work(), "key": key, "seconds": round(time.monotonic() - started, 1)}
+            write_atomically(path, json.dumps(record))
+        except Exception as error:
+            told = None if isinstance(error, TdistillError) else storage_error(error, self.folder)
+            if told is None:
+                raise
+            raise told from error
         self.say(f"[{name}] done in {record['seconds']:.0f} s")
         return record

@@ -12,6 +12,7 @@ from tdistill.evaluation import evaluate
 from tdistill.evaluation.sweep import sweep
 from tdistill.evidence.evidence import EvidenceSource
 from tdistill.evidence.rows import Row
+from tdistill.files import replacing_folder
 from tdistill.models import language_model
 from tdistill.run.folders import model_folder, seed_folder
 from tdistill.run.groundwork import Groundwork
@@ -20,6 +21,7 @@ from tdistill.run.stages import Stages, open_workplace
 from tdistill.teacher.source import CachedTeacher
 from tdistill.training import train
 from tdistill.training.config import TrainConfig
+from tdistill.training.divergence import signs_of_failure
 from tdistill.training.objectives import SFT, Objective
 from tdistill.training.tolerated_gap import resolve_gap
 
@@ -122,7 +124,8 @@ class Students:
         folder = self.model_folder(START)
 
         def copy() -> dict[str, Any]:
-            shutil.copytree(untrained, folder, dirs_exist_ok=True)
+            with replacing_folder(folder) as partial:
+                shutil.copytree(untrained, partial, dirs_exist_ok=True)
             return {}
 
         self.stages.run(START, self.keys[START], [folder / "config.json"], copy)
@@ -146,25 +149,26 @@ class Students:
             resolved, chosen = resolve_gap(objective, lambda: ground.open_cache("train"))
             if chosen is not None:
                 self.say(f"  {chosen.text()}")
-            trained, history = train.train_student(
-                language_model.load(start),
-                resolved,
-                responses,
-                config,
-                checkpoints=checkpoints,
-                vocabulary_size=ground.count_vocabulary(),
-                source=None if label == START else self._source_for(objective),
-                live_teacher=ground.load_live_teacher() if wants_teacher else None,
-                references=references,
-                text=ground.load_text(config.text_chunk_tokens),
-                label=label,
-                critic_folder=folder if config.keep_critic else None,
-            )
-            language_model.save(trained, folder)
+            with replacing_folder(folder) as partial:
+                trained, history = train.train_student(
+                    language_model.load(start),
+                    resolved,
+                    responses,
+                    config,
+                    checkpoints=checkpoints,
+                    vocabulary_size=ground.count_vocabulary(),
+                    source=None if label == START else self._source_for(objective),
+                    live_teacher=ground.load_live_teacher() if wants_teacher else None,
+                    references=references,
+                    text=ground.load_text(config.text_chunk_tokens),
+                    label=label,
+                    critic_folder=partial if config.keep_critic else None,
+                )
+                language_model.save(trained, partial)
             shutil.rmtree(checkpoints, ignore_errors=True)
-            return {"history": history, "parameters": trained.num_parameters} | (
-                {} if chosen is None else {"sets": asdict(chosen)}
-            )
+            record = {"history": history, "parameters": trained.num_parameters}
+            record["warnings"] = signs_of_failure(history)
+            return record | ({} if chosen is None else {"sets": asdict(chosen)})
 
         self.stages.run(label, self.keys[label], [folder / "config.json"], work)
 

@@ -55,7 +55,7 @@ class Diagnostics:
             self._add_by_source(name, values, counted, batch)
             if name.startswith("critic_"):  # what its explained variance is made of
                 self.add(f"{name}_squared", values.square(), counted)
-        leak, steps = student.leak()
+        leak, steps = student.keep(~batch.inserted).leak()
         self._add_by_source("leak", leak, batch.trained, batch, steps)
 
     def add(self, name: str, values: Tensor, mask: Tensor) -> None:
@@ -98,12 +98,14 @@ class Diagnostics:
 
 
 def _on_sets(student: SetScores, batch: Batch) -> dict[str, Tensor]:
-    sets, links, value = batch.sets, batch.transitions, student.set_value
+    """What an objective sees, on its sets; how near the student is, on the teacher's own."""
+    links, value = batch.transitions, student.set_value
     following = successor(value, links.has_successor)
-    log_policy = project(student.on_set, sets.offsets)
+    own = student.keep(~batch.inserted)
+    log_policy = project(own.on_set, own.sets.offsets)
     return {
         "value": value,
         "implied_reward": implied_reward(student.action, following, links.discount),
-        "entropy": -expectation(log_policy, log_policy, sets.offsets),
-        "set_kl": set_forward_kl(sets.log_probs, log_policy, sets.offsets),
+        "entropy": -expectation(log_policy, log_policy, own.sets.offsets),
+        "set_kl": set_forward_kl(own.sets.log_probs, log_policy, own.sets.offsets),
     }

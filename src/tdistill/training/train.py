@@ -20,6 +20,7 @@ from tdistill.models.language_model import LanguageModel
 from tdistill.progress import Progress
 from tdistill.teacher.source import LiveTeacher
 from tdistill.training.config import LoraConfig, TrainConfig
+from tdistill.training.divergence import refuse_non_finite_weights, signs_of_failure
 from tdistill.training.likelihood_filter import LikelihoodFilter, likelihood_filter
 from tdistill.training.mixing import EvidenceMix, StudentSampler
 from tdistill.training.objectives import Objective
@@ -66,6 +67,7 @@ def train_student(
 
     Raises:
         InvalidValueError: if there are no rows, or the objective lacks evidence that it needs.
+        DivergenceError: if a loss, a gradient or a weight is not finite.
     """
     _check_evidence(objective, rows, source, live_teacher, references)
     model: Any = (
@@ -100,6 +102,7 @@ def train_student(
         share_prefix=config.share_prefix,
         tokens_per_forward=config.tokens_per_forward,
     )
+    progress = _ShowProgress(label or objective.name)
     trainer = DistillTrainer(
         model,
         objective=objective,
@@ -110,10 +113,14 @@ def train_student(
         args=training_arguments(config, checkpoints),
         train_dataset=RowDataset(rows),
         data_collator=collator,
-        callbacks=[_ShowProgress(label or objective.name), _NoLastCheckpoint()],
+        callbacks=[progress, _NoLastCheckpoint()],
     )
     trainer.remove_callback(PrinterCallback)  # the progress line is enough
-    trainer.train(resume_from_checkpoint=newest_checkpoint(checkpoints))
+    try:
+        trainer.train(resume_from_checkpoint=newest_checkpoint(checkpoints))
+    finally:
+        progress.close()
+    refuse_non_finite_weights(objective.name, trainer.state.global_step, model)
     if critic_folder is not None and trainer.beside.critic is not None:
         trainer.beside.critic.keep(critic_folder)
     for weight in frozen:
@@ -243,6 +250,8 @@ class _ShowProgress(TrainerCallback):
     def __init__(self, label: str) -> None:
         self.label = label
         self.bar: Progress | None = None
+        self.logged: History = []
+        self.warned: set[str] = set()  # quantities
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.bar = Progress(f"train {self.label}", state.max_steps, done=state.global_step)
@@ -255,7 +264,18 @@ class _ShowProgress(TrainerCallback):
                 rows, size = int(logs["replay_rows"]), logs["replay_mib"]
                 note += f", replay {rows} rows, {size:.1f} MiB, age {logs['replay_age']:.1f}"
             self.bar.update(state.global_step, note)
+            self._warn(state.log_history)
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def _warn(self, log_history: Sequence[Any]) -> None:
+        """Say once of each quantity that it goes wrong."""
+        self.logged += log_history[len(self.logged) :]
+        for sign in signs_of_failure(self.logged):
+            quantity, _, _ = sign.partition(":")
+            if quantity not in self.warned and self.bar is not None:
+                self.warned.add(quantity)
+                self.bar.note(f"{self.label}: {sign}")
+
+    def close(self) -> None:
+        """End the bar, whatever became of training."""
         if self.bar is not None:
             self.bar.close()

@@ -32,6 +32,7 @@ from tdistill.teacher.source import LiveTeacher
 from tdistill.training.beside import Beside
 from tdistill.training.config import TrainConfig
 from tdistill.training.diagnostics import Diagnostics
+from tdistill.training.divergence import refuse_non_finite, refuse_non_finite_weights
 from tdistill.training.mixing import EvidenceMix
 from tdistill.training.objectives import Objective
 from tdistill.training.row_gradient import RowGradient, sparse_gradient
@@ -91,6 +92,7 @@ class DistillTrainer(Trainer):
         self.add_callback(self.beside)
         self.diagnostics = Diagnostics(by_source=mix is not None)
         self._rows: RowGradient | None = None
+        self._loss = torch.zeros((), device=self.args.device)  # of the present update
         self._clock = time.perf_counter()
         check_head(model, vocabulary_size=vocabulary_size, head=config.head)
         if config.share_prefix:
@@ -133,6 +135,7 @@ class DistillTrainer(Trainer):
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list[list[Batch]], Any]:
         """The micro-batches of one update, each in parts, and their counts."""
+        self._loss = torch.zeros_like(self._loss)
         drawn = list(itertools.islice(epoch_iterator, num_batches))
         batches = drawn if self.mix is None else self._mixed(drawn, self.mix)
         if not batches:
@@ -159,7 +162,28 @@ class DistillTrainer(Trainer):
             rows = nullcontext() if self._rows is None else self._rows.collecting()
             with rows, nullcontext() if last else self.accelerator.no_sync(model):
                 losses.append(super().training_step(model, part, num_items_in_batch))
-        return torch.stack(losses).sum()
+        loss = torch.stack(losses).sum()
+        self._loss += loss.detach()
+        return loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """The norm; the last look at an update before it is made."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        skips = self.accelerator.scaler is not None  # float16: such an update is left out
+        refuse_non_finite(
+            self.objective.name,
+            self.state.global_step + 1,
+            float(self._loss),
+            0.0 if skips else float(norm),
+            learning_rate=self._get_learning_rate(),
+            checkpoints=Path(self.args.output_dir or "."),
+        )
+        return norm
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """A checkpoint of numbers alone."""
+        refuse_non_finite_weights(self.objective.name, self.state.global_step, self.model)
+        super()._save_checkpoint(model, trial)
 
     def _prepare_inputs(self, inputs: Any) -> Any:
         """A batch moves as a whole."""
@@ -335,6 +359,7 @@ def training_arguments(config: TrainConfig, folder: Path) -> TrainingArguments:
         save_steps=config.save_steps,
         save_total_limit=2,
         logging_steps=config.logging_steps,
+        logging_nan_inf_filter=False,  # it would show 0 for a loss that is NaN
         report_to=list(config.report_to),
         remove_unused_columns=False,
         disable_tqdm=True,
