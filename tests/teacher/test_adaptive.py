@@ -33,8 +33,12 @@ def steps(cache: Cache) -> AllSteps:
 
 
 def plain_bound(cache: Cache, *, p: float = 1.0, gain: float = 0.0) -> tuple[float, float]:
-    """(3.3) averaged over states, and the mean size, one step at a time in plain Python."""
-    total, states, members = 0.0, 0, 0
+    """(3.3) averaged over states, and the mean size, one step at a time in plain Python.
+
+    Responses that were cut go on for a long time, ending at each step as often as others do.
+    """
+    responses: list[tuple[bool, list[float]]] = []
+    members = 0
     for row in cache.rows():
         sets, losses = cache.evidence([row]).sets, []
         for t in range(len(row.response_ids)):
@@ -45,13 +49,20 @@ def plain_bound(cache: Cache, *, p: float = 1.0, gain: float = 0.0) -> tuple[flo
                 mass, kept = mass + probability, kept + 1
             losses.append(max(0.0, -math.log(mass)))
             members += kept
+        responses.append((row.ended, losses))
+    assert 0 < sum(ended for ended, _ in responses) < len(responses)
+    states = sum(len(losses) for _, losses in responses)
+    mean = sum(sum(losses) for _, losses in responses) / states
+    ending = sum(ended for ended, _ in responses) / states
+    total = 0.0
+    for ended, losses in responses:
+        later = [] if ended else [mean * (1 - ending) ** k for k in range(500)]
         for t in range(len(losses)):
-            total += sum(GAMMA ** (k - t) * losses[k] for k in range(t + 1, len(losses)))
-        states += len(losses)
+            total += sum(GAMMA**k * x for k, x in enumerate([*losses, *later][t + 1 :], 1))
     return total / states, members / states
 
 
-@pytest.mark.parametrize("gap", [0.3, 0.6, 1.5])
+@pytest.mark.parametrize("gap", [0.9, 1.5, 3.0])
 def test_one_p_is_the_smallest_that_meets_the_gap(gap: float, cache: Cache):
     found = choose_top_p(cache, gap, discount=GAMMA)
     assert (found.rule, found.min_gain, found.tolerated_gap) == ("global", None, gap)
@@ -62,7 +73,7 @@ def test_one_p_is_the_smallest_that_meets_the_gap(gap: float, cache: Cache):
     assert found.bound <= gap < plain_bound(cache, p=found.set_top_p - 1e-4)[0]
 
 
-@pytest.mark.parametrize("gap", [0.3, 0.6, 1.5])
+@pytest.mark.parametrize("gap", [0.9, 1.5, 3.0])
 def test_one_gain_is_the_largest_that_meets_the_gap(gap: float, cache: Cache):
     found = choose_top_p(cache, gap, discount=GAMMA, rule="per-state")
     assert (found.rule, found.set_top_p) == ("per-state", None)
@@ -112,8 +123,25 @@ def test_a_smaller_gap_takes_more(steps: AllSteps):
 
 
 def test_a_discount_of_one_counts_to_the_end_of_the_response(steps: AllSteps):
-    found = choose_top_p(steps, 2.0, discount=1.0)
-    assert found.mean_size > choose_top_p(steps, 2.0, discount=GAMMA).mean_size
+    found = choose_top_p(steps, 12.0, discount=1.0)
+    assert found.mean_size > choose_top_p(steps, 12.0, discount=GAMMA).mean_size
+
+
+def test_without_a_discount_responses_that_never_end_lose_without_bound(steps: AllSteps):
+    endless = replace(steps, ended=torch.zeros_like(steps.ended))
+    assert choose_top_p(endless, 12.0, discount=0.9).bound <= 12.0
+    with pytest.raises(InvalidValueError, match="expected at least inf nats"):
+        choose_top_p(endless, 1e9, discount=1.0)
+
+
+def test_cut_responses_make_the_bound_larger(steps: AllSteps):
+    found = choose_top_p(steps, 2.0, discount=GAMMA)
+    assert found.bound <= 2.0
+    assert found.bound > found.bound_as_cached > 0.0
+    all_ended = replace(steps, ended=torch.ones_like(steps.ended))
+    again = choose_top_p(all_ended, 2.0, discount=GAMMA)
+    assert again.bound == again.bound_as_cached
+    assert again.mean_size < found.mean_size  # what a cut hides must be paid for
 
 
 @pytest.mark.parametrize(("gap", "discount"), [(0.0, 0.9), (-1.0, 0.9), (1.0, 0.0), (1.0, 1.1)])

@@ -27,18 +27,18 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
 
 
 def test_a_gap_adds_what_it_asks_for(cache: Cache, capsys: pytest.CaptureFixture[str]):
-    words = ["inspect", str(cache.folder), "--gap", "5", "--discount", "0.95"]
+    words = ["inspect", str(cache.folder), "--gap", "9", "--discount", "0.95"]
     assert cli.main([*words, "--json"]) == 0
     numbers = json.loads(capsys.readouterr().out)
     assert [chosen["rule"] for chosen in numbers["chosen"]] == ["global", "per-state"]
     for chosen in numbers["chosen"]:
-        own = choose_top_p(cache, 5.0, discount=0.95, rule=chosen["rule"])
+        own = choose_top_p(cache, 9.0, discount=0.95, rule=chosen["rule"])
         assert chosen["mean_size"] == own.mean_size
-        assert chosen["bound"] == own.bound <= 5.0
+        assert chosen["bound"] == own.bound <= 9.0
     assert "chosen" not in inspect_cache(cache)
     assert cli.main(words) == 0
     said = capsys.readouterr().out
-    assert said.count("a gap of 5 nats at discount 0.95") == 2
+    assert said.count("a gap of 9 nats at discount 0.95") == 2
     assert f"p = {numbers['chosen'][0]['set_top_p']:g}, mean size" in said
     assert f"min_gain = {numbers['chosen'][1]['min_gain']:g}, mean size" in said
 

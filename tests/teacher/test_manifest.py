@@ -118,3 +118,76 @@ def test_a_shard_is_checked_against_its_entry(tmp_path: Path):
     file.unlink()
     with pytest.raises(CacheError, match="the manifest lists this shard, the file is missing"):
         check_shard(tmp_path, shard)
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value"),
+    [
+        ("identity", "captured_top_p", 0.5),
+        ("identity", "teacher_fingerprint", "e" * 16),
+        ("shards", "rows", 4),
+        ("shards", "sha256", "cd" * 32),
+        ("counts", "rows", 7),
+    ],
+)
+def test_an_edited_manifest_is_refused(section: str, field: str, value: Any, tmp_path: Path):
+    Manifest(IDENTITY, (FIRST,)).write(tmp_path)
+    content = json.loads((tmp_path / MANIFEST).read_text())
+    part = content[section][0] if section == "shards" else content[section]
+    assert part[field] != value
+    part[field] = value
+    (tmp_path / MANIFEST).write_text(json.dumps(content))
+    with pytest.raises(CacheError, match="differs from its checksum: it was changed after it was"):
+        read_manifest(tmp_path)
+
+
+def test_a_manifest_without_a_checksum_is_refused_and_layout_does_not_matter(tmp_path: Path):
+    Manifest(IDENTITY, (FIRST,)).write(tmp_path)
+    content = json.loads((tmp_path / MANIFEST).read_text())
+    reordered = dict(sorted(content.items(), reverse=True))
+    (tmp_path / MANIFEST).write_text(json.dumps(reordered))
+    assert read_manifest(tmp_path).shards == (FIRST,)
+    del content["sha256"]
+    (tmp_path / MANIFEST).write_text(json.dumps(content))
+    with pytest.raises(CacheError, match="differs from its checksum"):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../a.arrow", "/etc/a.arrow", "x/a.arrow", "..\\a.arrow", "..", "", "a.txt", "a/../b.arrow"],
+)
+def test_a_shard_outside_the_folder_is_refused(name: str, tmp_path: Path):
+    Manifest(IDENTITY, (replace(FIRST, name=name),)).write(tmp_path)
+    with pytest.raises(CacheError, match=r"expected shards that are \.arrow files of this folder"):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "text"),
+    [
+        ("rows", "3", "rows is str"),
+        ("rows", True, "rows is bool"),
+        ("rows", -1, "rows is out of range"),
+        ("steps", 1 << 60, "steps is out of range"),
+        ("bytes", 2.5, "bytes is float"),
+        ("name", 5, "name is int"),
+        ("sha256", None, "sha256 is NoneType"),
+    ],
+)
+def test_entries_of_the_wrong_kind_are_refused(field: str, value: Any, text: str, tmp_path: Path):
+    Manifest(IDENTITY, (FIRST,)).write(tmp_path)
+    content = json.loads((tmp_path / MANIFEST).read_text())
+    content["shards"][0][field] = value
+    (tmp_path / MANIFEST).write_text(json.dumps(content))
+    with pytest.raises(CacheError, match=text):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "9" * 5_000_000])
+def test_bombs_end_in_one_line(text: str, tmp_path: Path):
+    (tmp_path / MANIFEST).write_text(text)
+    with pytest.raises(CacheError) as caught:
+        read_manifest(tmp_path)
+    assert len(str(caught.value).splitlines()) == 1
+    assert len(str(caught.value)) < 400

@@ -22,6 +22,8 @@ from tdistill.teacher.cache.writer import CacheWriter, identity_of
 from tdistill.teacher.config import CaptureConfig
 from teaching import CAPTURE, IDENTITY, record, roll, teacher
 
+MADE_UP = replace(IDENTITY, min_gain=1e-9)  # sets of any mass
+
 
 @pytest.mark.parametrize(
     "capture", [CAPTURE, CaptureConfig(0.9, 12), CaptureConfig(0.7, None, tail_samples=4)]
@@ -111,11 +113,11 @@ def test_counts_that_differ_from_the_manifest_are_found(count: str, name: str, t
 
 def test_tokens_that_cannot_be_are_found(tmp_path: Path):
     twice = changed(ids=[5, 5, 7], action_log_prob=[-3.0, -3.0])
-    with CacheWriter(tmp_path, IDENTITY) as writer:
+    with CacheWriter(tmp_path, MADE_UP) as writer:
         writer.write("a", [twice, record((3,), (63, 1), seed=1)])
         manifest = writer.manifest
     assert verify_cache(Cache(tmp_path)) == ["a.arrow: a token twice in one set"]
-    replace(manifest, identity=replace(IDENTITY, vocabulary_size=63)).write(tmp_path)
+    replace(manifest, identity=replace(MADE_UP, vocabulary_size=63)).write(tmp_path)
     assert "a.arrow: a token id outside the vocabulary" in verify_cache(Cache(tmp_path))
 
 
@@ -137,7 +139,7 @@ def test_tails_that_cannot_be_are_found(
     tail = Tail(*numbers, torch.tensor([0, 1, 3]))
     if problem == "a tail token twice in one step":
         tail = replace(tail, offsets=torch.tensor([0, 2, 3]))
-    with CacheWriter(tmp_path, replace(IDENTITY, tail_samples=4)) as writer:
+    with CacheWriter(tmp_path, replace(MADE_UP, tail_samples=4)) as writer:
         writer.write("a", [replace(plain, evidence=replace(plain.evidence, tail=tail))])
     expected = [] if problem is None else [f"a.arrow: {problem}"]
     assert verify_cache(Cache(tmp_path)) == expected
@@ -150,3 +152,20 @@ def test_damage_to_the_file_is_found_on_opening(tmp_path: Path):
     shard.write_bytes(content)
     with pytest.raises(CacheError, match="differs from its checksum"):
         Cache(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("claim", "problem"),
+    [
+        ({"captured_top_p": 0.5}, "a set that goes on where its mass has reached the captured 0.5"),
+        ({"captured_top_p": 0.95}, "a set of less mass than the captured 0.95"),
+        ({"max_set_size": 2}, "a set larger than the cap of 2"),
+    ],
+)
+def test_what_a_manifest_claims_is_checked_against_the_sets(
+    claim: dict[str, Any], problem: str, tmp_path: Path
+):
+    manifest = roll(tmp_path).manifest
+    replace(manifest, identity=replace(manifest.identity, **claim)).write(tmp_path)
+    found = verify_cache(Cache(tmp_path))
+    assert found == [f"{shard.name}: {problem}" for shard in manifest.shards]

@@ -1,7 +1,7 @@
 """The public names of ``tdistill.core``; ``lazy_loader`` reads this list at run time."""
 
 from .bellman import implied_reward, soft_bellman_backup, td_error
-from .bounds import kappa, sampled_gap_bound
+from .bounds import kappa, loss_of_unseen_steps, sampled_gap_bound
 from .cost_to_go import advantage, soft_actor_terms, spread, state_cost, tilt, token_sums
 from .divergences import (
     cross_entropy,
@@ -98,6 +98,7 @@ __all__ = [
     "log_mixture",
     "log_rest",
     "log_set_mass",
+    "loss_of_unseen_steps",
     "masked_sum",
     "offsets_of",
     "policy_value",

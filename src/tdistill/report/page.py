@@ -51,6 +51,7 @@ _BOUNDS = (  # name, head and decimals of each column
     ("mean_size", "Mean size", 1),
     ("median_size", "Median size", 0),
     ("bound", "Bound (3.3)", 2),
+    ("bound_as_cached", "if cuts were ends", 2),
     ("bound_stationary", "(3.3), endless", 2),
     ("kappa", "\N{GREEK SMALL LETTER KAPPA}(p)", 2),
 )

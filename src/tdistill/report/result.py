@@ -208,6 +208,7 @@ class Bound(TypedDict):
     mean_size: float
     median_size: float
     bound: float
+    bound_as_cached: float
     bound_stationary: float
     kappa: float
 

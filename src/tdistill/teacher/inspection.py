@@ -23,9 +23,10 @@ def inspect_cache(
     """Counts, sizes, coverage and bounds of a cache, as plain values for JSON.
 
     ``kappa_least_mass`` is kappa at the least captured mass, which holds under a binding cap too.
-    ``bound`` is (3.3) averaged over the states of the cached responses, which end;
-    ``bound_stationary`` is the same sum if a response went on for ever at the mean loss of its
-    steps, which is what kappa assumes of the worst step.
+    ``bound`` is (3.3) averaged over the states of the cached responses, where those that were cut
+    go on, and ``bound_as_cached`` the same as if they had ended; ``bound_stationary`` is the same
+    sum if a response went on for ever at the mean loss of its steps, which is what kappa assumes of
+    the worst step.
 
     Args:
         cache: the open cache.
@@ -97,11 +98,12 @@ def inspection_text(numbers: dict[str, Any]) -> str:
         f"{numbers['tail_tokens_per_step']:.1f} distinct tokens",
         f"  out of set     {numbers['out_of_set_rate']:.2%} of the response tokens",
         f"  what p loses at discount {numbers['discount']}, nats of Q: (3.3) on these responses, "
-        "(3.3) without end, kappa; bytes a step if captured so are estimates",
+        "(3.3) where cut ones go on, (3.3) without end, kappa; bytes a step are estimates",
     ]
     lines += [
         f"    p = {b['set_top_p']:<5} mean size {b['mean_size']:8.1f}  bytes "
-        f"{b['bytes_per_step']:7.1f}   {b['bound']:7.2f}  {b['bound_stationary']:7.2f}  "
+        f"{b['bytes_per_step']:7.1f}   {b['bound_as_cached']:7.2f}  {b['bound']:7.2f}  "
+        f"{b['bound_stationary']:7.2f}  "
         f"{b['kappa']:7.2f}"
         for b in numbers["bounds"]
     ]
@@ -161,6 +163,7 @@ def _bound(everything: AllSteps, p: float, discount: float) -> dict[str, float]:
         "median_size": float(np.median(sizes.numpy())),
         "bytes_per_step": everything.bytes_per_step(smaller),
         "bound": everything.bound(smaller, discount=discount),
+        "bound_as_cached": everything.bound(smaller, discount=discount, as_cached=True),
         "bound_stationary": float(discount / (1 - discount) * loss.mean()),
         "kappa": kappa(p, discount),
     }

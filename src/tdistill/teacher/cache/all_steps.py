@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tdistill.core import TopPSets, log_set_mass, sampled_gap_bound
+from tdistill.core import TopPSets, log_set_mass, loss_of_unseen_steps, sampled_gap_bound
 from tdistill.errors import CacheError
 from tdistill.evidence.evidence import concatenate
 from tdistill.teacher.cache.reader import Cache
@@ -46,10 +46,22 @@ class AllSteps:
         """``-log m`` of each step, nats, under these or smaller sets."""
         return -log_set_mass(sets.log_probs, sets.offsets).clamp(max=0.0)
 
-    def bound(self, sets: TopPSets, *, discount: float) -> float:
-        """(3.3) averaged over the states of the cached responses, which end, nats."""
+    def bound(self, sets: TopPSets, *, discount: float, as_cached: bool = False) -> float:
+        """(3.3) averaged over the states of the cached responses, nats.
+
+        Args:
+            sets: these or smaller ones.
+            discount: gamma.
+            as_cached: as if a response that was cut had ended there, which is less than the bound
+                of the teacher; else it goes on at the mean loss until it ends as often as others.
+        """
         losses = self.losses(sets)
-        return float(sampled_gap_bound(losses, self.lengths, discount=discount).mean())
+        ending = float(self.ended.double().sum() / max(len(losses), 1))
+        behind = loss_of_unseen_steps(float(losses.mean()), ending, discount=discount)
+        cut = ~self.ended & (not as_cached)
+        unseen = torch.zeros(len(cut), dtype=losses.dtype).masked_fill(cut, behind)
+        found = sampled_gap_bound(losses, self.lengths, discount=discount, unseen=unseen)
+        return float(found.mean())
 
     def bytes_per_step(self, sets: TopPSets) -> float:
         """An estimate of the bytes a step if only these sets had been captured.

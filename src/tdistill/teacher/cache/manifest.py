@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from tdistill.errors import CacheError
 from tdistill.files import write_atomically
@@ -13,6 +16,7 @@ from tdistill.hashing import file_sha256
 FORMAT = "tdistill-cache"
 VERSION = 3
 MANIFEST = "manifest.json"
+_LARGEST = 1 << 53
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,9 @@ class Shard:
     tail_tokens: int
 
 
+_Entry = TypeVar("_Entry", CacheIdentity, Shard)
+
+
 @dataclass(frozen=True)
 class Manifest:
     """Identity and shards of a cache."""
@@ -68,14 +75,23 @@ class Manifest:
         """Replace the manifest file in one step."""
         counts = {"rows": self.rows, "steps": self.steps}
         content = {"format": FORMAT, "version": VERSION, "counts": counts, **asdict(self)}
+        content["sha256"] = _checksum(content)
         write_atomically(folder / MANIFEST, json.dumps(content, indent=1).encode())
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    """Of all entries but itself, however they are laid out in the file."""
+    entries = {key: value for key, value in content.items() if key != "sha256"}
+    text = json.dumps(entries, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a cache folder.
 
     Raises:
-        CacheError: if there is none, or it is of another format or version, or damaged.
+        CacheError: if there is none, or it is of another format or version, or damaged, or was
+            changed by hand.
     """
     path = folder / MANIFEST
     if not path.is_file():
@@ -86,19 +102,52 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         found = (content["format"], content["version"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise CacheError(f"{path}: expected the manifest of a teacher cache; {error!r}") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CacheError(
+            f"{path}: expected the manifest of a teacher cache, found something else "
+            f"({type(error).__name__}: {str(error)[:80]})"
+        ) from error
     if found != (FORMAT, VERSION):
         raise CacheError(
-            f"{path}: expected format {FORMAT} version {VERSION}, found {found[0]} version "
-            f"{found[1]}; read it with the version of tdistill that wrote it"
+            f"{path}: expected format {FORMAT} version {VERSION}, found {str(found[0])[:40]} "
+            f"version {str(found[1])[:40]}; read it with the version of tdistill that wrote it"
         )
     try:
-        identity = CacheIdentity(**content["identity"])
-        shards = tuple(Shard(**shard) for shard in content["shards"])
-    except (KeyError, TypeError) as error:
+        identity = _entry(CacheIdentity, content["identity"])
+        shards = tuple(_entry(Shard, shard) for shard in content["shards"])
+    except (KeyError, TypeError, ValueError) as error:
         raise CacheError(f"{path}: the manifest lacks or repeats an entry: {error}") from error
+    for shard in shards:
+        _check_name(path, shard.name)
+    if content.get("sha256") != _checksum(content):
+        raise CacheError(
+            f"{path}: the content differs from its checksum: it was changed after it was written; "
+            "restore it, or make the cache again"
+        )
     return Manifest(identity, shards)
+
+
+def _entry(kind: type[_Entry], values: Any) -> _Entry:
+    """An entry whose fields have their types; numbers are not negative."""
+    made = kind(**values)
+    hints = get_type_hints(kind)
+    for name, value in vars(made).items():
+        allowed = get_args(hints[name]) or (hints[name],)
+        allowed = (*allowed, int) if float in allowed else allowed
+        if isinstance(value, bool) or not isinstance(value, allowed):
+            raise TypeError(f"{name} is {type(value).__name__}")
+        if isinstance(value, (int, float)) and not 0 <= value < _LARGEST:
+            raise ValueError(f"{name} is out of range")
+    return made
+
+
+def _check_name(path: Path, name: str) -> None:
+    """Refuse a shard that is not a file of the cache's own folder."""
+    if Path(name).name != name or "\\" in name or not name.endswith(".arrow"):
+        raise CacheError(
+            f"{path}: expected shards that are .arrow files of this folder, found {name[:80]}; "
+            "take a cache from whom you trust"
+        )
 
 
 def check_shard(folder: Path, shard: Shard) -> None:

@@ -121,4 +121,13 @@ class Cache:
 
 
 def _open(path: Path, identity: CacheIdentity) -> ShardReader:
-    return ShardReader(pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0), identity)
+    try:
+        batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+        batch.validate(full=True)
+        return ShardReader(batch, identity)
+    except (pa.ArrowException, KeyError, IndexError, ValueError, OverflowError) as error:
+        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise CacheError(
+            f"{path}: expected a shard of a teacher cache, found something else ({reason}); "
+            "make the cache again"
+        ) from error

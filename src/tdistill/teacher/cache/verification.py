@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from tdistill.core import TopPSets, segment_cumsum
 from tdistill.errors import CacheError, InvalidValueError
 from tdistill.evidence.evidence import Evidence
 from tdistill.evidence.rows import Row, row_key
@@ -14,6 +15,8 @@ from tdistill.evidence.tail import Tail
 from tdistill.teacher.cache.manifest import CacheIdentity, Shard
 from tdistill.teacher.cache.reader import Cache
 from tdistill.teacher.cache.row_decoder import ShardReader
+
+_ROUNDED = 0.005  # of the mass: stored log-probabilities are rounded
 
 
 def verify_cache(cache: Cache) -> list[str]:
@@ -38,6 +41,7 @@ def _checks(shard: ShardReader, listed: Shard, identity: CacheIdentity) -> dict[
     checks = {
         **_counts(listed, rows, evidence),
         **_tokens(rows, evidence, identity.vocabulary_size),
+        **_claims(evidence.sets, identity),
         "a row whose key is not that of its tokens": keys != shard.addresses(),
     }
     return checks if evidence.tail is None else checks | _tails(evidence, evidence.tail, identity)
@@ -60,6 +64,30 @@ def _tokens(rows: Sequence[Row], evidence: Evidence, vocabulary: int) -> dict[st
         "a token id outside the vocabulary": largest >= vocabulary,
         "a token twice in one set": _repeats(evidence.sets.step, members),
     }
+
+
+def _claims(sets: TopPSets, identity: CacheIdentity) -> dict[str, bool]:
+    """What the manifest says of the capture, against the sets: each ends where its mass reaches p.
+
+    A cap or a least gain may end it before.
+    """
+    p, cap = identity.captured_top_p, identity.max_set_size
+    before = segment_cumsum(sets.log_probs.double().exp(), sets.offsets)
+    last = sets.offsets[1:] - 1
+    reached = before[last]
+    without_last = reached - sets.log_probs[last].double().exp()
+    short = reached < p * (1 - _ROUNDED)
+    if cap is not None:
+        short &= sets.sizes < cap
+    checks = {
+        f"a set that goes on where its mass has reached the captured {p:g}": bool(
+            (without_last > p * (1 + _ROUNDED)).any()
+        ),
+        f"a set larger than the cap of {cap}": cap is not None and bool((sets.sizes > cap).any()),
+    }
+    if identity.min_gain is None:
+        checks[f"a set of less mass than the captured {p:g}"] = bool(short.any())
+    return checks
 
 
 def _tails(evidence: Evidence, tail: Tail, identity: CacheIdentity) -> dict[str, bool]:
