@@ -17,6 +17,7 @@ from tdistill.hashing import file_sample_sha256, file_sha256, key_of
 
 _PACKAGE = "package:"
 _WORLD = "world:"
+_PREFIXES = (_PACKAGE, _WORLD, "demo:", "hub:")  # of what is named, not found by its path
 _WEIGHTS = (".safetensors", ".gguf")
 _WHOLE_BELOW = 1 << 24
 _FULL = ("No space left on device", "File too large", "Disk quota exceeded", "PytorchStreamWriter")
@@ -42,6 +43,18 @@ def resolve_path(path: str) -> str:
     if not local.exists() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
         raise ModelError(f"{path}: expected a folder with a model, found nothing there")
     return str(local) if local.exists() else path
+
+
+def path_from(folder: Path, path: str) -> str:
+    """A path that a file in a folder names, absolute; what has a prefix is no path.
+
+    Example:
+        >>> path_from(Path("/recipes"), "data/train.jsonl"), path_from(Path("x"), "demo:train")
+        ('/recipes/data/train.jsonl', 'demo:train')
+    """
+    if path.startswith(_PREFIXES) or path.startswith("~") or not path:
+        return path
+    return os.path.normpath(folder.absolute() / path)
 
 
 def in_world(path: str | None) -> bool:

@@ -12,12 +12,13 @@ from tdistill.checks import check, check_at_least
 from tdistill.data.config import DataConfig
 from tdistill.errors import InvalidValueError, RecipeError
 from tdistill.evaluation.config import EvaluationConfig
-from tdistill.files import in_world, place_in_world
+from tdistill.files import in_world, path_from, place_in_world
 from tdistill.teacher.config import RolloutConfig
 from tdistill.training.config import LayerRule, TrainConfig
 from tdistill.training.objectives import KD, SFT, AnyObjective, BellmanDistill, SeqKD
 
 _SOURCES = ("train", "valid", "test", "lm_text")  # fields of data
+_PATHS = {"teacher": ("path",), "student": ("path",), "data": _SOURCES, "world": ("folder",)}
 _OF_OBJECTIVES = ("objectives", "distilled", "baseline")
 
 
@@ -160,6 +161,8 @@ def placed(recipe: Recipe, world: Path) -> Recipe:
 def read_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     """A recipe from a YAML file, with ``--section.field value`` overrides.
 
+    Relative paths in the file are those of its folder; of the overrides, of the current one.
+
     Raises:
         RecipeError: for unknown keys, wrong types and impossible combinations, all at once.
     """
@@ -186,7 +189,18 @@ def read_recipes(paths: Sequence[Path], options: Sequence[strict.Option] = ()) -
 
 def _read(path: Path, options: Sequence[strict.Option]) -> Recipe:
     document = strict.beside(strict.load_yaml(path), path.parent)
-    return strict.structure(Recipe, document, options, where=str(path))
+    return strict.structure(Recipe, _rooted(document, path.parent), options, where=str(path))
+
+
+def _rooted(document: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A document whose relative paths of models, data and worlds are those of its own folder."""
+    rooted = dict(document)
+    for section, names in _PATHS.items():
+        values = document.get(section)
+        if isinstance(values, dict):
+            found = {name: values[name] for name in names if isinstance(values.get(name), str)}
+            rooted[section] = values | {k: path_from(folder, path) for k, path in found.items()}
+    return rooted
 
 
 def unite(recipes: Mapping[str, Recipe]) -> Recipe:

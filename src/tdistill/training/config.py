@@ -64,7 +64,7 @@ class TrainConfig:
     tokens_per_forward: int | None = None
     share_prefix: bool = False  # draw the responses of a prompt together, and compute it once
     learning_rate: float = 5e-6
-    warmup_steps: int = 100
+    warmup_steps: int | None = None  # null: a tenth of the steps, at most 100
     scheduler: Literal["cosine", "linear", "constant"] = "cosine"
     adam_beta1: float = 0.9
     adam_beta2: float = 0.95
@@ -97,8 +97,18 @@ class TrainConfig:
             chunk_size=self.chunk_size,
             tokens_per_forward=self.tokens_per_forward,
         )
-        check_at_least(0, loader_workers=self.loader_workers)
+        check_at_least(0, loader_workers=self.loader_workers, warmup_steps=self.warmup_steps)
         check("learning_rate", self.learning_rate > 0, "a value above 0", self.learning_rate)
         multiple = f"a multiple of gradient_accumulation = {self.gradient_accumulation}"
         whole = self.batch_size % self.gradient_accumulation == 0
         check("batch_size", whole, multiple, self.batch_size)
+
+    @property
+    def warmup(self) -> int:
+        """Updates until the learning rate is reached.
+
+        Example:
+            >>> [TrainConfig(steps=n).warmup for n in (5, 50, 4000)]
+            [0, 5, 100]
+        """
+        return min(100, self.steps // 10) if self.warmup_steps is None else self.warmup_steps

@@ -168,7 +168,7 @@ class DistillTrainer(Trainer):
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """The norm; the last look at an update before it is made."""
-        norm = super()._get_grad_norm(model, grad_norm)
+        norm: Any = super()._get_grad_norm(model, grad_norm)
         skips = self.accelerator.scaler is not None  # float16: such an update is left out
         refuse_non_finite(
             self.objective.name,
@@ -182,7 +182,7 @@ class DistillTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """A checkpoint of numbers alone."""
-        refuse_non_finite_weights(self.objective.name, self.state.global_step, self.model)
+        refuse_non_finite_weights(self.objective.name, self.state.global_step, model)
         super()._save_checkpoint(model, trial)
 
     def _prepare_inputs(self, inputs: Any) -> Any:
@@ -343,7 +343,7 @@ def training_arguments(config: TrainConfig, folder: Path) -> TrainingArguments:
         gradient_accumulation_steps=config.gradient_accumulation,
         optim="adamw_torch_fused",
         learning_rate=config.learning_rate,
-        warmup_steps=config.warmup_steps,
+        warmup_steps=config.warmup,
         lr_scheduler_type=config.scheduler,
         adam_beta1=config.adam_beta1,
         adam_beta2=config.adam_beta2,

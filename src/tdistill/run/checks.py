@@ -1,0 +1,238 @@
+"""What is looked at before any work is spent: by `tdistill doctor`, and first by every run.
+
+The quick checks read configurations and names of files; those of the groundwork that follow them
+load data and the teacher.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+from tdistill.checks import check
+from tdistill.data.sources import existing_path
+from tdistill.errors import InvalidValueError, StorageError, TdistillError
+from tdistill.files import existing_parent, free_bytes, in_world, resolve_path
+from tdistill.models.language_model import load_config
+from tdistill.recipe import Recipe, placed
+from tdistill.run.folders import world_folder
+from tdistill.run.groundwork import Groundwork
+from tdistill.training.student import layer_stack
+
+Level = Literal["fine", "doubtful", "wrong"]
+
+_TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",)}
+_USES = {"train": "train on", "valid": "choose on", "test": "judge on"}
+_BYTES_PER_WEIGHT = 4
+_CHECKPOINTS = 2 * 3  # two of them, each with the weights and both moments of Adam
+_BYTES_PER_STEP = 64  # of a cache: a guess on the safe side, README has measured ones
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check found.
+
+    Attributes:
+        level: whether a run can rely on it.
+        what: the part of the recipe.
+        text: for people.
+        error: what it would end with, where it is wrong.
+    """
+
+    level: Level
+    what: str
+    text: str
+    error: TdistillError | None = None
+
+
+class Doubt(Exception):
+    """What a person should know before the run is started."""
+
+
+def findings(checks: dict[str, Callable[[], str]]) -> Iterator[Finding]:
+    """Do checks, each of which returns what is fine, or raises.
+
+    Args:
+        checks: by the part of the recipe that they look at.
+    """
+    for what, look in checks.items():
+        try:
+            yield Finding("fine", what, look())
+        except Doubt as doubt:
+            yield Finding("doubtful", what, str(doubt))
+        except TdistillError as error:
+            yield Finding("wrong", what, str(error), error)
+
+
+def quick_checks(recipe: Recipe, folder: Path) -> dict[str, Callable[[], str]]:
+    """The checks that load nothing.
+
+    Args:
+        recipe: what is to be done.
+        folder: of the run; nothing is written.
+    """
+    return {
+        "folder": lambda: _folder(folder),
+        "models": lambda: _models(recipe, folder),
+        "data": lambda: _data(recipe, folder),
+        "packages": lambda: _packages(recipe),
+        "training": lambda: _training(recipe),
+    }
+
+
+def refuse_wrong(found: list[Finding]) -> None:
+    """Raise what is wrong, all at once.
+
+    Raises:
+        TdistillError: of the kind of the only problem; an InvalidValueError names several.
+    """
+    wrong = [finding for finding in found if finding.error is not None]
+    if len(wrong) == 1 and wrong[0].error is not None:
+        raise wrong[0].error
+    if wrong:
+        lines = "".join(f"\n  {finding.what}: {finding.text}" for finding in wrong)
+        raise InvalidValueError(f"expected a recipe that can be done, found problems:{lines}")
+
+
+def _folder(folder: Path) -> str:
+    there = existing_parent(folder)
+    if not there.is_dir():
+        raise StorageError(
+            f"--out {folder}: expected a folder, found a file at {there}; name another"
+        )
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise StorageError(
+            f"--out {folder}: expected a folder that may be written, found {there} without that "
+            "permission; name another"
+        )
+    return f"{folder}, {free_bytes(folder) / 1e9:.1f} GB free"
+
+
+def _models(recipe: Recipe, folder: Path) -> str:
+    made = placed(recipe, world_folder(recipe, folder))
+    seen = []
+    for field, path, original in (
+        ("teacher.path", made.teacher.path, recipe.teacher.path),
+        ("student.path", made.student.path, recipe.student.path),
+    ):
+        if path is None or (in_world(original) and not Path(path).exists()):
+            continue
+        if recipe.teacher.gguf_file is not None and field == "teacher.path":
+            file = Path(resolve_path(path)) / recipe.teacher.gguf_file
+            check("teacher.gguf_file", file.is_file(), f"a file in {file.parent}", file.name)
+            seen.append(f"{field} {file.name}")
+        else:
+            kind = (load_config(path).architectures or ["of an unnamed architecture"])[0]
+            seen.append(f"{field} {kind}")
+    return ", ".join(seen) or "made by the world first"
+
+
+def _data(recipe: Recipe, folder: Path) -> str:
+    made = placed(recipe, world_folder(recipe, folder))
+    seen = []
+    for name in ("train", "valid", "test", "lm_text"):
+        source, original = getattr(made.data, name), getattr(recipe.data, name)
+        if source is None or ":" in source or (in_world(original) and not Path(source).exists()):
+            continue
+        existing_path(source)
+        seen.append(name)
+    return f"{', '.join(seen)} found" if seen else "named by what makes it"
+
+
+def _packages(recipe: Recipe) -> str:
+    wanted = {
+        f"training.report_to: {name}": _TRACKERS.get(name, (name,))
+        for name in recipe.training.report_to
+    }
+    if recipe.training.lora is not None:
+        wanted["training.lora"] = ("peft",)
+    if recipe.teacher.gguf_file is not None:
+        wanted["teacher.gguf_file"] = ("gguf",)
+    for field, names in wanted.items():
+        there = any(find_spec(name) for name in names)
+        check(field, there, f"the package {' or '.join(names)} to be installed", "none")
+    return ", ".join(wanted) or "none needed beyond its own"
+
+
+def _training(recipe: Recipe) -> str:
+    phases = {"training": recipe.training}
+    if recipe.start is not None:
+        phases["start.training"] = recipe.start.training
+    for name, config in phases.items():
+        if config.warmup > config.steps // 2:
+            raise Doubt(
+                f"{name}.warmup_steps: {config.warmup} of {config.steps} updates, so the learning "
+                "rate is reached late or never; a tenth is usual"
+            )
+    return ", ".join(f"{name}: {config.steps} updates" for name, config in phases.items())
+
+
+def thorough_checks(ground: Groundwork, folder: Path) -> dict[str, Callable[[], str]]:
+    """The checks that load the data and the models, in the order in which a run needs them.
+
+    Args:
+        ground: of the run.
+        folder: where caches, models and checkpoints will go.
+    """
+    return {
+        "prompts": lambda: _prompts(ground),
+        "teacher": lambda: _teacher(ground),
+        "student": lambda: _student(ground),
+        "room": lambda: _room(ground, folder),
+    }
+
+
+def _prompts(ground: Groundwork) -> str:
+    examples = ground.load_examples()
+    return ", ".join(f"{len(found)} to {_USES[split]}" for split, found in examples.items())
+
+
+def _teacher(ground: Groundwork) -> str:
+    teacher = ground.load_teacher()
+    return f"{type(teacher.model).__name__}, {teacher.num_parameters:,} parameters"
+
+
+def _student(ground: Groundwork) -> str:
+    ground.check_student()
+    return f"about {student_parameters(ground):,} parameters"
+
+
+def student_parameters(ground: Groundwork) -> int:
+    """Parameters of the student, from the teacher's layers or from its own checkpoint."""
+    teacher, layers = ground.load_teacher(), ground.recipe.student.layers
+    if layers is None:
+        return ground.load_student().num_parameters
+    _, stack = layer_stack(teacher.model)
+    of_layers = sum(weight.numel() for weight in stack.parameters())
+    return teacher.num_parameters - of_layers + of_layers * layers // len(stack)
+
+
+def _room(ground: Groundwork, folder: Path) -> str:
+    prompts = sum(len(found) for found in ground.load_examples().values())
+    need = planned_bytes(ground.recipe, student_parameters(ground), prompts)
+    free = free_bytes(folder)
+    if need > free:
+        raise StorageError(
+            f"{folder}: expected room for caches, models and checkpoints, about "
+            f"{need / 1e9:.1f} GB, found {free / 1e9:.1f} GB free; name another folder, make room, "
+            "or set keep_models: false"
+        )
+    return f"about {need / 1e9:.2f} GB of {free / 1e9:.1f} GB free"
+
+
+def planned_bytes(recipe: Recipe, parameters: int, prompts: int) -> int:
+    """Room on the disk that a run asks for, from above: caches, models, checkpoints.
+
+    Args:
+        recipe: what is to be done.
+        parameters: of the student.
+        prompts: to sample from.
+    """
+    steps = prompts * recipe.rollouts.n * recipe.rollouts.max_new_tokens
+    each = recipe.seeds * (len(recipe.objectives) + 1) if recipe.keep_models else 2
+    models = each + 2  # the untrained one and the copy of the result
+    return _BYTES_PER_STEP * steps + _BYTES_PER_WEIGHT * parameters * (models + _CHECKPOINTS)

@@ -1,0 +1,146 @@
+"""A folder with another run in it: said before it is done, and what was finished is kept."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline import Finished, digest, read_json
+from tdistill import cli
+from tdistill.models.language_model import save
+from tdistill.recipe import read_recipe
+from tdistill.run import Run, run_recipe
+from tdistill.run.replacement import replacement
+from tiny import tiny_lm
+
+
+@pytest.fixture
+def out(finished: Finished, tmp_path: Path) -> Path:
+    return shutil.copytree(finished.folder, tmp_path / "out")
+
+
+def test_what_is_made_again_is_said_with_the_reason_and_kept(finished: Finished, out: Path):
+    lines: list[str] = []
+    recipe = read_recipe(finished.recipe, ["--objectives.kd.discount", "0.5"])
+    run_recipe(recipe, out, lines.append)
+    assert lines[0] == (
+        f"  {out} holds another run: objectives.kd.discount: 0.99 before, 0.5 now\n"
+        "  made again: kd; evaluate-kd; what was finished before is kept in "
+        f"{out / 'replaced'} until the next change"
+    )
+    assert digest(out / "replaced/models") == {
+        f"kd/{name}": content for name, content in digest(finished.folder / "models/kd").items()
+    }
+    for name in ("metrics.json", "report.html", "recipe.resolved.yaml", "stages/kd.json"):
+        assert (out / "replaced" / name).read_bytes() == (finished.folder / name).read_bytes()
+    assert read_json(out / "metrics.json")["recipe"]["objectives"]["kd"]["discount"] == 0.5
+    before = digest(out)
+    again: list[str] = []
+    run_recipe(recipe, out, again.append)
+    assert again == [f"{out}: this run is complete; nothing to do, its results follow"]
+    assert digest(out) == before
+
+
+def test_one_generation_is_kept(finished: Finished, out: Path):
+    for discount in ("0.5", "0.4"):
+        recipe = read_recipe(finished.recipe, ["--objectives.kd.discount", discount])
+        Run(recipe, out, lambda line: None).train()
+    kept = yaml.safe_load((out / "replaced/recipe.resolved.yaml").read_text())
+    assert kept["objectives"]["kd"]["discount"] == 0.5
+
+
+def test_what_was_only_added_replaces_nothing_but_the_report(finished: Finished, out: Path):
+    found = replacement(read_recipe(finished.recipe, ["--seeds", "2"]), out)
+    assert found
+    assert found.again == ()
+    assert "made again: the report" in found.text()
+    assert not replacement(read_recipe(finished.recipe), out)
+
+
+def test_the_evidence_of_another_teacher_is_moved_away(finished: Finished, out: Path):
+    teacher = tiny_lm("llama", scale=3.0, seed=5)
+    save(teacher, out.parent / "other")
+    lines: list[str] = []
+    recipe = read_recipe(finished.recipe, ["--teacher.path", str(out.parent / "other")])
+    Run(recipe, out, lines.append).sample_rollouts()
+    assert "teacher.path" in lines[0]
+    assert digest(out / "replaced/cache") == digest(finished.folder / "cache")
+    manifests = [read_json(f / "cache/manifest.json") for f in (out, finished.folder)]
+    prints = {manifest["identity"]["teacher_fingerprint"] for manifest in manifests}
+    assert len(prints) == 2
+
+
+def test_a_moved_teacher_and_moved_data_are_the_same_run(finished: Finished, out: Path):
+    """As is a recipe that lies elsewhere, beside them."""
+    world = shutil.copytree(finished.recipe.parent, out.parent / "elsewhere/world")
+    (world / "teacher").rename(world / "renamed")
+    plain = yaml.safe_load(finished.recipe.read_text())
+    plain["teacher"]["path"] = "renamed"
+    plain["data"] |= {s: f"../world/{s}.jsonl" for s in ("train", "valid", "test")}
+    (world / "recipe.yaml").write_text(yaml.safe_dump(plain))
+    recipe = read_recipe(world / "recipe.yaml")
+    assert recipe.teacher.path == str(world / "renamed")
+    lines: list[str] = []
+    run_recipe(recipe, out, lines.append)
+    assert lines == [f"{out}: this run is complete; nothing to do, its results follow"]
+
+
+def test_weights_that_differ_in_one_number_are_another_teacher(finished: Finished, tmp_path: Path):
+    keys = []
+    for place in ("a", "b"):
+        folder = shutil.copytree(finished.recipe.parent / "teacher", tmp_path / place)
+        if place == "b":
+            content = bytearray((folder / "model.safetensors").read_bytes())
+            content[-1] ^= 1
+            (folder / "model.safetensors").write_bytes(content)
+        recipe = read_recipe(finished.recipe, ["--teacher.path", str(folder)])
+        keys.append(Run(recipe, tmp_path / "out", print).groundwork.keys["teacher"])
+    assert keys[0] != keys[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--data.train", "nowhere.jsonl"], "found nothing at nowhere.jsonl"),
+        (["--teacher.path", "./nowhere"], "./nowhere: expected a folder with a model"),
+        (
+            ["--training.report_to", '["no_such_tracker"]'],
+            "package no_such_tracker to be installed",
+        ),
+        (["--student.layers", "7"], "from 1 to the teacher's 3, found 7"),
+        (["--data.lm_text", "nowhere.txt"], "found nothing at nowhere.txt"),
+    ],
+)
+def test_a_refused_run_writes_nothing(
+    finished: Finished, out: Path, options: list[str], text: str, capsys: pytest.CaptureFixture[str]
+):
+    before = digest(out)
+    for folder in (out, out.parent / "fresh"):
+        assert cli.main(["run", str(finished.recipe), "--out", str(folder), *options]) == 2
+        error = capsys.readouterr().err
+        assert text in error
+        assert len(error.splitlines()) == 1
+    assert digest(out) == before
+    assert not (out.parent / "fresh").exists()
+
+
+def test_all_problems_are_named_at_once(
+    finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    words = ["run", str(finished.recipe), "--out", str(tmp_path / "out"), "--teacher.path", "./x"]
+    words += ["--data.test", "./y.jsonl", "--training.report_to", '["no_such_tracker"]']
+    assert cli.main(words) == 2
+    error = capsys.readouterr().err.splitlines()
+    assert error[0] == "error: expected a recipe that can be done, found problems:"
+    assert [line.split(":")[0].strip() for line in error[1:]] == ["models", "data", "packages"]
+
+
+def test_a_damaged_record_of_the_old_run_is_no_obstacle(finished: Finished, out: Path):
+    (out / "recipe.resolved.yaml").write_text("{{{")
+    assert not replacement(read_recipe(finished.recipe), out)
+    (out / "recipe.resolved.yaml").write_text(json.dumps([1]))
+    assert replacement(read_recipe(finished.recipe), out).again == ()
