@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +12,16 @@ from typing import Any
 
 import pytest
 
-from tdistill import files
-from tdistill.errors import ModelError
-from tdistill.files import fingerprint, locked, resolve_path, write_atomically
+from tdistill import files, hashing
+from tdistill.errors import ModelError, StorageError
+from tdistill.files import (
+    fingerprint,
+    locked,
+    replacing_folder,
+    resolve_path,
+    storage_error,
+    write_atomically,
+)
 
 LINUX = sys.platform == "linux"
 
@@ -79,17 +88,42 @@ def test_the_fingerprint_of_a_folder_is_of_its_files(tmp_path: Path):
     assert len({first, second, fingerprint(str(tmp_path))}) == 3
 
 
-def test_large_files_are_told_by_size_and_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_neither_place_nor_time_counts(tmp_path: Path):
+    for place in ("a", "b"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "config.json").write_text("{}")
+    (tmp_path / "b/.cache").write_text("hidden")
+    os.utime(tmp_path / "b/config.json", (1, 1))
+    assert fingerprint(str(tmp_path / "a")) == fingerprint(str(tmp_path / "b"))
+    (tmp_path / "one.jsonl").write_text("row")
+    (tmp_path / "two.jsonl").write_text("row")
+    assert fingerprint(str(tmp_path / "one.jsonl")) == fingerprint(str(tmp_path / "two.jsonl"))
+    assert fingerprint(str(tmp_path / "a/*.json")) == fingerprint(str(tmp_path / "b/*.json"))
+
+
+def test_of_large_weights_a_sample_is_read_and_of_other_large_files_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(files, "_WHOLE_BELOW", 2)
-    file = tmp_path / "weights"
-    file.write_text("abc")
-    os.utime(file, (1, 1))
-    first = fingerprint(str(file))
-    file.write_text("xyz")
-    os.utime(file, (1, 1))
-    assert fingerprint(str(file)) == first
-    os.utime(file, (2, 2))
-    assert fingerprint(str(file)) != first
+    monkeypatch.setattr(hashing, "_PART_BYTES", 4)
+    monkeypatch.setattr(hashing, "_PARTS", 3)
+    content = bytearray(b"header.....middle.....end.")
+    for name in ("rows.jsonl", "model.safetensors"):
+        file = tmp_path / name
+        file.write_bytes(content)
+        first = fingerprint(str(file))
+        seen = []
+        for at in range(len(content)):
+            changed = bytearray(content)
+            changed[at] ^= 1
+            file.write_bytes(changed)
+            os.utime(file, (at, at))
+            seen.append(fingerprint(str(file)) != first)
+        sampled = [*range(4), *range(11, 15), *range(22, 26)]
+        everything = name == "rows.jsonl"
+        assert seen == [everything or at in sampled for at in range(len(content))]
+        file.write_bytes(content + b"x")
+        assert fingerprint(str(file)) != first
 
 
 def test_names_that_are_not_local_stand_for_themselves():
@@ -185,3 +219,46 @@ def test_a_lock_does_not_outlive_its_owner(tmp_path: Path):
     assert killed.returncode != 0
     with locked(path, wait=True) as held:
         assert held
+
+
+def test_a_folder_is_written_whole_or_not_at_all(tmp_path: Path):
+    folder = tmp_path / "models" / "kd"
+    with replacing_folder(folder) as partial:
+        (partial / "weights").write_text("old")
+        assert not folder.exists()
+    with pytest.raises(RuntimeError), replacing_folder(folder) as partial:
+        (partial / "weights").write_text("ne")
+        raise RuntimeError
+    assert (folder / "weights").read_text() == "old"
+    (tmp_path / "models/.kd.partial").mkdir()  # left by a kill
+    (tmp_path / "models/.kd.partial/rest").write_text("x")
+    with replacing_folder(folder) as partial:
+        (partial / "weights").write_text("new")
+    assert [path.name for path in folder.iterdir()] == ["weights"]
+    assert (folder / "weights").read_text() == "new"
+    assert [path.name for path in (tmp_path / "models").iterdir()] == ["kd"]
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (OSError(errno.ENOSPC, "full"), "expected room to write, found .* GB free .*make room"),
+        (OSError(errno.EFBIG, "big"), "expected room to write"),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), "No space left on dev"),
+        (PermissionError(errno.EACCES, "no", "/x/y"), "/x/y: expected a place that may be written"),
+        (OSError(errno.EROFS, "read-only"), "expected a place that may be written"),
+        (NotADirectoryError(errno.ENOTDIR, "no", "/x/y"), "/x/y: expected a folder, found"),
+        (FileExistsError(errno.EEXIST, "no", "/x/y"), "/x/y: expected a folder, found something"),
+        (IsADirectoryError(errno.EISDIR, "no", "/x/y"), "/x/y: expected a file, found something"),
+        (FileNotFoundError(errno.ENOENT, "no", "/x/y"), None),
+        (ValueError("another kind"), None),
+    ],
+)
+def test_what_is_wrong_with_the_disk_is_said(error: Exception, text: str | None, tmp_path: Path):
+    found = storage_error(error, tmp_path / "not" / "there" / "yet")
+    if text is None:
+        assert found is None
+        return
+    assert isinstance(found, StorageError)
+    assert re.search(text, str(found))
+    assert len(str(found).splitlines()) == 1

@@ -277,7 +277,7 @@ class WithUnknownName:
 def test_dump_is_plain_and_loads_to_the_same() -> None:
     recipe = Recipe(
         "t",
-        objectives={"kd": Kd(False), "b": Distil(clip=math.inf)},
+        objectives={"kd": Kd(False), "b": Distil(clip=1e300)},
         decodings=(Decoding("x"),),
         extra=Training(schedule=Constant(1e-6)),
     )
@@ -299,16 +299,17 @@ objectives = st.one_of(
     st.builds(
         Distil,
         alpha=st.floats(0, 1e6),
-        clip=st.none() | st.floats(allow_nan=False),
+        clip=st.none() | st.floats(allow_nan=False, allow_infinity=False),
         phi=st.sampled_from(["chi_square", "identity"]),
     ),
     st.builds(Kd, cached=st.booleans()),
 )
 trainings = st.builds(
     Training,
-    learning_rate=st.floats(allow_nan=False),
+    learning_rate=st.floats(allow_nan=False, allow_infinity=False),
     steps=st.integers(),
-    schedule=st.builds(Constant, rate=st.floats(allow_nan=False)) | st.builds(Cosine),
+    schedule=st.builds(Constant, rate=st.floats(allow_nan=False, allow_infinity=False))
+    | st.builds(Cosine),
 )
 recipes = st.builds(
     Recipe,
@@ -321,7 +322,7 @@ recipes = st.builds(
     limit=st.just("all") | st.integers(),
     extra=st.none() | trainings,
     answer=st.sampled_from(["yes", "no"]),
-    either=st.integers() | st.floats(allow_nan=False),
+    either=st.integers() | st.floats(allow_nan=False, allow_infinity=False),
 )
 
 

@@ -39,7 +39,7 @@ class InspectCommand:
     """What a cache holds: rows, sizes, coverage, bounds."""
 
     cache: tyro.conf.Positional[Path]
-    """Folder of the cache."""
+    """Folder of the cache, or of the run that has it."""
     json: bool = False
     """Print plain JSON."""
     discount: float = 0.99
@@ -53,7 +53,7 @@ class VerifyCommand:
     """Check every shard of a cache: checksum, counts, order, ranges."""
 
     cache: tyro.conf.Positional[Path]
-    """Folder of the cache."""
+    """Folder of the cache, or of the run that has it."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class ExportCacheCommand:
     """Write a cache as one Parquet file, which pandas, DuckDB and `datasets` open."""
 
     cache: tyro.conf.Positional[Path]
-    """Folder of the cache."""
+    """Folder of the cache, or of the run that has it."""
     out: tyro.conf.Positional[Path]
     """File to write."""
 
@@ -104,9 +104,18 @@ def inspect(words: list[str]) -> int:
     from tdistill.teacher.cache.reader import Cache
     from tdistill.teacher.inspection import inspect_cache, inspection_text
 
-    numbers = inspect_cache(Cache(command.cache), discount=command.discount, gap=command.gap)
+    numbers = inspect_cache(
+        Cache(_cache_folder(command.cache)), discount=command.discount, gap=command.gap
+    )
     print(json.dumps(numbers, indent=1) if command.json else inspection_text(numbers))
     return 0
+
+
+def _cache_folder(folder: Path) -> Path:
+    """The folder itself, or the cache of the run in it."""
+    within = folder / "cache"
+    own = (folder / "manifest.json").exists() or not (within / "manifest.json").exists()
+    return folder if own else within
 
 
 def verify(words: list[str]) -> int:
@@ -115,7 +124,7 @@ def verify(words: list[str]) -> int:
     from tdistill.teacher.cache.reader import Cache
     from tdistill.teacher.cache.verification import verify_cache
 
-    cache = Cache(command.cache)
+    cache = Cache(_cache_folder(command.cache))
     problems = verify_cache(cache)
     for problem in problems:
         print(f"damaged: {problem}", file=sys.stderr)
@@ -131,6 +140,6 @@ def export_cache(words: list[str]) -> int:
     from tdistill.teacher.cache import export
     from tdistill.teacher.cache.reader import Cache
 
-    rows = export.write_parquet(Cache(command.cache), command.out)
+    rows = export.write_parquet(Cache(_cache_folder(command.cache)), command.out)
     print(f"{command.out}: {rows} responses, {command.out.stat().st_size:,} bytes")
     return 0

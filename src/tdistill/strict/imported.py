@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from traceback import extract_tb
 from typing import Any
 
 from tdistill.errors import InvalidValueError
@@ -159,9 +160,16 @@ def _module(place: str, path: str) -> Any:
         try:
             with _importable(file.parent):
                 spec.loader.exec_module(module)
-        except BaseException:
+        except BaseException as error:
             del sys.modules[name]
-            raise
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            frames = [f.lineno for f in extract_tb(error.__traceback__) if f.filename == name]
+            line = getattr(error, "lineno", None) or (frames or [0])[-1]
+            raise InvalidValueError(
+                f"{path}: expected code that can be imported, but line {line} of {file} raises "
+                f"{type(error).__name__}: {error}"
+            ) from error
     return sys.modules[name]
 
 

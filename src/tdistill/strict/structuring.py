@@ -200,7 +200,7 @@ def _number(value: Any) -> Any:
         number = float(value) if exponent or type(value) in (int, float) else math.nan
     except OverflowError:
         return BAD
-    return BAD if math.isnan(number) else number
+    return number if math.isfinite(number) else BAD
 
 
 def _mismatch(kind: Any, value: Any) -> str:
