@@ -12,7 +12,7 @@ from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from tdistill.errors import ModelError, StorageError
+from tdistill.errors import ModelError, StorageError, TdistillError
 from tdistill.hashing import file_sample_sha256, file_sha256, key_of
 
 _PACKAGE = "package:"
@@ -20,7 +20,8 @@ _WORLD = "world:"
 _PREFIXES = (_PACKAGE, _WORLD, "demo:", "hub:")  # of what is named, not found by its path
 _WEIGHTS = (".safetensors", ".gguf")
 _WHOLE_BELOW = 1 << 24
-_FULL = ("No space left on device", "File too large", "Disk quota exceeded", "PytorchStreamWriter")
+_FULL = ("No space left on device", "File too large", "Disk quota exceeded")
+_FULL_IN_TORCH = ("PytorchStreamWriter failed", "inline_container.cc")  # whose cause it hides
 
 
 def resolve_path(path: str) -> str:
@@ -135,15 +136,21 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     """A new folder to write beside ``path``, which takes its place if nothing is raised.
 
     So a folder of a name is whole, or it is not there: what is in the way goes last.
+
+    Raises:
+        StorageError: if there is no room, or no permission, to write it.
     """
     partial = path.with_name(f".{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         yield partial
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise
+        told = None if isinstance(error, TdistillError) else storage_error(error, path)
+        if told is None:
+            raise
+        raise told from error
     if path.exists():
         shutil.rmtree(path)
     partial.replace(path)
@@ -159,6 +166,8 @@ def storage_error(error: BaseException, place: Path) -> StorageError | None:
     """
     number, text = getattr(error, "errno", None), str(error)
     reason = next((told for told in _FULL if told in text), None)
+    if any(told in text for told in _FULL_IN_TORCH):
+        reason = "a checkpoint could not be written to its end"
     if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or reason is not None:
         found = reason or os.strerror(number or errno.ENOSPC)
         return StorageError(

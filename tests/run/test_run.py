@@ -23,7 +23,9 @@ from tdistill.run.groundwork import Groundwork
 from tdistill.run.keys import result_key, stage_keys
 from tdistill.run.students import Students
 from tdistill.teacher.adaptive import choose_top_p
+from tdistill.teacher.cache.manifest import read_manifest
 from tdistill.teacher.cache.reader import Cache
+from tdistill.teacher.cache.writer import CacheWriter
 from tiny import tiny_lm, tiny_model, tokenizer
 
 
@@ -218,7 +220,9 @@ def test_a_key_depends_on_its_own_fields(
 ):
     old, new = keys(read_recipe(finished.recipe)), keys(read_recipe(finished.recipe, overrides))
     changed = {name for name in old if old[name] != new[name]}
-    assert {name for name in changed if not name.startswith(("evaluate-", "report"))} == stages
+    assert {
+        name for name in changed if not name.startswith(("evaluate-", "publish", "report"))
+    } == stages
     assert "report" in changed
     judged = {f"evaluate-{name}" for name in stages & set(LABELS)}
     if stages & {"held-out"} or "--evaluation.seeds" in overrides:
@@ -350,8 +354,14 @@ def test_rows_of_the_start_phase(finished: Finished, tmp_path: Path):
 
 
 def test_other_capture_settings_do_not_mix_with_a_cache(finished: Finished, tmp_path: Path):
+    shutil.copytree(finished.folder, tmp_path / "out")
+    recipe = read_recipe(finished.recipe, ["--rollouts.capture.captured_top_p", "0.95"])
+    Run(recipe, tmp_path / "out", lambda line: None).sample_rollouts()
+    found = read_manifest(tmp_path / "out/cache")
+    assert found.identity.captured_top_p == 0.95
+    assert digest(tmp_path / "out/replaced/cache") == digest(finished.folder / "cache")
     with pytest.raises(CacheError, match=r"captured_top_p: expected 0.95, found 0.9"):
-        again(finished, tmp_path / "out", "--rollouts.capture.captured_top_p", "0.95")
+        CacheWriter(tmp_path / "out/replaced/cache", found.identity)
 
 
 def test_more_rollouts_leave_the_old_ones_out(finished: Finished, tmp_path: Path):

@@ -40,7 +40,7 @@ def limited(size: int, *words: str) -> tuple[int, str]:
         (2_000, [], ["cache/manifest.json", "models"]),  # the first shard
         (20_000, ["cache/manifest.json"], ["models/untrained"]),  # a model
         (40_000, ["models/untrained"], ["models/start", "stages/start.json"]),  # a checkpoint
-        (100_000, ["student", "metrics.json"], ["report.html", "stages/report.json"]),
+        (250_000, ["student", "metrics.json"], ["report.html", "stages/report.json"]),
     ],
 )
 @pytest.mark.slow

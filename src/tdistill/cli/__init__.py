@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
@@ -69,6 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[0] == "--version":
         print(__version__)
         return 0
+    # A scheduler that ends a job says so first: stop as on Ctrl-C, locks let go, bars closed.
+    with suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGTERM, _stop)
     try:
         return _command(words[0])(words[1:])
     except BrokenPipeError:  # the reader of our output has gone
@@ -82,6 +87,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted; the same command continues from here", file=sys.stderr)
         return 130
+
+
+def _stop(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _command(name: str) -> Callable[[list[str]], int]:

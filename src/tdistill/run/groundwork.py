@@ -66,7 +66,6 @@ class Groundwork:
         self.placed = placed(recipe, self.world)
         self.keys = stage_keys(recipe)
         self.stages = Stages(folder, say)
-        self.teacher_folder = model_folder(recipe, folder, "teacher")
         self.data_report = ""  # what the data doctor found, once the examples are loaded
         self._caches: dict[str, Cache] = {}
         self._chunks: dict[int, list[tuple[int, ...]]] = {}
@@ -96,6 +95,11 @@ class Groundwork:
             beside.run(folder.name, key, files, make)
 
     # The teacher.
+
+    @property
+    def teacher_folder(self) -> Path:
+        """Where the teacher is, or will be once it is converted."""
+        return model_folder(self.recipe, self.folder, "teacher")
 
     def convert_teacher(self) -> None:
         """Convert a GGUF teacher to safetensors, once."""
@@ -186,10 +190,14 @@ class Groundwork:
         """Teacher responses to the test prompts, in ``cache-test/``; never trained on."""
         return self._sample("held-out", "test", self.recipe.evaluation.rollouts_per_prompt)
 
-    def sampled(self) -> bool:
-        """Whether the training responses are there, so that all checks were passed before."""
-        output = self._cache_folder("train") / "manifest.json"
-        return self.stages.finished("rollouts", self.keys["rollouts"], [output]) is not None
+    def prepared(self) -> bool:
+        """Whether responses and student are there, so that all checks were passed before."""
+        outputs = {
+            "rollouts": self._cache_folder("train") / "manifest.json",
+            "student": self.folder / "models" / "untrained",
+        }
+        found = [self.stages.finished(x, self.keys[x], [path]) for x, path in outputs.items()]
+        return None not in found
 
     def _sample(self, stage: str, split: str, n: int) -> list[Row]:
         config, folder = replace(self.recipe.rollouts, n=n), self._cache_folder(split)

@@ -40,6 +40,7 @@ def stage_keys(recipe: Recipe) -> dict[str, str]:
             named = plain["objectives"][label] | {"objective": type(objective).__qualname__}
             own = named, *own[1:], fingerprint(str(code))
         keys[label] = key_of(keys["start"], keys["rollouts"], own)
+    keys["publish"] = key_of(recipe.distilled, keys[recipe.distilled])
     judged_by = plain["evaluation"] | {"verify": _verifier(recipe)}
     for label in ("teacher", "start", *recipe.objectives):
         evaluation = key_of(keys[label], keys["held-out"], judged_by)

@@ -17,7 +17,6 @@ import yaml
 
 from tdistill.errors import StorageError
 from tdistill.files import locked, replacing_folder, write_atomically
-from tdistill.hashing import key_of
 from tdistill.recipe import Recipe, recipe_dict
 from tdistill.report.measures import duration
 from tdistill.run.checks import findings, quick_checks, refuse_wrong, thorough_checks
@@ -101,7 +100,7 @@ class Run:
             if finding.level == "doubtful":
                 self.say(f"  doubtful: {finding.text}")
         self.groundwork.make_world()
-        if not self.groundwork.sampled():
+        if not self.groundwork.prepared():
             refuse_wrong(list(findings(thorough_checks(self.groundwork, self.folder))))
         with locked(self.folder / "locks" / "recipe", wait=True):
             replaced = replacement(self.recipe, self.folder)
@@ -122,8 +121,7 @@ class Run:
                 shutil.copytree(first.model_folder(label), partial, dirs_exist_ok=True)
             return {}
 
-        key = key_of(label, first.keys[label])
-        first.stages.run("publish", key, [folder / "config.json"], copy)
+        first.stages.run("publish", first.keys["publish"], [folder / "config.json"], copy)
 
     def _sample_rollouts(self) -> None:
         self.say(f"  {len(self.groundwork.sample_rollouts())} teacher responses to train on")

@@ -12,11 +12,12 @@ from typing import Any
 import yaml
 
 from tdistill.recipe import Recipe, differences, recipe_dict
-from tdistill.run.folders import RESOLVED_RECIPE, seed_folder
+from tdistill.run.folders import RESOLVED_RECIPE, STUDENT, seed_folder
 from tdistill.run.keys import seeded, stage_keys
 
 REPLACED = "replaced"
-_RESULTS = ("metrics.json", "report.html", "data-doctor.txt", RESOLVED_RECIPE, "student")
+_RESULTS = ("metrics.json", "report.html", "data-doctor.txt", RESOLVED_RECIPE)
+_OUTPUTS = {"student": "models/untrained", "publish": STUDENT}  # of stages that make no own model
 _CACHES = ("cache", "cache-test")
 _MOST_NAMED = 6
 
@@ -66,7 +67,7 @@ class Replacement:
         for path in self.again:
             record = self.folder / path
             yield record
-            yield record.parent.parent / "models" / _model_of(record.stem)
+            yield record.parent.parent / _OUTPUTS.get(record.stem, f"models/{record.stem}")
 
 
 def replacement(recipe: Recipe, folder: Path) -> Replacement:
@@ -118,10 +119,6 @@ def _teacher_of(plain: Any) -> Any:
         return plain["teacher"], plain["student"]["path"], plain["rollouts"]["capture"]
     except (KeyError, TypeError):
         return None
-
-
-def _model_of(stage: str) -> str:
-    return "untrained" if stage == "student" else stage
 
 
 def _some(texts: Sequence[str]) -> str:
