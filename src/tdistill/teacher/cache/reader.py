@@ -7,17 +7,20 @@ Shards are memory-mapped, so reading a row touches only its own bytes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
 
 from tdistill.core import truncate
-from tdistill.errors import CacheError
+from tdistill.errors import CacheError, TdistillError
 from tdistill.evidence.evidence import Evidence
 from tdistill.evidence.rows import Row, row_key
 from tdistill.teacher.cache.manifest import CacheIdentity, check_shard, read_manifest
 from tdistill.teacher.cache.row_decoder import ShardReader, decode_evidence
+
+_DAMAGE = (pa.ArrowException, OSError, LookupError, ValueError, TypeError, ArithmeticError)
 
 
 class Cache:
@@ -74,7 +77,8 @@ class Cache:
             source: only rows whose source starts so (``rollout``, ``score``).
             shard: only rows of shards whose name starts so.
         """
-        found = [pair for opened in self.shards(shard) for pair in opened.rows()]
+        with decoding(self.folder):
+            found = [pair for opened in self.shards(shard) for pair in opened.rows()]
         return [row for row, origin in found if origin.startswith(source)]
 
     def shards(self, name: str = "") -> list[ShardReader]:
@@ -92,7 +96,9 @@ class Cache:
         Raises:
             CacheError: for a row that is not in the cache, or a larger p than captured.
         """
-        found = decode_evidence(self._places(rows), self.manifest.identity)
+        places = self._places(rows)
+        with decoding(self.folder):
+            found = decode_evidence(places, self.manifest.identity)
         if set_top_p is None:
             return found
         self._check_top_p(set_top_p)
@@ -120,14 +126,27 @@ class Cache:
             )
 
 
-def _open(path: Path, identity: CacheIdentity) -> ShardReader:
+@contextmanager
+def decoding(place: Path) -> Iterator[None]:
+    """Read what may be anything: bytes that are no rows end in a CacheError.
+
+    Args:
+        place: file or folder, for the message.
+    """
     try:
+        yield
+    except _DAMAGE as error:
+        if isinstance(error, TdistillError):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise CacheError(
+            f"{place}: expected a shard of a teacher cache, found something else ({reason}); "
+            "make the cache again"
+        ) from error
+
+
+def _open(path: Path, identity: CacheIdentity) -> ShardReader:
+    with decoding(path):
         batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
         batch.validate(full=True)
         return ShardReader(batch, identity)
-    except (pa.ArrowException, KeyError, IndexError, ValueError, OverflowError) as error:
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise CacheError(
-            f"{path}: expected a shard of a teacher cache, found something else ({reason}); "
-            "make the cache again"
-        ) from error

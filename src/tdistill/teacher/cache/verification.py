@@ -13,7 +13,7 @@ from tdistill.evidence.evidence import Evidence
 from tdistill.evidence.rows import Row, row_key
 from tdistill.evidence.tail import Tail
 from tdistill.teacher.cache.manifest import CacheIdentity, Shard
-from tdistill.teacher.cache.reader import Cache
+from tdistill.teacher.cache.reader import Cache, decoding
 from tdistill.teacher.cache.row_decoder import ShardReader
 
 _ROUNDED = 0.005  # of the mass: stored log-probabilities are rounded
@@ -28,7 +28,8 @@ def verify_cache(cache: Cache) -> list[str]:
     problems = []
     for listed, shard in zip(cache.manifest.shards, cache.shards(), strict=True):
         try:
-            checks = _checks(shard, listed, cache.manifest.identity)
+            with decoding(cache.folder / listed.name):
+                checks = _checks(shard, listed, cache.manifest.identity)
         except (CacheError, InvalidValueError) as error:  # bytes that are no rows
             checks = {f"a row that cannot be read: {error}": True}
         problems += [f"{listed.name}: {text}" for text, found in checks.items() if found]
