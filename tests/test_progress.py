@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from tdistill import progress
-from tdistill.progress import Progress
+from tdistill.progress import Progress, printable, tell
 
 
 class Clock:
@@ -46,3 +46,23 @@ def test_on_a_terminal_it_is_a_bar(monkeypatch: pytest.MonkeyPatch):
     assert "train" in shown
     assert "4/4" in shown
     assert "loss 1.000" in shown
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain\n\ttext \N{GREEK SMALL LETTER PI}", "plain\n\ttext \N{GREEK SMALL LETTER PI}"),
+        ("\x1b[2J\x1b]0;owned\x07", r"\x1b[2J\x1b]0;owned\x07"),
+        ("a\rb\x08c\x7f\x9b31m", r"a\rb\x08c\x7f\x9b31m"),
+        ("\u202eevil\u2069", r"\u202eevil\u2069"),
+        ("\ud800", r"\ud800"),
+    ],
+)
+def test_texts_of_others_cannot_act_on_the_terminal(
+    text: str, shown: str, capsys: pytest.CaptureFixture[str]
+):
+    assert printable(text) == shown
+    tell(text)
+    assert capsys.readouterr().out == f"{shown}\n"
+    tell(text, error=True)
+    assert capsys.readouterr().err == f"{shown}\n"

@@ -2,11 +2,33 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from typing import Any
 
+# Control characters but for tab and line feed, marks of direction, halves of surrogate pairs.
+_ACTING = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 _SECONDS_BETWEEN_LINES = 20.0
+
+
+def printable(text: str) -> str:
+    """A text that cannot act on a terminal: what controls it, or turns its direction, is spelled.
+
+    Texts of models and data may hold anything.
+
+    Example:
+        >>> print(printable("a\\x1b[2Jb\\u202ec\\ud800"))
+        a\\x1b[2Jb\\u202ec\\ud800
+    """
+    return _ACTING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def tell(text: str, *, error: bool = False) -> None:
+    """Print a line for people, which may repeat what a model or a file says."""
+    print(printable(text), file=sys.stderr if error else sys.stdout, flush=True)
 
 
 class Progress:
@@ -40,9 +62,10 @@ class Progress:
     def note(self, text: str) -> None:
         """A line that stays, for what must not be overlooked."""
         if self._bar is not None:
-            self._bar.console.print(f"  warning: {text}", markup=False, highlight=False)
+            line = printable(f"  warning: {text}")
+            self._bar.console.print(line, markup=False, highlight=False)
         else:
-            print(f"  warning: {text}", flush=True)
+            tell(f"  warning: {text}")
 
     def close(self) -> None:
         """Finish: the bar stays as a line."""

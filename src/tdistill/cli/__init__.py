@@ -13,6 +13,7 @@ from pathlib import Path
 from tdistill import __version__
 from tdistill.errors import InvalidValueError, TdistillError
 from tdistill.files import storage_error
+from tdistill.progress import tell
 from tdistill.strict import nearest
 
 USAGE = f"""tdistill {__version__}: temporal-difference distillation on the teacher's top-p sets
@@ -82,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         told = error if isinstance(error, TdistillError) else storage_error(error, Path.cwd())
         if told is None:
             raise
-        print(f"error: {told}", file=sys.stderr)
+        tell(f"error: {told}", error=True)
         return 2
     except KeyboardInterrupt:
         print("\ninterrupted; the same command continues from here", file=sys.stderr)

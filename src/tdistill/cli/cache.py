@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from tdistill.progress import Progress, quiet_libraries
+from tdistill.progress import Progress, quiet_libraries, tell
 from tdistill.teacher.config import CaptureConfig
 
 if TYPE_CHECKING:
@@ -94,7 +93,7 @@ def read_responses(data: str, tokenizer: Any) -> list[Row]:
 
     config = DataConfig(train=data)
     examples, report = load_examples(data, tokenizer, config, require_references=True)
-    print(report.text())
+    tell(report.text())
     return [Row(e.prompt_ids, e.reference_ids, e.reference_ended) for e in examples]
 
 
@@ -107,7 +106,7 @@ def inspect(words: list[str]) -> int:
     numbers = inspect_cache(
         Cache(_cache_folder(command.cache)), discount=command.discount, gap=command.gap
     )
-    print(json.dumps(numbers, indent=1) if command.json else inspection_text(numbers))
+    tell(json.dumps(numbers, indent=1) if command.json else inspection_text(numbers))
     return 0
 
 
@@ -127,7 +126,7 @@ def verify(words: list[str]) -> int:
     cache = Cache(_cache_folder(command.cache))
     problems = verify_cache(cache)
     for problem in problems:
-        print(f"damaged: {problem}", file=sys.stderr)
+        tell(f"damaged: {problem}", error=True)
     if not problems:
         rows, shards = cache.manifest.rows, len(cache.manifest.shards)
         print(f"{command.cache}: sound; {rows} rows in {shards} shards")

@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from tdistill.cli.run import helped, read_words
+from tdistill.progress import tell
 
 if TYPE_CHECKING:
     from tdistill.run.checks import Finding
@@ -30,7 +31,7 @@ def doctor(words: list[str]) -> int:
     world_is_made = recipe.world is None
     if world_is_made and all(finding.error is None for finding in found):
         with TemporaryDirectory() as place:
-            ground = Groundwork(recipe, Path(place), print)
+            ground = Groundwork(recipe, Path(place), tell)
             found += _told(findings(thorough_checks(ground, out)))
     elif not world_is_made:
         print("  the world of this recipe is not made: what is in it was not looked at")
@@ -43,5 +44,5 @@ def doctor(words: list[str]) -> int:
 def _told(found: Iterator[Finding]) -> Iterator[Finding]:
     """The findings, each printed when it is there."""
     for finding in found:
-        print(f"  {_MARKS[finding.level]}  {finding.what}: {finding.text}", flush=True)
+        tell(f"  {_MARKS[finding.level]}  {finding.what}: {finding.text}")
         yield finding

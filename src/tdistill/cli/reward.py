@@ -14,7 +14,7 @@ from tdistill.checks import check, check_at_least
 from tdistill.data.config import DataConfig, Format, Template
 from tdistill.errors import InvalidValueError
 from tdistill.files import write_atomically
-from tdistill.progress import quiet_libraries
+from tdistill.progress import quiet_libraries, tell
 
 if TYPE_CHECKING:
     from tdistill.data import Example
@@ -92,7 +92,7 @@ def reward(words: list[str]) -> int:
     """Read and rank responses, and say what was found."""
     command = tyro.cli(RewardCommand, args=words, prog="tdistill reward")
     quiet_libraries()
-    print("\n".join(read_and_rank(command)))
+    tell("\n".join(read_and_rank(command)))
     return 0
 
 

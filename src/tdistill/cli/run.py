@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tdistill.errors import InvalidValueError
-from tdistill.progress import quiet_libraries
+from tdistill.progress import quiet_libraries, tell
 from tdistill.strict import describe, split_words
 
 if TYPE_CHECKING:
@@ -73,11 +73,11 @@ def _show(result: Result, out: Path) -> None:
     console = Console()
     console.print(score_table(result))
     console.print(sample_panel(result))
-    print("\n".join(summary(result)))
+    tell("\n".join(summary(result)))
     for who, why in result.failed.items():
-        print(f"failed:  {who} ({why})")
+        tell(f"failed:  {who} ({why})")
     for who, found in result.warnings.items():
-        print("\n".join(f"warning: {who}: {text}" for text in found))
+        tell("\n".join(f"warning: {who}: {text}" for text in found))
     print(
         f"report:  {out / 'report.html'}\nstudent: {out / 'student'}\n"
         f"numbers: {out / 'metrics.json'}"

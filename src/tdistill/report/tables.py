@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tdistill.evaluation.places import is_of_place
+from tdistill.progress import printable
 from tdistill.report.measures import (
     DECODINGS,
     Measure,
@@ -289,8 +290,9 @@ def sample_panel(result: Result, n: int = 2) -> Group:
         for label in shown_first(result, sample.responses)[:3]:
             style = "bold cyan" if label == result.distilled else "bold"
             parts.append(Text(model_name(label), style=style))
-            parts.append(Padding(Text(sample.responses[label].strip() or "(empty)"), (0, 0, 0, 2)))
-        title = Text(" ".join(sample.prompt.split()))
+            response = printable(sample.responses[label].strip()) or "(empty)"
+            parts.append(Padding(Text(response), (0, 0, 0, 2)))
+        title = Text(printable(" ".join(sample.prompt.split())))
         title.truncate(200, overflow="ellipsis")
         panels.append(Panel(Group(title, Text(), *parts), title="prompt", title_align="left"))
     return Group(*panels)

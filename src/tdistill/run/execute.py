@@ -8,6 +8,7 @@ from typing import Any
 from tdistill.errors import InvalidValueError
 from tdistill.files import locked
 from tdistill.hashing import key_of
+from tdistill.progress import tell
 from tdistill.recipe import Recipe
 from tdistill.report import write_report
 from tdistill.report.result import Result, read_result, write_result
@@ -18,7 +19,7 @@ from tdistill.run.pipeline import Run
 from tdistill.run.stages import Say, Stages
 
 
-def run_recipe(recipe: Recipe, folder: Path | str, say: Say = print) -> Result:
+def run_recipe(recipe: Recipe, folder: Path | str, say: Say = tell) -> Result:
     """Do all of a recipe and write ``metrics.json`` and ``report.html``.
 
     Objectives that fail are left out of the result, which names them; the next call tries them

@@ -17,6 +17,7 @@ import yaml
 
 from tdistill.errors import StorageError
 from tdistill.files import locked, replacing_folder, write_atomically
+from tdistill.progress import tell
 from tdistill.recipe import Recipe, recipe_dict
 from tdistill.report.measures import duration
 from tdistill.run.checks import findings, quick_checks, refuse_wrong, thorough_checks
@@ -54,7 +55,7 @@ class Run:
         failed: why, by training seed and label, an objective could not be trained or judged.
     """
 
-    def __init__(self, recipe: Recipe, folder: Path, say: Say = print) -> None:
+    def __init__(self, recipe: Recipe, folder: Path, say: Say = tell) -> None:
         self.recipe, self.folder, self.say = recipe, folder, say
         self.groundwork = Groundwork(recipe, folder, say)
         self.seeds = [Students(self.groundwork, number) for number in range(recipe.seeds)]

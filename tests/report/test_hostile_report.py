@@ -1,0 +1,102 @@
+"""Texts of models and data cannot act where they are shown."""
+
+from __future__ import annotations
+
+import io
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from tdistill.report import sample_panel
+from tdistill.report.page import render
+from tdistill.report.result import Result, result_of
+
+EXAMPLE = json.loads((Path(__file__).parent / "metrics_example.json").read_text())
+ACTIVE = {"script", "iframe", "object", "embed", "link", "meta", "base", "form", "img", "image"}
+ATTACKS = [
+    "<script>alert(1)</script>",
+    "</style><script>alert(1)</script>",
+    '" onmouseover="alert(1)',
+    "' onfocus='alert(1)",
+    "<img src=x onerror=alert(1)>",
+    "</title></svg><iframe src=javascript:alert(1)>",
+    "{{ 7 * 7 }}{% raw %}",
+    "]]><!--",
+    "javascript:alert(1)",
+    "&lt;script&gt;",
+    "\ud800",
+    "\x00\x1b[2J",
+]
+
+
+class Seen(HTMLParser):
+    """Elements that act, and attributes that do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        handlers = [name for name, _ in attrs if name.startswith("on")]
+        links = [
+            v for name, v in attrs if name in ("href", "src") and not (v or "").startswith("#")
+        ]
+        self.found += [tag] * (tag in ACTIVE) + handlers + [str(link) for link in links]
+
+
+def acting(page: str) -> list[str]:
+    seen = Seen()
+    seen.feed(page)
+    return sorted(seen.found)
+
+
+def everywhere(text: str) -> Result:
+    """The example with a text in every place that a model, a prompt or an error fills."""
+    plain: dict[str, Any] = json.loads(json.dumps(EXAMPLE))
+    for sample in plain["samples"]:
+        sample["prompt"] = text
+        sample["responses"] = dict.fromkeys(sample["responses"], text)
+    for trace in plain["reward_traces"]:
+        trace["prompt"] = text
+        trace["tokens"] = [text] * len(trace["tokens"])
+    for trace in plain["value_traces"]:
+        trace["prompt"] = text
+    plain["failed"] = {text: text}
+    plain["warnings"] = {text: [text]}
+    plain["cache"]["teacher"] = text
+    plain["recipe"][text] = {text: text}
+    return result_of(plain)
+
+
+def test_the_page_itself_acts_with_known_elements_only():
+    assert acting(render(result_of(EXAMPLE))) == acting(render(everywhere("plain")))
+
+
+@pytest.mark.parametrize("text", ATTACKS)
+def test_texts_stay_texts_on_the_page(text: str):
+    page = render(everywhere(text))
+    assert acting(page) == acting(render(everywhere("plain")))
+    assert "49" not in text
+    if "<" in text:
+        assert text not in page
+
+
+@settings(max_examples=15)
+@given(st.text(alphabet=st.sampled_from("<>\"'&/={}%-!sx \n\x1b\ud800"), min_size=1, max_size=30))
+def test_any_text_stays_a_text(text: str):
+    assert acting(render(everywhere(text))) == acting(render(everywhere("plain")))
+
+
+@pytest.mark.parametrize("text", ATTACKS)
+def test_texts_stay_texts_in_the_terminal(text: str):
+    stream = io.StringIO()
+    Console(file=stream, width=100, force_terminal=False).print(sample_panel(everywhere(text)))
+    shown = stream.getvalue()
+    assert "\x1b" not in shown
+    assert "\x00" not in shown
