@@ -59,7 +59,7 @@ def fingerprint(path: str | None) -> str:
     """
     if path is None:
         return "none"
-    matches = sorted(glob.glob(path)) if glob.has_magic(path) else []  # noqa: PTH207
+    matches = sorted(glob.glob(path, recursive=True)) if glob.has_magic(path) else []  # noqa: PTH207
     if matches:
         return key_of([(match, fingerprint(match)) for match in matches])
     if path.startswith("demo:"):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tdistill.checks import check
-from tdistill.data import Example, load_text_chunks
+from tdistill.data import Example, check_text_source, load_text_chunks
 from tdistill.errors import InvalidValueError
 from tdistill.evaluation import evaluate
 from tdistill.evaluation.evaluate import Exam
@@ -22,7 +22,7 @@ from tdistill.models import language_model
 from tdistill.models.language_model import LanguageModel
 from tdistill.progress import Progress
 from tdistill.recipe import Recipe, named_paths, placed
-from tdistill.run.examples import load_splits
+from tdistill.run.examples import load_splits, references_field
 from tdistill.run.folders import model_folder, world_folder
 from tdistill.run.keys import stage_keys
 from tdistill.run.stages import Say, Stages, open_workplace, workplace_key
@@ -145,7 +145,12 @@ class Groundwork:
     @once
     def load_examples(self) -> dict[str, list[Example]]:
         """Training, validation and test examples; no prompt is in two of them."""
-        splits = load_splits(self.placed.data, self.load_tokenizer(), self.folder, self.say)
+        data, field = self.placed.data, references_field(self.recipe)
+        if data.lm_text is not None:
+            check_text_source(data.lm_text)
+        splits = load_splits(
+            data, self.load_tokenizer(), self.folder, self.say, references_for=field
+        )
         if self.recipe.evaluation.verify is not None:
             load_verifier(self.recipe.evaluation.verify).try_out(splits["test"])
         return splits
