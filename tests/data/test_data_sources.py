@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tdistill.data import sources
+from tdistill.data.readers import SourceRow
 from tdistill.data.sources import column_names, read_rows
 from tdistill.errors import DataError
 
@@ -43,8 +44,8 @@ def test_every_kind_of_source_gives_the_same_rows(tmp_path, kind):
 
 def test_columns_without_any_value_do_not_count():
     rows = [
-        sources.SourceRow("1", {"a": 1, "b": None}),
-        sources.SourceRow("2", {"c": "", "a": None}),
+        SourceRow("1", {"a": 1, "b": None}),
+        SourceRow("2", {"c": "", "a": None}),
     ]
     assert column_names(rows) == ("a", "c")
 
@@ -62,13 +63,19 @@ def test_a_row_may_hold_unusual_line_separators(tmp_path):
     [
         ("a.jsonl", b'{"prompt": "a"}\n\n{"prompt": \n', ":3: expected one JSON object"),
         ("a.jsonl", b'["prompt"]\n', ":1: expected a JSON object with a name for each column"),
-        ("a.jsonl", b'{"prompt": "\xff"}\n', "expected UTF-8 text; found byte 0xff"),
+        (
+            "a.jsonl",
+            b'{"prompt": "a"}\n{"prompt": "\xff"}\n',
+            ":2: expected UTF-8 text; found byte 0xff",
+        ),
+        ("a.json", b'[{"prompt": "a"},\n{"prompt": "\xff"}]', ":2: expected UTF-8 text"),
+        ("a.jsonl", '{"prompt": "a"}\n'.encode("utf-16"), ":1: expected UTF-8 text; found UTF-16"),
         ("a.json", b'[{"prompt": "a"},\n {"prompt" "b"}]', ":2: expected a JSON list"),
         ("a.json", b'{"prompt": "a"}\n{"prompt": "b"}\n', "name it .jsonl"),
         ("a.json", b'{"prompt": "a"}', "expected a JSON list of objects; found an object"),
         ("a.json", b'[{"prompt": "a"}, "b"]', "row 1 (counted from 0): expected a JSON object"),
         ("a.parquet", b"PAR1", "expected a Parquet file"),
-        ("a.csv", b"prompt\na\n", "expected a .jsonl, .json or .parquet file"),
+        ("a.xlsx", b"PK", "expected a file of rows (.jsonl, .jsonl.gz"),
         ("a.txt", b"text", "data.lm_text"),
     ],
 )
@@ -99,7 +106,9 @@ def test_a_missing_file_names_the_nearest_existing_one(tmp_path):
     ]:
         with pytest.raises(DataError) as caught:
             read_rows(str(wrong))
-        assert f"found nothing at {wrong}. Nearest existing name: {nearest}." in str(caught.value)
+        text = str(caught.value)
+        assert f"found nothing at {wrong} (searched {nearest.parent})." in text
+        assert f"Nearest existing name: {nearest}." in text
 
 
 def test_folders_that_are_not_one_split_are_refused(tmp_path):

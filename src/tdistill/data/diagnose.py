@@ -29,12 +29,13 @@ def diagnose(
     end_id: int,
     rows_read: int,
     empty_rows: int,
+    long_prompts: int,
 ) -> DoctorReport:
     """Write the report on a source.
 
     Args:
         source: as given by the user.
-        outcomes: of every record that has a prompt.
+        outcomes: of every record with a prompt that is not too long.
         kept: those that became examples, at least one.
         tokenizer: the tokenizer of teacher and student.
         config: as given by the user.
@@ -43,6 +44,7 @@ def diagnose(
         end_id: the token that ends a response.
         rows_read: rows read.
         empty_rows: rows with nothing to answer, which were left out.
+        long_prompts: rows with too long a prompt, likewise.
 
     Returns:
         The report.
@@ -75,11 +77,7 @@ def diagnose(
         rows_kept=len(examples),
         empty_rows=empty_rows,
         refused_rows=refused,
-        long_prompts=sum(
-            len(outcome.example.prompt_ids) > config.max_prompt_tokens
-            for outcome in outcomes
-            if outcome.example is not None
-        ),
+        long_prompts=long_prompts,
         endless_rows=sum(not example.reference_ended for example in answered),
         without_reference=len(examples) - len(answered),
         duplicate_prompts=len(examples) - len({example.prompt_ids for example in examples}),

@@ -42,7 +42,7 @@ class DoctorReport:
         notes: what the reader should know, in sentences.
         end_token: the token that ends a response; ``end_id`` is its id.
         rows_read: rows read, after the limit.
-        rows_rendered: examples that these would make, those with nothing to answer left out.
+        rows_rendered: examples that these would make, but for empty rows and long prompts.
         rows_answered: those that bring a response.
         rows_kept: those that became examples.
         refused_rows: rows left out, whose prompt the chat template cannot express.

@@ -82,13 +82,15 @@ def load_examples(
         if not is_blank(record.prompt) and not (require_references and record.blank_reference)
     ]
     outcomes = make_examples(tokenizer, template, filled, config, chat)
-    kept = [o for o in outcomes if _usable(o, config, require_references)]
-    empty = len(records) - len(filled)
+    fitting = [outcome for outcome in outcomes if not _is_long(outcome, config)]
+    kept = [outcome for outcome in fitting if _is_usable(outcome, require_references)]
+    empty, long = len(records) - len(filled), len(outcomes) - len(fitting)
     if not kept:
-        raise DataError(_nothing_left(source, len(rows), empty, outcomes, config))
+        found = f"{len(rows)} rows, {empty} empty"
+        raise DataError(_nothing_left(source, found, long, fitting, config))
     report = diagnose(
         source,
-        outcomes,
+        fitting,
         kept,
         tokenizer=tokenizer,
         config=config,
@@ -97,6 +99,7 @@ def load_examples(
         end_id=response_end_id(tokenizer, template, chat),
         rows_read=len(rows),
         empty_rows=empty,
+        long_prompts=long,
     )
     refuse_faults(report, config, responses=require_references)
     return [outcome.example for outcome in kept if outcome.example is not None], report
@@ -174,24 +177,24 @@ def unused_columns(columns: SourceColumns) -> str:
     )
 
 
-def _usable(outcome: Outcome, config: DataConfig, require_references: bool) -> bool:
+def _is_long(outcome: Outcome, config: DataConfig) -> bool:
     example = outcome.example
-    if example is None or (require_references and not example.reference_ids):
-        return False
-    return len(example.prompt_ids) <= config.max_prompt_tokens
+    return example is not None and len(example.prompt_ids) > config.max_prompt_tokens
+
+
+def _is_usable(outcome: Outcome, require_references: bool) -> bool:
+    example = outcome.example
+    return example is not None and (bool(example.reference_ids) or not require_references)
 
 
 def _nothing_left(
-    source: str, rows: int, empty: int, outcomes: Sequence[Outcome], config: DataConfig
+    source: str, found: str, long: int, faulty: Sequence[Outcome], config: DataConfig
 ) -> str:
-    faults = [o for o in outcomes if o.fault is not None]
-    reason = (
-        f" The first that the template cannot express: {faults[0].record.where}, " if faults else ""
+    text = (
+        f"{source}: expected at least one usable row; found {found} and {long} with a prompt of "
+        f"more than data.max_prompt_tokens ({config.max_prompt_tokens})"
     )
-    reason += f"{faults[0].fault}." if faults else ""
-    return (
-        f"{source}: expected at least one usable row; found {rows} rows, {empty} empty, "
-        f"{len(faults)} that the chat template cannot express and {len(outcomes) - len(faults)} "
-        f"with a prompt of more than data.max_prompt_tokens ({config.max_prompt_tokens}).{reason} "
-        "Check the columns, or raise data.max_prompt_tokens."
-    )
+    if faulty:
+        first = faulty[0]
+        text += f"; and {len(faulty)} with a fault ({first.record.where}: {first.fault})"
+    return f"{text}. Check the columns and the template, or raise data.max_prompt_tokens."

@@ -47,9 +47,9 @@ def turn_end(
 
     For ``chat``, an added or special token that the template puts after the assistant's text, in
     the last turn and before another one alike (``<|im_end|>``, ``<|eot_id|>``); of several in a row
-    the tokenizer's end token, else the last. A template that writes none ends a turn by opening the
-    next, if that begins with such a token; where it does not, and for the other templates, the
-    tokenizer's end token ends a response.
+    the tokenizer's end token, else the last. A template that writes nothing there ends a turn by
+    opening the next, if that begins with such a token; where it does not, and for the other
+    templates, the tokenizer's end token ends a response.
 
     Args:
         tokenizer: the tokenizer.
@@ -69,7 +69,7 @@ def turn_end(
             return TurnEnd(own if own is not None and own in found else found[-1], written=True)
         if found := _controls_in(tokenizer, tail):
             return TurnEnd(found[0], written=True)
-        rest = encode_rendered(tokenizer, following[len(tail) :]) if both == tail else []
+        rest = encode_rendered(tokenizer, following) if not tail else []
         if rest and rest[0] in _control_ids(tokenizer) - {tokenizer.bos_token_id}:
             return TurnEnd(rest[0])
     end = end_token_id(tokenizer)
