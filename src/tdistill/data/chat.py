@@ -111,7 +111,8 @@ def _written(clock: datetime) -> dict[str, str]:
     bare = {f"%-{key[1]}": text.lstrip("0") or "0" for key, text in plain.items()}
     composed = {"%F": "%Y-%m-%d", "%T": "%H:%M:%S", "%D": "%m/%d/%y", "%R": "%H:%M"}
     composed["%e"] = f"{clock.day:2d}"
-    return composed | bare | plain | {"%%": "%"}
+    # A doubled % is put aside, so that it begins no directive.
+    return {"%%": "\0"} | composed | bare | plain | {"\0": "%"}
 
 
 def chat_template_of(

@@ -181,6 +181,8 @@ def _continued(
     if block is None:
         continued = rendered(answer).startswith(prompt)
         return Rendered(prompt, fault=THINKS_TWICE if continued else NOT_CONTINUED)
+    if block.tags[0] in divide(answer)[2] and not block.closed:  # reasoning that never ends
+        return Rendered(prompt, fault=THINKS_TWICE)
     whole = rendered(with_answer_alone(answer))
     rest = _after(prompt, block, whole)
     if rest is None:
