@@ -53,13 +53,17 @@ def load_splits(
             are no responses where they are trained on.
     """
     clock = fixed_clock(folder)
+    parts, told = _parts(config)
+    for line in told:
+        say(f"  {line}")
     loaded: dict[str, list[Example]] = {"valid": []}
     reports: dict[str, DoctorReport] = {}
-    for split, part in _parts(config, say).items():
+    for split, part in parts.items():
         loaded[split], reports[split] = load_examples(
             part.source, tokenizer, config, limit=part.limit, clock=clock, rows=part.rows
         )
-    write_atomically(folder / "data-doctor.txt", "\n\n".join(r.text() for r in reports.values()))
+    told += [report.text() for report in reports.values()]
+    write_atomically(folder / "data-doctor.txt", "\n\n".join(told))
     say(reports["train"].text())
     if references_for is not None:
         refuse_faults(reports["train"], config, responses=True)
@@ -91,12 +95,13 @@ def references_field(recipe: Recipe) -> str | None:
     return None
 
 
-def _parts(config: DataConfig, say: Say) -> dict[str, _Part]:
-    """The source of each split that there is, with the rows that `auto` takes from training."""
+def _parts(config: DataConfig) -> tuple[dict[str, _Part], list[str]]:
+    """The source of each split, with the rows that `auto` takes from training; and what it took."""
     given: dict[str, Sequence[SourceRow]] = {}
+    told: list[str] = []
     if config.split_off:
         given = split_rows(read_rows(config.train), config.train, config)
-        say(f"  {_split_text(config, given)}")
+        told = [_split_text(config, given)]
     parts: dict[str, _Part] = {}
     for split in SPLITS:
         source, limit = getattr(config, split), getattr(config, f"limit_{split}")
@@ -105,7 +110,7 @@ def _parts(config: DataConfig, say: Say) -> dict[str, _Part]:
         if source is not None:
             named = f"{config.train} (part: {split})" if split in given else source
             parts[split] = _Part(named, limit, given.get(split))
-    return parts
+    return parts, told
 
 
 def _split_text(config: DataConfig, given: Mapping[str, Sequence[SourceRow]]) -> str:
