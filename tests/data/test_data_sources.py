@@ -139,3 +139,69 @@ def test_the_demo_ships_with_the_package():
         (row.values["instruction"], row.values["input"]) for rows in names.values() for row in rows
     ]
     assert len(set(prompts)) == len(prompts)
+
+
+def test_patterns_name_files_in_the_order_of_their_names(tmp_path):
+    for name in ("b/train-2.jsonl", "a/train-1.jsonl", "train-0.jsonl", "test.jsonl"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps({"prompt": name}) + "\n")
+
+    def prompts(pattern):
+        return [row.values["prompt"] for row in read_rows(f"{tmp_path}/{pattern}")]
+
+    assert prompts("train-*.jsonl") == ["train-0.jsonl"]
+    assert prompts("**/train-*.jsonl") == ["a/train-1.jsonl", "b/train-2.jsonl", "train-0.jsonl"]
+    assert prompts("[ab]/*.jsonl") == ["a/train-1.jsonl", "b/train-2.jsonl"]
+    with pytest.raises(DataError) as caught:
+        read_rows(f"{tmp_path}/a/valid-*.jsonl")
+    assert f"found none in {tmp_path / 'a'}" in str(caught.value)
+
+
+def test_a_name_with_a_bracket_is_a_file_where_there_is_one(tmp_path):
+    path = tmp_path / "rows[1].jsonl"
+    path.write_text('{"prompt": "a"}\n')
+    assert len(read_rows(str(path))) == 1
+
+
+def test_files_of_a_folder_are_named_by_a_pattern(tmp_path):
+    (tmp_path / "data").mkdir()
+    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "data" / "train.parquet")
+    with pytest.raises(DataError, match=r"Name a pattern .*\*\*/\*\.parquet"):
+        read_rows(str(tmp_path))
+
+
+def test_a_relative_path_names_the_folder_that_was_searched(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError) as caught:
+        read_rows("train.jsonl")
+    assert f"found nothing at train.jsonl (searched {tmp_path})" in str(caught.value)
+
+
+def test_the_hub_is_asked_where_it_is_named_and_never_otherwise(monkeypatch, tmp_path):
+    import datasets
+
+    asked = []
+
+    def load_dataset(name, config=None, *, split):
+        asked.append((name, config, split))
+        if name == "me/none":
+            raise FileNotFoundError("no such data set\nand more")
+        return datasets.Dataset.from_list(ROWS)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="is named hub:me/some"):
+        read_rows("me/some")
+    assert asked == []
+    rows = read_rows("hub:me/some")
+    assert [row.values for row in rows] == ROWS
+    assert rows[1].where == "hub:me/some, row 1 (counted from 0)"
+    read_rows("hub:me/some/main:test[:10%]")
+    assert asked == [("me/some", None, "train"), ("me/some", "main", "test[:10%]")]
+    with pytest.raises(DataError) as caught:
+        read_rows("hub:me/none")
+    assert "hub:me/none: expected a data set of the hub" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(DataError, match=r"expected hub:OWNER/NAME.*found hub:some"):
+        read_rows("hub:some")
