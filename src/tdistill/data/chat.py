@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,14 +18,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # Templates ask `strftime_now(format)` for the date. Variables of a template must be plain data, so
-# the clock is a macro before the template, over the text of each directive of the format.
+# the clock is a macro before the template: it looks up the formats that stand in the template, and
+# replaces the directives of any other.
 _CLOCK = (
     "{%- macro strftime_now(format) -%}"
+    "{%- if format in tdistill_dates -%}{{- tdistill_dates[format] -}}{%- else -%}"
     "{%- set written = namespace(text=format) -%}"
     "{%- for directive, text in tdistill_clock.items() -%}"
     "{%- set written.text = written.text.replace(directive, text) -%}"
-    "{%- endfor -%}{{- written.text -}}{%- endmacro %}\n"
+    "{%- endfor -%}{{- written.text -}}{%- endif -%}{%- endmacro %}\n"
 )
+_FORMATS = re.compile(r"""(["'])((?:(?!\1)[^\n])*%(?:(?!\1)[^\n])*)\1""")
 _DIRECTIVES = "aAwdbBhmyYHIpPMSfjUWcxXGuVszZ"
 
 
@@ -82,9 +86,7 @@ class ChatTemplate:
         Raises:
             TemplateRefusal: the template raises an error, of whatever kind.
         """
-        text = self.source(tools)
-        # A line of its own before the template, which trims white space by lines.
-        clocked = f"{_CLOCK}{text}" if "strftime_now" in text else text
+        text, dates = _clocked(self.source(tools), self.clock)
         roles = {} if "developer" in text else {"developer": "system"}
         told = [{**turn, "role": roles.get(turn["role"], turn["role"])} for turn in turns]
         try:
@@ -92,10 +94,10 @@ class ChatTemplate:
                 self.tokenizer.apply_chat_template(
                     told,
                     tools=list(tools) or None,
-                    chat_template=clocked,
+                    chat_template=text,
                     tokenize=False,
                     add_generation_prompt=prompt,
-                    tdistill_clock=_written(self.clock),
+                    **dates,
                     **self.variables,
                 )
             )
@@ -105,7 +107,19 @@ class ChatTemplate:
             raise TemplateRefusal(where, turns, reason[:200]) from error
 
 
-def _written(clock: datetime) -> dict[str, str]:
+@functools.lru_cache(maxsize=16)
+def _clocked(template: str, clock: datetime) -> tuple[str, dict[str, dict[str, str]]]:
+    """A template that is told a moment, and the variables that it is told it by."""
+    if "strftime_now" not in template:
+        return template, {}
+    directives, dates = _directives(clock), {}
+    for _, format in _FORMATS.findall(template):
+        dates[format] = functools.reduce(lambda t, d: t.replace(*d), directives.items(), format)
+    # A line of its own, since white space is trimmed by lines.
+    return _CLOCK + template, {"tdistill_clock": directives, "tdistill_dates": dates}
+
+
+def _directives(clock: datetime) -> dict[str, str]:
     """The text of each directive of ``strftime``, the longer spellings first."""
     plain = {f"%{letter}": clock.strftime(f"%{letter}") for letter in _DIRECTIVES}
     bare = {f"%-{key[1]}": text.lstrip("0") or "0" for key, text in plain.items()}

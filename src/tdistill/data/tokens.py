@@ -70,7 +70,7 @@ def turn_end(
         if found := _controls_in(tokenizer, tail):
             return TurnEnd(found[0], written=True)
         rest = encode_rendered(tokenizer, following) if not tail else []
-        if rest and rest[0] in _control_ids(tokenizer) - {tokenizer.bos_token_id}:
+        if rest and rest[0] in _closing_ids(tokenizer):
             return TurnEnd(rest[0])
     end = end_token_id(tokenizer)
     if end is None:
@@ -109,7 +109,7 @@ def _common_start(a: str, b: str) -> str:
 
 def _controls_in(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """The first run of control tokens in a text, without the start token."""
-    controls = _control_ids(tokenizer) - {tokenizer.bos_token_id}
+    controls = _closing_ids(tokenizer)
     ids = encode_rendered(tokenizer, text)
     first = next((i for i, token in enumerate(ids) if token in controls), len(ids))
     return list(itertools.takewhile(controls.__contains__, ids[first:]))
@@ -193,8 +193,11 @@ def _tokenise(
     return [list(row) for row in encoded["input_ids"]]  # pyright: ignore
 
 
-def _control_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+def _closing_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Tokens that can end a turn: added and special ones, but for the start token."""
     # Some tokenizers add runs of white space as tokens; those control nothing.
     added = tokenizer.added_tokens_decoder
     named = {token for token, content in added.items() if str(content).strip()}
-    return named | set(tokenizer.all_special_ids)
+    return {
+        token for token in named | set(tokenizer.all_special_ids) if token != tokenizer.bos_token_id
+    }

@@ -97,7 +97,7 @@ def references_field(recipe: Recipe) -> str | None:
 
 def _parts(config: DataConfig) -> tuple[dict[str, _Part], list[str]]:
     """The source of each split, with the rows that `auto` takes from training; and what it took."""
-    given: dict[str, Sequence[SourceRow]] = {}
+    given: Mapping[str, Sequence[SourceRow]] = {}
     told: list[str] = []
     if config.split_off:
         given = split_rows(read_rows(config.train), config.train, config)
