@@ -197,3 +197,43 @@ def test_an_example_keeps_the_prompt_as_the_source_has_it(write):
     row = {"messages": [*turns, {"role": "assistant", "content": "b"}]}
     (example,), _ = load_examples(write([row]), CHAT, DataConfig())
     assert example.row_prompt == tuple(turns)
+
+
+def test_text_of_strangers_cannot_act_on_a_terminal(write):
+    row = {"prompt": "a\x1b[31mred\u202e", "completion": "b\x07\nc", "\x1b]0;title\x07": 1}
+    _, report = load_examples(write([row]), CHAT, DataConfig())
+    text = report.text()
+    assert "\\x1b[31mred\\u202e" in text
+    assert not set("\x1b\x07\u202e") & set(text)
+    with pytest.raises(DataError) as caught:
+        load_examples(write([{"\x1b[2J": 1}]), CHAT, DataConfig())
+    assert "found the columns \\x1b[2J." in str(caught.value)
+
+
+def test_template_variables_are_used_and_named(write):
+    tokenizer = byte_level(CHATML + "{{ mood }}")
+    examples, report = load_examples(
+        write(ROWS), tokenizer, DataConfig(template_kwargs={"mood": "calm"})
+    )
+    assert examples[0].prompt.endswith("assistant\ncalm")
+    assert "the chat template is given mood = calm" in report.text()
+    for options in ({"template_kwargs": {"mood": "calm"}}, {"template_name": "rag"}):
+        with pytest.raises(DataError, match="expected a chat template to use it"):
+            load_examples(write(ROWS), byte_level(), DataConfig(**options))
+
+
+def test_a_missing_response_names_the_column_that_was_not_used(write):
+    source = write([{"prompt": "a", "reply": "b"}])
+    with pytest.raises(DataError, match=r"Not used: the columns reply; .*\{response: reply\}"):
+        load_examples(source, CHAT, DataConfig(), require_references=True)
+    (example,), _ = load_examples(source, CHAT, DataConfig(columns={"response": "reply"}))
+    assert example.references == ("b",)
+
+
+def test_a_system_message_that_the_template_leaves_out_is_a_fault(write):
+    template = CHATML.replace(
+        "{% for message in messages %}", "{% for message in messages if message.role != 'system' %}"
+    )
+    with pytest.raises(DataError, match="leaves out the text of a turn of role system"):
+        load_examples(write(ROWS[:1]), byte_level(template), DataConfig(system="Be kind."))
+    assert load_examples(write(ROWS[:1]), byte_level(template), DataConfig(system=""))

@@ -26,6 +26,7 @@ ASSISTANT = {"role": "assistant", "content": "He."}
             {"role": "assistant", "content": ["He."]},
         ],
         [{**USER, "tool_calls": None, "name": None}, {**ASSISTANT, "reasoning": None}],
+        json.dumps([USER, ASSISTANT]),
     ],
 )
 @pytest.mark.parametrize("column", ["messages", "conversations", "conversation"])
@@ -73,6 +74,11 @@ def test_other_shapes_are_refused_by_name(turn, found):
     with pytest.raises(TurnError) as caught:
         read_messages([turn])
     assert caught.value.found == found
+
+
+def test_the_result_of_a_tool_may_be_an_object():
+    (turn,) = read_messages([{"role": "tool", "content": {"sky": "blue"}}])
+    assert turn["content"] == '{"sky": "blue"}'
 
 
 def test_a_turn_of_the_assistant_may_be_empty():

@@ -6,6 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from tdistill.errors import printable
+
 _PROMPT_CHARACTERS = 600
 _RESPONSE_TOKENS = 60
 
@@ -113,7 +115,7 @@ class DoctorReport:
         return dataclasses.asdict(self)
 
     def text(self) -> str:
-        """The report for people, in lines of plain text."""
+        """The report for people, in lines of plain text that cannot act on a terminal."""
         used = ", ".join(f"{column} ({role})" for role, column in self.roles.items())
         lines = [
             f"data doctor: {self.source}",
@@ -132,7 +134,7 @@ class DoctorReport:
         ]
         lines += [*self._turn_lines(), *self._boundary_lines()]
         lines += [f"  note        {note}" for note in self.notes]
-        return "\n".join([*lines, *self._sample_lines()])
+        return printable("\n".join([*lines, *self._sample_lines()]))
 
     def _turn_lines(self) -> list[str]:
         if not self.earlier_turns and self.trained_turns == "last":

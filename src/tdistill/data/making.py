@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from tdistill.data.chat import ChatTemplate
+from tdistill.data.chat import ChatTemplate, chat_template_of
 from tdistill.data.config import DataConfig, Template
 from tdistill.data.conversation import Rendered, render_row
 from tdistill.data.formats import Prompt, PromptRecord, Response, text_of_response
@@ -97,41 +97,27 @@ def make_examples(
         DataError: a row that the template cannot show, or whose response goes on after its end.
         ModelError: the tokenizer has no end token.
     """
+    if template == "chat":
+        chat = chat or chat_template_of(tokenizer, config)
     end = turn_end(tokenizer, template, chat)
     pairs = [_without_end(record, tokenizer, end) for record in records]
     rows = [record for record, _ in pairs]
-    if template == "chat":
-        chat = chat or ChatTemplate(tokenizer)
+    if chat is not None:
         rendered = [render_row(chat, record, config.system) for record in rows]
     else:
         rendered = [_plainly(template, record, config) for record in rows]
     prompt_ids = encode_prompts(tokenizer, template, [row.prompt or "" for row in rendered])
     tokeniser = ResponseTokeniser(tokenizer, end)
-    if template == "chat":
+    if chat is not None:
         tokens = tokeniser.of_chat(rows, rendered, prompt_ids)
     else:
         tokens = tokeniser.of_text(rows, rendered)
-    made: list[Outcome] = []
-    for (record, wrote_end), row, ids, response in zip(
-        pairs, rendered, prompt_ids, tokens, strict=True
-    ):
-        example = None
-        if row.prompt is not None:
-            example = _example(record, row.prompt, ids, response, config.max_response_tokens)
-        own = response.compared and response.fault is None and row.own
-        made.append(
-            Outcome(
-                record,
-                example,
-                response.fault or row.fault,
-                compared=response.compared,
-                own=own,
-                closed=row.closed,
-                lost=row.lost,
-                wrote_end=wrote_end,
-            )
-        )
-    return made
+    parts = zip(pairs, rendered, prompt_ids, tokens, strict=True)
+    most = config.max_response_tokens
+    return [
+        _outcome(record, *part, most=most, wrote_end=wrote_end)
+        for (record, wrote_end), *part in parts
+    ]
 
 
 def _plainly(template: Template, record: PromptRecord, config: DataConfig) -> Rendered:
@@ -181,28 +167,42 @@ def _cut(response: Response, names: tuple[str, str]) -> Response:
     return short if isinstance(response, str) else {**response, "content": short}
 
 
-def _example(
+def _outcome(
     record: PromptRecord,
-    prompt: str,
+    row: Rendered,
     prompt_ids: Sequence[int],
     response: ResponseTokens,
+    *,
     most: int,
-) -> Example:
-    """An example, its response cut to so many tokens."""
-    references = list(map(_shown, record.references))
-    if response.text is not None:
-        references[0] = response.text
-    return Example(
-        prompt,
-        tuple(prompt_ids),
-        tuple(references),
-        response.ids[:most],
-        # The end token counts: a response that fills the limit without it is cut.
-        bool(response.ids) and len(response.ids) <= most,
-        record.question,
-        record.prompt,
-        record.references[0] if record.references else "",
-        record.tools,
+    wrote_end: bool,
+) -> Outcome:
+    """What became of a row, its response cut to so many tokens."""
+    example = None
+    if row.prompt is not None:
+        references = list(map(_shown, record.references))
+        if response.text is not None:
+            references[0] = response.text
+        example = Example(
+            row.prompt,
+            tuple(prompt_ids),
+            tuple(references),
+            response.ids[:most],
+            # The end token counts: a response that fills the limit without it is cut.
+            bool(response.ids) and len(response.ids) <= most,
+            record.question,
+            record.prompt,
+            record.references[0] if record.references else "",
+            record.tools,
+        )
+    return Outcome(
+        record,
+        example,
+        response.fault or row.fault,
+        compared=response.compared,
+        own=response.compared and response.fault is None and row.own,
+        closed=row.closed,
+        lost=row.lost,
+        wrote_end=wrote_end,
     )
 
 

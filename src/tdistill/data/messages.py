@@ -50,7 +50,7 @@ def read_messages(value: Any) -> tuple[Message, ...]:
     (``tool_calls``, or the older ``function_call``), reasoning under any of its names.
 
     Args:
-        value: the list of a row.
+        value: the list of a row, or its JSON text.
 
     Returns:
         The turns, each with a role of five; fields that are null are left out.
@@ -58,6 +58,7 @@ def read_messages(value: Any) -> tuple[Message, ...]:
     Raises:
         TurnError: something else, named with its turn.
     """
+    value = _json(value) if isinstance(value, str) else value
     if not isinstance(value, list):
         raise TurnError(_EXPECTED, type_name(value))
     return tuple(_turn(turn, index) for index, turn in enumerate(value))
@@ -72,7 +73,10 @@ def _turn(turn: Any, index: int) -> Message:
         if name not in given and other in given:
             given[name] = given.pop(other)
     role = _role(given.get("role"), index)
-    content = _content(given.get("content"), index)
+    content = given.get("content")
+    if role == "tool" and isinstance(content, dict):  # a result as it was returned
+        content = json.dumps(content, ensure_ascii=False)
+    content = _content(content, index)
     rest = {key: item for key, item in given.items() if key not in ("role", "content")}
     if role == "function_call":
         role, rest["tool_calls"], content = "assistant", content or "", None

@@ -36,7 +36,8 @@ class ResponseTokens:
         ids: with the end token, uncut; empty where there is no response or it cannot be trained on.
         fault: why it is not the template's own text; ``MERGED`` alone leaves it its tokens.
         compared: whether its tokens were compared with the template's own.
-        text: what it says, where the record's own text does not: a turn that calls tools.
+        text: what it says, where the record's own text does not: a turn that calls tools, or whose
+            reasoning is lost.
     """
 
     ids: tuple[int, ...] = ()
@@ -112,7 +113,8 @@ class ResponseTokeniser:
         if ids is None:
             return ResponseTokens(fault=fault or ENDLESS)
         calls = not isinstance(response, str) and "tool_calls" in response
-        text = self.tokenizer.decode(ids, skip_special_tokens=True) if calls else None
+        other = calls or "reasoning" in row.lost
+        text = self.tokenizer.decode(ids, skip_special_tokens=True) if other else None
         said = None if text is None else str(text).strip()
         return ResponseTokens(tuple(ids), fault, compared=not spelt, text=said)
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tdistill.data.chat import ChatTemplate, TemplateRefusal
-from tdistill.data.config import Template
+from tdistill.data.chat import ChatTemplate, TemplateRefusal, chat_template_of
+from tdistill.data.config import DataConfig, Template
 from tdistill.errors import DataError, ModelError
 
 if TYPE_CHECKING:
@@ -58,11 +58,12 @@ def turn_end(
 
     Raises:
         ModelError: the tokenizer has no end token either.
-        DataError: the template refuses a question and its answer, or leaves the answer out.
+        DataError: the template refuses a question and its answer, or leaves the answer out; or
+            several templates, none of which is the default.
     """
     tail = ""
     if template == "chat":
-        tail, following = _after_answer(chat or ChatTemplate(tokenizer))
+        tail, following = _after_answer(chat or chat_template_of(tokenizer, DataConfig()))
         both = _common_start(tail, following)
         if found := _controls_in(tokenizer, both):
             own = end_token_id(tokenizer)
