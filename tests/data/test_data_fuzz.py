@@ -6,8 +6,9 @@ import json
 import tempfile
 from pathlib import Path
 
+import pytest
 from chat_templates import HYBRID, thinking
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tdistill.data import DataConfig, load_examples
@@ -48,11 +49,6 @@ TURNS = st.fixed_dictionaries(
 ROWS = st.dictionaries(
     st.sampled_from(COLUMNS), TEXTS | st.lists(TURNS, max_size=4) | CALLS | VALUES, max_size=4
 )
-LIGHT = settings(
-    max_examples=80,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
 
 
 def load(name: str, content: bytes, **config) -> None:
@@ -78,35 +74,60 @@ def load(name: str, content: bytes, **config) -> None:
     assert report.text()
 
 
-@LIGHT
-@given(
-    st.lists(ROWS, max_size=3), st.sampled_from(["last", "all"]), st.sampled_from(["chat", "plain"])
-)
-@example([{"messages": [{"role": "assistant", "content": "a"}]}], "all", "chat")
-@example([{"messages": []}, {"messages": [{"role": "system", "content": "a"}]}], "last", "chat")
-def test_any_rows(rows, turns, template):
+def load_rows(rows, turns, template):
     lines = "\n".join(json.dumps(row) for row in rows)
     load("a.jsonl", lines.encode(), trained_turns=turns, template=template)
 
 
-@LIGHT
-@given(
-    st.binary(max_size=60) | st.text(max_size=60).map(str.encode),
-    st.sampled_from(["a.jsonl", "a.json", "a.csv", "a.tsv", "a.parquet", "a.jsonl.gz"]),
-)
-@example(b'{"prompt": "a"}\n\x80', "a.jsonl")
-@example(b'[{"prompt": ' + b"[" * 2000, "a.json")
-@example(b'prompt,prompt\n"a\x00",b\n', "a.csv")
-def test_any_bytes(content, name):
+def load_bytes(content, name):
     load(name, content)
 
 
-@LIGHT
-@given(
-    st.lists(st.tuples(st.sampled_from(ROLES[:4]), TEXTS), min_size=1, max_size=5), st.booleans()
-)
-def test_any_talk(turns, thinks):
+def load_talk(turns, thinks):
     messages = [{"role": role, "content": text} for role, text in turns]
     content = json.dumps({"messages": messages}).encode()
     variables = {} if thinks else {"enable_thinking": False}
     load("a.jsonl", content, template_kwargs=variables, trained_turns="all")
+
+
+BYTES = st.binary(max_size=60) | st.text(max_size=60).map(str.encode)
+FILES = ["a.jsonl", "a.json", "a.csv", "a.tsv", "a.parquet", "a.jsonl.gz"]
+TALK = st.lists(st.tuples(st.sampled_from(ROLES[:4]), TEXTS), min_size=1, max_size=5)
+CHOICES = st.sampled_from(["last", "all"]), st.sampled_from(["chat", "plain"])
+LOADED = {
+    load_rows: (st.lists(ROWS, max_size=3), *CHOICES),
+    load_bytes: (BYTES, st.sampled_from(FILES)),
+    load_talk: (TALK, st.booleans()),
+}
+
+
+def search(check, **options):
+    """Look for a file on which a check fails."""
+    slow = [HealthCheck.too_slow, HealthCheck.data_too_large]
+    found = settings(deadline=None, database=None, suppress_health_check=slow, **options)
+    found(given(*LOADED[check])(check))()
+
+
+@pytest.mark.parametrize("check", LOADED)
+def test_any_file(check):
+    search(check, max_examples=80, derandomize=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("check", LOADED)
+def test_any_of_many_files(check):
+    search(check, max_examples=2000)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl", b'{"prompt": "a"}\n\x80'),
+        ("a.json", b'[{"prompt": ' + b"[" * 2000),
+        ("a.csv", b'prompt,prompt\n"a\x00",b\n'),
+        ("a.jsonl", b'{"messages": [{"role": "assistant", "content": "a"}]}'),
+        ("a.jsonl", b'{"messages": []}\n{"messages": [{"role": "system", "content": "a"}]}'),
+    ],
+)
+def test_files_that_were_found(name, content):
+    load(name, content, trained_turns="all")

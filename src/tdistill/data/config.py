@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Literal, get_args
 
 from tdistill.errors import RecipeError
+from tdistill.strict.kinds import found_text
 
 Format = Literal["auto", "prompt-completion", "messages", "instruction", "text"]
 Template = Literal["auto", "chat", "plain", "alpaca"]
@@ -28,61 +29,62 @@ class DataConfig:
     prompts that ship with the package), or ``hub:OWNER/NAME`` (with ``/CONFIGURATION`` and
     ``:SPLIT`` where needed) for a data set of the hub; in a recipe also ``world:NAME``.
 
-    Attributes:
-        train: source of the training prompts; ``valid`` (null: none) and ``test`` likewise, where
-            ``auto`` takes a part of the training source's prompts, which is then not trained on.
-        limit_train: use only the first N rows; ``limit_valid``, ``limit_test`` likewise.
-        valid_share: share of the prompts that ``valid: auto`` takes; ``test_share`` likewise.
-        split_seed: chooses which prompts ``auto`` takes.
-        format: which columns to read; ``auto`` takes the only format that the columns fit.
-        columns: which column serves which role, as in ``{prompt: query, response: answer}``, where
-            the names of the columns do not say so.
-        template: how a prompt is rendered. ``chat``: the tokenizer's chat template; ``alpaca``: the
-            instruction template of Stanford Alpaca; ``plain``: the text as it stands. ``auto``:
-            ``chat`` where the tokenizer has a chat template, else ``alpaca`` for instruction rows
-            and ``plain`` for the others.
-        template_name: which of a tokenizer's several chat templates; null: its default.
-        template_kwargs: variables of the chat template, as in ``{enable_thinking: false}``, used
-            for training prompts, rollouts and evaluation alike.
-        clock: the moment that a chat template is told when it asks for the date, as in
-            ``"2026-01-31"``; null: when the run began, which its folder keeps.
-        system: system message for rows that bring none; "" keeps a chat template from putting in
-            its own, null lets it.
-        trained_turns: which of the assistant's turns of a conversation are trained on: the
-            ``last``, or ``all``, each after what precedes it.
-        max_prompt_tokens: rows with a longer prompt are left out and counted.
-        max_response_tokens: longest response, the end token included; a longer one is cut and then
-            has no end token.
-        max_boundary_failures: largest share of rows that the chat template cannot express, or
-            writes otherwise than prompt and response; with more of them a run is refused.
-        lm_text: plain text for the language-model stream: a file, a folder of ``.txt`` files, a
-            pattern such as ``texts/*.txt``, or a source with a ``text`` column.
-
     Raises:
         RecipeError: a field has a value that cannot be used.
     """
 
     train: str = "demo:train"
+    """Source of the training prompts."""
     valid: str | None = AUTO
+    """Source of the validation prompts; auto: a part of the training prompts, which is then not
+    trained on; null: none."""
     test: str = AUTO
+    """Source of the test prompts; auto: likewise."""
     limit_train: int | None = None
+    """Use only the first N rows."""
     limit_valid: int | None = None
+    """Likewise."""
     limit_test: int | None = None
+    """Likewise."""
     valid_share: float = 0.05
+    """Share of the training source's prompts that valid: auto takes."""
     test_share: float = 0.1
+    """Share of the training source's prompts that test: auto takes."""
     split_seed: int = 0
+    """Chooses which prompts auto takes."""
     format: Format = "auto"
+    """Which columns to read; auto: the only format that the columns fit."""
     columns: dict[str, str] = field(default_factory=dict)
+    """Which column serves which role, as in {prompt: query, response: answer}, where the names of
+    the columns do not say so."""
     template: Template = "auto"
+    """How a prompt is rendered. chat: the tokenizer's chat template; alpaca: the instruction
+    template of Stanford Alpaca; plain: the text as it stands. auto: chat where the tokenizer has a
+    chat template, else alpaca for instruction rows and plain for the others."""
     template_name: str | None = None
+    """Which of a tokenizer's several chat templates; null: its default."""
     template_kwargs: dict[str, TemplateValue] = field(default_factory=dict)
+    """Variables of the chat template, as in {enable_thinking: false}, for training prompts,
+    rollouts and evaluation alike."""
     clock: str | None = None
+    """The moment that a chat template is told when it asks for the date, as in "2026-01-31"; null:
+    when the run began, which its folder keeps."""
     system: str | None = None
+    """System message of rows that bring none; "" keeps a chat template from putting in its own,
+    null lets it."""
     trained_turns: TrainedTurns = "last"
+    """Which of the assistant's turns of a conversation are trained on: the last, or all, each after
+    what precedes it."""
     max_prompt_tokens: int = 256
+    """Rows with a longer prompt are left out and counted."""
     max_response_tokens: int = 256
+    """Longest response, the end token included; a longer one is cut and then has no end token."""
     max_boundary_failures: float = 0.05
+    """Largest share of rows that the chat template cannot express, or writes otherwise than prompt
+    and response; with more of them a run is refused."""
     lm_text: str | None = None
+    """Plain text for the language-model stream: a file, a folder of .txt files, a pattern such as
+    texts/*.txt, or a source with a text column."""
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -92,7 +94,7 @@ class DataConfig:
             if getattr(self, name) not in allowed:
                 raise RecipeError(
                     f"data.{name}: expected one of {', '.join(allowed)}; "
-                    f"found {getattr(self, name)}. Use one of these names."
+                    f"found {found_text(getattr(self, name))}. Use one of these names."
                 )
         limits = ("limit_train", "limit_valid", "limit_test")
         for name in (*limits, "max_prompt_tokens", "max_response_tokens"):
@@ -101,8 +103,8 @@ class DataConfig:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise RecipeError(
-                    f"data.{name}: expected a whole number of at least 1; found {value}. "
-                    "Give a positive number"
+                    f"data.{name}: expected a whole number of at least 1; found "
+                    f"{found_text(value)}. Give a positive number"
                     + (", or null for no limit." if name in limits else ".")
                 )
         self._check_shares()
