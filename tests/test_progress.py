@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from tdistill import progress
-from tdistill.progress import Progress, printable, tell
+from tdistill.errors import printable
+from tdistill.progress import Progress, tell
 
 
 class Clock:

@@ -2,9 +2,32 @@
 
 from __future__ import annotations
 
+import re
+
+# Controls but for tab and line feed, marks of direction, separators of lines, halves of pairs.
+_ACTING = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def printable(text: str) -> str:
+    """A text that cannot act where it is shown: control characters are written out.
+
+    Names and texts come from data and models of strangers; an escape sequence among them would move
+    a terminal's cursor or change its title, and an override would turn the direction of a line.
+
+    Example:
+        >>> printable("a\\x1b[31mb\\n")
+        'a\\\\x1b[31mb\\n'
+    """
+    return _ACTING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
 
 class TdistillError(Exception):
     """Base class: ``except TdistillError`` catches everything the library raises on purpose."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class InvalidValueError(TdistillError, ValueError):

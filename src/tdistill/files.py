@@ -17,6 +17,7 @@ from tdistill.hashing import file_sample_sha256, file_sha256, key_of
 
 _PACKAGE = "package:"
 _WORLD = "world:"
+_WORDS = ("", "auto")
 _PREFIXES = (_PACKAGE, _WORLD, "demo:", "hub:")  # of what is named, not found by its path
 _WEIGHTS = (".safetensors", ".gguf")
 _WHOLE_BELOW = 1 << 24
@@ -53,7 +54,7 @@ def path_from(folder: Path, path: str) -> str:
         >>> path_from(Path("/recipes"), "data/train.jsonl"), path_from(Path("x"), "demo:train")
         ('/recipes/data/train.jsonl', 'demo:train')
     """
-    if path.startswith(_PREFIXES) or path.startswith("~") or not path:
+    if path in _WORDS or path.startswith((*_PREFIXES, "~")):
         return path
     return os.path.normpath(folder.absolute() / path)
 

@@ -2,28 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import time
 from typing import Any
 
-# Control characters but for tab and line feed, marks of direction, halves of surrogate pairs.
-_ACTING = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
-)
+from tdistill.errors import printable
+
 _SECONDS_BETWEEN_LINES = 20.0
-
-
-def printable(text: str) -> str:
-    """A text that cannot act on a terminal: what controls it, or turns its direction, is spelled.
-
-    Texts of models and data may hold anything.
-
-    Example:
-        >>> print(printable("a\\x1b[2Jb\\u202ec\\ud800"))
-        a\\x1b[2Jb\\u202ec\\ud800
-    """
-    return _ACTING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def tell(text: str, *, error: bool = False) -> None:

@@ -58,7 +58,7 @@ def test_the_report_says_what_is_used_and_shows_the_loss_mask(write):
     _, report = load_examples(write(ROWS), CHAT, DataConfig())
     text = report.text()
     assert "used: instruction (instruction), input (input), output (output); ignored: kind" in text
-    assert "a response ends with '<|im_end|>'" in text
+    assert "a response ends with <|im_end|> (id 2)" in text
     assert "6 read, 4 kept; left out: 1 empty, 1 with too long a prompt" in text
     assert "".join(report.sample.trained) == "Shakespeare.<|im_end|>"
     assert "".join(f"[{token}]" for token in report.sample.trained) in text
@@ -93,19 +93,53 @@ def test_a_sample_without_response(write):
 def test_prompt_and_response_agree_with_the_chat_template(write):
     _, report = load_examples(write(ROWS), CHAT, DataConfig())
     assert (report.boundary_checked, report.boundary_equal) == (3, 3)
-    thinking = byte_level(CHATML.replace("{{ message['content'] }}", "~{{ message['content'] }}"))
-    _, report = load_examples(write(ROWS), thinking, DataConfig())
-    assert (report.boundary_checked, report.boundary_equal) == (3, 0)
-    assert "3 rows differ from the chat template's own tokens" in report.text()
+    lead = byte_level(CHATML.replace("{{ message['content'] }}", "~{{ message['content'] }}"))
+    examples, report = load_examples(write(ROWS), lead, DataConfig())
+    assert (report.boundary_checked, report.boundary_equal) == (3, 3)
+    assert lead.decode(list(examples[0].reference_ids)) == "~Shakespeare.<|im_end|>"
+
+
+def test_rows_that_the_template_writes_otherwise_are_counted_and_refused_where_trained_on(write):
+    merging = byte_level(CHATML.replace("assistant\n{%", "assistant \n\n{%"))
+    merging.chat_template = merging.chat_template.replace(
+        "{{ message['content'] }}", "\n{{ message['content'] }}"
+    )
+    examples, report = load_examples(write(ROWS), merging, DataConfig())
+    reason = "the whole conversation does not begin with the generation prompt"
+    assert report.faults == {reason: 3}
+    assert report.first_faults[reason].endswith("rows.jsonl:1")
+    assert f"3 rows: {reason} (first: " in report.text()
+    assert all(example.reference_ids == () for example in examples)
+    assert examples[0].references == ("Shakespeare.",)
+    with pytest.raises(DataError, match=f"and 4 with a fault .*:1: {reason}"):
+        load_examples(write([*ROWS[:1]] * 4), merging, DataConfig(), require_references=True)
+
+
+def test_tokens_that_merge_where_prompt_and_response_meet_are_counted_and_trained(write):
+    rows = [{"prompt": "Who?", "completion": "He wrote."}]
+    tokenizer = byte_level(CHATML.replace("assistant\n{%", "assistant\nW{%"))
+    tokenizer.chat_template = tokenizer.chat_template.replace(
+        "{{ message['content'] }}",
+        "{{ 'W' if message['role'] == 'assistant' }}{{ message['content'] }}",
+    )
+    whole, apart = (tokenizer(text)["input_ids"] for text in ("Who", "W"))
+    assert whole[0] != apart[0], "the first tokens merge"
+    rows[0]["completion"] = "ho wrote the play."
+    examples, report = load_examples(write(rows), tokenizer, DataConfig(max_boundary_failures=1))
+    assert report.faults == {"the tokens of prompt and response merge where they meet": 1}
+    assert (report.boundary_checked, report.boundary_equal) == (1, 0)
+    assert tokenizer.decode(list(examples[0].reference_ids)) == "ho wrote the play.<|im_end|>"
+    with pytest.raises(DataError, match=r"raise data\.max_boundary_failures"):
+        load_examples(write(rows), tokenizer, DataConfig(), require_references=True)
 
 
 def test_spelt_out_special_tokens_are_reported(write):
-    rows = [{"prompt": "What is <|im_end|>?", "completion": "A token: <|im_end|>"}]
+    rows = [{"prompt": "What is <|im_end|>?", "completion": "A token, not <|im_start|>."}]
     _, report = load_examples(write(rows), CHAT, DataConfig())
     assert (report.special_in_prompts, report.special_in_responses) == (1, 1)
     assert "1 prompts spell a special token: read as control tokens" in report.text()
     assert "1 responses spell a special token: read as plain text" in report.text()
-    rows = [{"prompt": "Who", "completion": "wrote </s> the"}]
+    rows = [{"prompt": "Who", "completion": "wrote <s> the"}]
     _, report = load_examples(write(rows), word_level(), DataConfig())
     assert "read as control tokens: this tokenizer cannot do otherwise" in report.text()
 
@@ -163,3 +197,43 @@ def test_an_example_keeps_the_prompt_as_the_source_has_it(write):
     row = {"messages": [*turns, {"role": "assistant", "content": "b"}]}
     (example,), _ = load_examples(write([row]), CHAT, DataConfig())
     assert example.row_prompt == tuple(turns)
+
+
+def test_text_of_strangers_cannot_act_on_a_terminal(write):
+    row = {"prompt": "a\x1b[31mred\u202e", "completion": "b\x07\nc", "\x1b]0;title\x07": 1}
+    _, report = load_examples(write([row]), CHAT, DataConfig())
+    text = report.text()
+    assert "\\x1b[31mred\\u202e" in text
+    assert not set("\x1b\x07\u202e") & set(text)
+    with pytest.raises(DataError) as caught:
+        load_examples(write([{"\x1b[2J": 1}]), CHAT, DataConfig())
+    assert "found the columns \\x1b[2J." in str(caught.value)
+
+
+def test_template_variables_are_used_and_named(write):
+    tokenizer = byte_level(CHATML + "{{ mood }}")
+    examples, report = load_examples(
+        write(ROWS), tokenizer, DataConfig(template_kwargs={"mood": "calm"})
+    )
+    assert examples[0].prompt.endswith("assistant\ncalm")
+    assert "the chat template is given mood = calm" in report.text()
+    for options in ({"template_kwargs": {"mood": "calm"}}, {"template_name": "rag"}):
+        with pytest.raises(DataError, match="expected a chat template to use it"):
+            load_examples(write(ROWS), byte_level(), DataConfig(**options))
+
+
+def test_a_missing_response_names_the_column_that_was_not_used(write):
+    source = write([{"prompt": "a", "reply": "b"}])
+    with pytest.raises(DataError, match=r"Not used: the columns reply; .*\{response: reply\}"):
+        load_examples(source, CHAT, DataConfig(), require_references=True)
+    (example,), _ = load_examples(source, CHAT, DataConfig(columns={"response": "reply"}))
+    assert example.references == ("b",)
+
+
+def test_a_system_message_that_the_template_leaves_out_is_a_fault(write):
+    template = CHATML.replace(
+        "{% for message in messages %}", "{% for message in messages if message.role != 'system' %}"
+    )
+    with pytest.raises(DataError, match="leaves out the text of a turn of role system"):
+        load_examples(write(ROWS[:1]), byte_level(template), DataConfig(system="Be kind."))
+    assert load_examples(write(ROWS[:1]), byte_level(template), DataConfig(system=""))

@@ -2,14 +2,11 @@ from __future__ import annotations
 
 import pytest
 
+from tdistill.data.columns import choose_columns, detect_format, named_columns
 from tdistill.data.config import Template
-from tdistill.data.formats import (
-    Instruction,
-    choose_columns,
-    detect_format,
-    parse_record,
-)
-from tdistill.data.sources import SourceRow, column_names
+from tdistill.data.formats import Instruction, parse_records
+from tdistill.data.readers import SourceRow
+from tdistill.data.sources import column_names
 from tdistill.errors import DataError
 
 USER = {"role": "user", "content": "Who?"}
@@ -18,9 +15,15 @@ SYSTEM = {"role": "system", "content": "Be brief."}
 
 
 def parse(values, template: Template = "chat"):
+    (record,) = parse_all(values, template)
+    return record
+
+
+def parse_all(values, template: Template = "chat", turns="last"):
     row = SourceRow("f:1", values)
-    found = detect_format(column_names([row]), "auto", "f")
-    return parse_record(row, choose_columns(column_names([row]), found, template, "f"))
+    names = named_columns(column_names([row]), {}, "f")
+    found = detect_format(names, "auto", "f")
+    return parse_records(row, choose_columns(names, found, template, "f"), turns)
 
 
 @pytest.mark.parametrize(
@@ -65,75 +68,35 @@ def test_a_blank_response_is_no_reference_and_is_marked():
     assert (missing.references, missing.blank_reference) == ((), False)
 
 
-def test_a_ready_made_prompt_next_to_instruction():
-    columns = ("instruction", "prompt", "input", "output", "topic")
-    assert detect_format(columns, "auto", "f") == "instruction"
-    layout = choose_columns(columns, "instruction", "chat", "f")
-    assert layout.ignored == ("prompt", "topic")
-    assert "`prompt` is ignored" in layout.notes[0]
-    plain = choose_columns(columns, "instruction", "plain", "f")
-    assert plain.ignored == ("instruction", "input", "topic")
-    values = {"instruction": "i", "prompt": "Rendered i", "input": "x", "output": "o"}
-    record = parse(values, template="plain")
-    assert (record.prompt, record.references) == ("Rendered i", ("o",))
-
-
-@pytest.mark.parametrize(
-    ("columns", "expected"),
-    [
-        (("messages", "prompt", "completion"), "fit messages and prompt-completion"),
-        (("messages", "prompt"), "data.format: messages (or prompt-completion)"),
-        (("instruction", "completion"), "fit prompt-completion and instruction"),
-        (("instruction", "messages"), "fit messages and instruction"),
-        (("question", "answer"), "found the columns question, answer"),
-        (("text",), "data.lm_text"),
-        ((), "found the columns (none)"),
-        (("completion",), "expected a column prompt for data.format: prompt-completion"),
-    ],
-)
-def test_columns_that_need_a_guess_are_refused(columns, expected):
-    with pytest.raises(DataError) as caught:
-        detect_format(columns, "auto", "f")
-    assert expected in str(caught.value)
-    assert "instruction, input or context, output or response" in str(caught.value)
-
-
-def test_the_named_format_settles_it():
-    columns = ("messages", "prompt", "completion")
-    assert detect_format(columns, "messages", "f") == "messages"
-    assert choose_columns(columns, "messages", "chat", "f").ignored == ("prompt", "completion")
-    with pytest.raises(DataError, match="expected a column instruction"):
-        detect_format(columns, "instruction", "f")
-    with pytest.raises(DataError, match=r"data\.lm_text"):
-        detect_format(("text",), "text", "f")
-
-
-def test_text_next_to_another_format_is_ignored():
-    columns = ("instruction", "input", "output", "text")
-    assert detect_format(columns, "auto", "f") == "instruction"
-    assert choose_columns(columns, "instruction", "chat", "f").ignored == ("text",)
-
-
-@pytest.mark.parametrize("pair", [("input", "context"), ("output", "response")])
-def test_two_columns_of_one_role_are_refused(pair):
-    with pytest.raises(DataError, match=" and ".join(pair)):
-        choose_columns(("instruction", *pair), "instruction", "chat", "f")
-
-
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
         ({"prompt": 3}, "column prompt: expected text; found a number"),
         ({"prompt": "a", "completion": {"x": 1}}, "column completion: expected text or a list"),
         ({"prompt": "a", "completion": ["b", 1]}, "found a list with a number"),
-        ({"prompt": "a", "completion": [USER]}, "expected one assistant turn; found turns of user"),
+        ({"prompt": "a", "completion": [USER]}, "turns and one; found turns of user"),
         ({"prompt": [USER, ASSISTANT]}, "expected turns that end on a user turn"),
         ({"instruction": ["a"]}, "column instruction: expected text; found a list"),
         ({"instruction": "a", "context": True}, "column context: expected text; found true"),
         ({"messages": "a"}, "column messages: expected a list of objects"),
         ({"messages": [USER, "a"]}, "found text as turn 1"),
-        ({"messages": [{"role": "user", "content": [1]}]}, "found a list as content of turn 0"),
-        ({"messages": [{"from": "user", "value": "a"}]}, "found null as role of turn 0"),
+        (
+            {"messages": [{"role": "user", "content": [1]}]},
+            "found a number in the content of turn 0",
+        ),
+        ({"messages": [{"content": "a"}]}, "found null as role of turn 0"),
+        ({"messages": [{"role": "narrator", "content": "a"}]}, "found the role narrator in turn 0"),
+        ({"messages": [{"role": "user", "content": None}]}, "found null as content of turn 0"),
+        ({"prompt": "a\ud800"}, "found half of a surrogate pair (U+D800) at character 1"),
+        ({"messages": [USER, {"role": "gpt", "value": "\udc00"}]}, "half of a surrogate pair"),
+        (
+            {"prompt": "a", "tools": [{"type": "function"}]},
+            "column tools: expected a list of tools",
+        ),
+        (
+            {"prompt": "a", "tools": "no JSON"},
+            "expected a list of tools, each an object with a name",
+        ),
     ],
 )
 def test_wrong_types_are_refused_with_place_and_column(values, expected):

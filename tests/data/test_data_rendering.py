@@ -1,16 +1,10 @@
 from __future__ import annotations
 
 import pytest
-from data_tokenizers import CHATML, TRIMMED, WORDY, byte_level
+from data_tokenizers import CHATML, byte_level
 
 from tdistill.data.formats import Instruction, PromptRecord
-from tdistill.data.rendering import (
-    is_blank,
-    render_conversation,
-    render_prompt,
-    resolve_template,
-    strips_response,
-)
+from tdistill.data.rendering import is_blank, render_prompt, resolve_template
 from tdistill.errors import DataError
 
 CHAT, BARE = byte_level(CHATML), byte_level()
@@ -19,8 +13,8 @@ SYSTEM = {"role": "system", "content": "Be brief."}
 ASSISTANT = {"role": "assistant", "content": "He."}
 
 
-def render(prompt, template, *, tokenizer=CHAT, system=None):
-    return render_prompt(tokenizer, template, PromptRecord("f:1", prompt, (), False), system)
+def render(prompt, template, *, system=None):
+    return render_prompt(template, PromptRecord("f:1", prompt, (), False), system)
 
 
 def test_auto_follows_the_tokenizer_and_the_format():
@@ -32,24 +26,7 @@ def test_auto_follows_the_tokenizer_and_the_format():
         resolve_template(BARE, "chat", "messages")
 
 
-@pytest.mark.parametrize(
-    ("prompt", "body"),
-    [
-        ("Who?", "<|im_start|>user\nWho?<|im_end|>\n"),
-        (Instruction("Add.", "1 1"), "<|im_start|>user\nAdd.\n\n1 1<|im_end|>\n"),
-        (Instruction("Add.", " "), "<|im_start|>user\nAdd.<|im_end|>\n"),
-        ((USER,), "<|im_start|>user\nWho?<|im_end|>\n"),
-    ],
-)
-def test_chat_prompts_end_where_the_response_begins(prompt, body):
-    start = "<|im_start|>assistant\n"
-    assert render(prompt, "chat") == body + start
-    system = "<|im_start|>system\nBe kind.<|im_end|>\n"
-    assert render(prompt, "chat", system="Be kind.") == system + body + start
-
-
 def test_a_system_message_of_the_row_wins():
-    assert "Be kind." not in render((SYSTEM, USER), "chat", system="Be kind.")
     assert render((SYSTEM, USER), "plain", system="Be kind.") == "Be brief.\nWho?\n"
 
 
@@ -85,11 +62,6 @@ def test_alpaca_does_not_drop_a_system_turn():
         render((SYSTEM, USER), "alpaca")
 
 
-def test_a_chat_template_that_refuses_the_turns():
-    with pytest.raises(DataError, match=r"f:1: .*no system role.*data\.system"):
-        render("Who?", "chat", tokenizer=byte_level(TRIMMED), system="Be kind.")
-
-
 def test_blank_prompts():
     blank = (" \n", Instruction("", " "), (), (SYSTEM,), ({"role": "user", "content": " "},))
     assert all(is_blank(prompt) for prompt in blank)
@@ -97,33 +69,12 @@ def test_blank_prompts():
     assert not any(is_blank(prompt) for prompt in full)
 
 
-def test_whether_the_template_strips_the_response():
-    assert strips_response(byte_level(TRIMMED), "chat")
-    assert not strips_response(byte_level(CHATML), "chat")
-    assert not strips_response(byte_level(WORDY), "chat")
-    assert not strips_response(byte_level(TRIMMED), "plain")
-    one_end = TRIMMED.replace("['content'] | trim", "['content'].rstrip()")
-    assert not strips_response(byte_level(one_end), "chat")
+def test_tools_need_a_chat_template():
+    record = PromptRecord("f:1", "Who?", (), False, tools=({"type": "function"},))
+    with pytest.raises(DataError, match=r"f:1: expected a row without tools"):
+        render_prompt("plain", record)
 
 
-def test_a_template_that_leaves_the_response_out_is_refused():
-    tokenizer = byte_level("{{ messages[0]['content'] }}")
-    with pytest.raises(DataError, match="leaves it out: 'question'"):
-        strips_response(tokenizer, "chat")
-
-
-def test_the_whole_conversation_holds_the_first_reference():
-    record = PromptRecord("f:1", "Who?", ("He.", "She."), False)
-    whole = render_conversation(CHAT, record)
-    assert whole.startswith(render_prompt(CHAT, "chat", record))
-    assert whole.endswith("assistant\nHe.<|im_end|>\n")
-
-
-def test_an_empty_system_message_keeps_the_template_from_its_own():
-    own = (
-        "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nBe good<|im_end|>\n{% endif %}"
-    )
-    tokenizer = byte_level(own + CHATML)
-    assert "Be good" in render("Who?", "chat", tokenizer=tokenizer)
-    empty = render("Who?", "chat", tokenizer=tokenizer, system="")
-    assert empty.startswith("<|im_start|>system\n<|im_end|>\n")
+def test_a_system_column_stands_before_the_prompt():
+    record = PromptRecord("f:1", "Who?", (), False, system="Be brief.")
+    assert render_prompt("plain", record, "Be kind.") == "Be brief.\nWho?"

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tdistill.data import sources
+from tdistill.data.readers import SourceRow
 from tdistill.data.sources import column_names, read_rows
 from tdistill.errors import DataError
 
@@ -43,8 +44,8 @@ def test_every_kind_of_source_gives_the_same_rows(tmp_path, kind):
 
 def test_columns_without_any_value_do_not_count():
     rows = [
-        sources.SourceRow("1", {"a": 1, "b": None}),
-        sources.SourceRow("2", {"c": "", "a": None}),
+        SourceRow("1", {"a": 1, "b": None}),
+        SourceRow("2", {"c": "", "a": None}),
     ]
     assert column_names(rows) == ("a", "c")
 
@@ -62,13 +63,19 @@ def test_a_row_may_hold_unusual_line_separators(tmp_path):
     [
         ("a.jsonl", b'{"prompt": "a"}\n\n{"prompt": \n', ":3: expected one JSON object"),
         ("a.jsonl", b'["prompt"]\n', ":1: expected a JSON object with a name for each column"),
-        ("a.jsonl", b'{"prompt": "\xff"}\n', "expected UTF-8 text; found byte 0xff"),
+        (
+            "a.jsonl",
+            b'{"prompt": "a"}\n{"prompt": "\xff"}\n',
+            ":2: expected UTF-8 text; found byte 0xff",
+        ),
+        ("a.json", b'[{"prompt": "a"},\n{"prompt": "\xff"}]', ":2: expected UTF-8 text"),
+        ("a.jsonl", '{"prompt": "a"}\n'.encode("utf-16"), ":1: expected UTF-8 text; found UTF-16"),
         ("a.json", b'[{"prompt": "a"},\n {"prompt" "b"}]', ":2: expected a JSON list"),
         ("a.json", b'{"prompt": "a"}\n{"prompt": "b"}\n', "name it .jsonl"),
         ("a.json", b'{"prompt": "a"}', "expected a JSON list of objects; found an object"),
         ("a.json", b'[{"prompt": "a"}, "b"]', "row 1 (counted from 0): expected a JSON object"),
         ("a.parquet", b"PAR1", "expected a Parquet file"),
-        ("a.csv", b"prompt\na\n", "expected a .jsonl, .json or .parquet file"),
+        ("a.xlsx", b"PK", "expected a file of rows (.jsonl, .jsonl.gz"),
         ("a.txt", b"text", "data.lm_text"),
     ],
 )
@@ -99,7 +106,9 @@ def test_a_missing_file_names_the_nearest_existing_one(tmp_path):
     ]:
         with pytest.raises(DataError) as caught:
             read_rows(str(wrong))
-        assert f"found nothing at {wrong}. Nearest existing name: {nearest}." in str(caught.value)
+        text = str(caught.value)
+        assert f"found nothing at {wrong} (searched {nearest.parent})." in text
+        assert f"Nearest existing name: {nearest}." in text
 
 
 def test_folders_that_are_not_one_split_are_refused(tmp_path):
@@ -130,3 +139,69 @@ def test_the_demo_ships_with_the_package():
         (row.values["instruction"], row.values["input"]) for rows in names.values() for row in rows
     ]
     assert len(set(prompts)) == len(prompts)
+
+
+def test_patterns_name_files_in_the_order_of_their_names(tmp_path):
+    for name in ("b/train-2.jsonl", "a/train-1.jsonl", "train-0.jsonl", "test.jsonl"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps({"prompt": name}) + "\n")
+
+    def prompts(pattern):
+        return [row.values["prompt"] for row in read_rows(f"{tmp_path}/{pattern}")]
+
+    assert prompts("train-*.jsonl") == ["train-0.jsonl"]
+    assert prompts("**/train-*.jsonl") == ["a/train-1.jsonl", "b/train-2.jsonl", "train-0.jsonl"]
+    assert prompts("[ab]/*.jsonl") == ["a/train-1.jsonl", "b/train-2.jsonl"]
+    with pytest.raises(DataError) as caught:
+        read_rows(f"{tmp_path}/a/valid-*.jsonl")
+    assert f"found none in {tmp_path / 'a'}" in str(caught.value)
+
+
+def test_a_name_with_a_bracket_is_a_file_where_there_is_one(tmp_path):
+    path = tmp_path / "rows[1].jsonl"
+    path.write_text('{"prompt": "a"}\n')
+    assert len(read_rows(str(path))) == 1
+
+
+def test_files_of_a_folder_are_named_by_a_pattern(tmp_path):
+    (tmp_path / "data").mkdir()
+    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "data" / "train.parquet")
+    with pytest.raises(DataError, match=r"Name a pattern .*\*\*/\*\.parquet"):
+        read_rows(str(tmp_path))
+
+
+def test_a_relative_path_names_the_folder_that_was_searched(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError) as caught:
+        read_rows("train.jsonl")
+    assert f"found nothing at train.jsonl (searched {tmp_path})" in str(caught.value)
+
+
+def test_the_hub_is_asked_where_it_is_named_and_never_otherwise(monkeypatch, tmp_path):
+    import datasets
+
+    asked = []
+
+    def load_dataset(name, config=None, *, split):
+        asked.append((name, config, split))
+        if name == "me/none":
+            raise FileNotFoundError("no such data set\nand more")
+        return datasets.Dataset.from_list(ROWS)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="is named hub:me/some"):
+        read_rows("me/some")
+    assert asked == []
+    rows = read_rows("hub:me/some")
+    assert [row.values for row in rows] == ROWS
+    assert rows[1].where == "hub:me/some, row 1 (counted from 0)"
+    read_rows("hub:me/some/main:test[:10%]")
+    assert asked == [("me/some", None, "train"), ("me/some", "main", "test[:10%]")]
+    with pytest.raises(DataError) as caught:
+        read_rows("hub:me/none")
+    assert "hub:me/none: expected a data set of the hub" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(DataError, match=r"expected hub:OWNER/NAME.*found hub:some"):
+        read_rows("hub:some")

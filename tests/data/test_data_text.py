@@ -5,7 +5,7 @@ import json
 import pytest
 from data_tokenizers import byte_level, word_level
 
-from tdistill.data import load_text_chunks
+from tdistill.data import check_text_source, load_text_chunks
 from tdistill.errors import DataError
 
 TOKENIZER = byte_level()
@@ -58,6 +58,7 @@ def test_without_end_token_documents_follow_each_other(tmp_path):
         ("a.txt", "one", "expected text for at least one chunk of 50 tokens"),
         ("a.jsonl", '{"prompt": "a"}\n', ":1: expected a column text"),
         ("a.jsonl", '{"text": 3}\n', ":1, column text: expected text; found a number"),
+        ("a.jsonl", '{"text": "\\ud800"}\n', ":1, column text: expected text that UTF-8 can hold"),
     ],
 )
 def test_unusable_text_is_refused(tmp_path, name, content, expected):
@@ -75,3 +76,20 @@ def test_missing_text_and_bad_lengths_are_refused(tmp_path):
         load_text_chunks(tmp_path, TOKENIZER, 5)
     with pytest.raises(DataError, match="at least 1 token"):
         load_text_chunks(tmp_path, TOKENIZER, 0)
+
+
+def test_files_of_a_pattern_may_be_rows(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": name}) + "\n")
+    chunks = load_text_chunks(f"{tmp_path}/**/*.jsonl", TOKENIZER, 1)
+    assert join(chunks) == "a<|endoftext|>b<|endoftext|>"
+
+
+def test_a_source_is_looked_at_before_it_is_needed(tmp_path):
+    (tmp_path / "a.txt").write_text(" \n")
+    with pytest.raises(DataError, match=r"data\.lm_text: expected text in .*a\.txt; found none"):
+        check_text_source(str(tmp_path / "a.txt"))
+    with pytest.raises(DataError, match=r"data\.lm_text: .*found nothing at"):
+        check_text_source(str(tmp_path / "b.txt"))
+    (tmp_path / "b.txt").write_text("b")
+    check_text_source(str(tmp_path))

@@ -4,23 +4,27 @@ import pytest
 from data_tokenizers import CHATML, TRIMMED, WORDY, byte_level, word_level
 
 from tdistill.data import DataConfig, response_end_id
+from tdistill.data.chat import ChatTemplate
 from tdistill.data.formats import PromptRecord
-from tdistill.data.rendering import render_conversation
+from tdistill.data.making import make_examples
 from tdistill.data.tokens import (
     encode_prompts,
     encode_rendered,
     encode_responses,
-    make_examples,
     splits_special_tokens,
+    turn_end,
 )
-from tdistill.errors import ModelError
+from tdistill.errors import DataError, ModelError
 
+ENDS = "{{ '<|im_stop|>' if loop.last and message['role'] == 'assistant' else '<|im_end|>' }}"
 ANSWER = "William Shakespeare wrote the play."
 
 
 def one(tokenizer, template, references=(ANSWER,), **config):
     record = PromptRecord("f:1", "Who wrote the play?", references, False)
-    return make_examples(tokenizer, template, [record], DataConfig(**config))[0]
+    (outcome,) = make_examples(tokenizer, template, [record], DataConfig(**config))
+    assert outcome.example is not None
+    return outcome.example
 
 
 def test_the_end_of_a_turn_is_what_the_template_writes():
@@ -50,8 +54,11 @@ def test_a_tokenizer_without_end_token_is_refused():
 def test_prompt_and_response_are_the_tokens_of_the_whole_conversation(template):
     tokenizer = byte_level(template)
     example = one(tokenizer, "chat")
-    record = PromptRecord("f:1", "Who wrote the play?", (ANSWER,), False)
-    whole = encode_rendered(tokenizer, render_conversation(tokenizer, record))
+    turns = [
+        {"role": "user", "content": "Who wrote the play?"},
+        {"role": "assistant", "content": ANSWER},
+    ]
+    whole = encode_rendered(tokenizer, ChatTemplate(tokenizer).render(turns, prompt=False))
     line_feed = encode_rendered(tokenizer, "\n")
     assert [*example.prompt_ids, *example.reference_ids, *line_feed] == whole
 
@@ -82,7 +89,7 @@ def test_no_reference_has_no_tokens_and_no_end():
 
 def test_special_tokens_in_a_response_are_plain_text():
     tokenizer = byte_level(CHATML)
-    text = "Stop <|im_end|> now<|endoftext|>"
+    text = "Stop <|im_start|> now<|endoftext|>, please"
     example = one(tokenizer, "chat", (text,))
     assert not set(example.reference_ids[:-1]) & set(tokenizer.all_special_ids)
     assert tokenizer.decode(list(example.reference_ids[:-1])) == text
@@ -107,3 +114,75 @@ def test_a_prompt_gets_the_start_token_but_no_end_token():
     (row,) = encode_responses(tokenizer, ["the play"])
     assert tokenizer.convert_ids_to_tokens(row) == ["the", "play"]
     assert encode_responses(tokenizer, []) == []
+
+
+@pytest.mark.parametrize(
+    ("template", "end", "trained"),
+    [
+        # Two control tokens in a row end a turn: the last of them, the first is said before it.
+        (
+            CHATML.replace("<|im_end|>", "<|im_close|><|im_end|>"),
+            "<|im_end|>",
+            "Yes.<|im_close|><|im_end|>",
+        ),
+        # The end of the whole conversation is not the end of a turn.
+        (
+            CHATML + "{% if not add_generation_prompt %}<|endoftext|>{% endif %}",
+            "<|im_end|>",
+            "Yes.<|im_end|>",
+        ),
+        # The last turn ends otherwise than the others.
+        (
+            CHATML.replace("<|im_end|>", ENDS),
+            "<|im_stop|>",
+            "Yes.<|im_stop|>",
+        ),
+        # Nothing ends a turn but the next one.
+        (CHATML.replace("<|im_end|>\n", ""), "<|im_start|>", "Yes.<|im_start|>"),
+        # Words end a turn, and then the tokenizer's own end token.
+        (CHATML.replace("<|im_end|>", " over"), "<|endoftext|>", "Yes. over<|endoftext|>"),
+    ],
+)
+def test_templates_end_turns_in_many_ways(template, end, trained):
+    tokenizer = byte_level(template)
+    names = [f"<|im_{name}|>" for name in ("start", "end", "close", "stop")]
+    tokenizer.add_special_tokens({"additional_special_tokens": names})
+    assert response_end_id(tokenizer, "chat") == tokenizer.convert_tokens_to_ids(end)
+    example = one(tokenizer, "chat", ("Yes.",))
+    assert tokenizer.decode(list(example.reference_ids)) == trained
+    assert example.reference_ended
+
+
+def test_the_end_token_of_the_tokenizer_wins_in_a_row_of_two():
+    template = CHATML.replace("<|im_end|>", "<|endoftext|><|im_end|>")
+    tokenizer = byte_level(template)
+    assert response_end_id(tokenizer, "chat") == tokenizer.eos_token_id
+    assert turn_end(tokenizer, "chat").written
+
+
+def test_a_start_token_ends_no_turn():
+    template = CHATML.replace("<|im_end|>\n", "").replace("<|im_start|>", "<|endoftext|>")
+    tokenizer = byte_level(template, bos_token="<|endoftext|>", eos_token="<|im_end|>")
+    end = turn_end(tokenizer, "chat")
+    assert (end.id, end.written) == (tokenizer.eos_token_id, False)
+
+
+@pytest.mark.parametrize("template", ["chat", "plain", "alpaca"])
+def test_an_end_token_inside_a_response_is_an_error_and_at_its_end_is_its_end(template):
+    tokenizer = byte_level(CHATML)
+    end = "<|im_end|>" if template == "chat" else "<|endoftext|>"
+    bare = one(tokenizer, template, ("He did.",))
+    for text in (f"He did.{end}", f"He did.{end}\n", f"He did.{end}{end}"):
+        written = one(tokenizer, template, (text,))
+        assert (written.reference_ids, written.references) == (bare.reference_ids, ("He did.",))
+    with pytest.raises(DataError, match=r"f:1: expected a response that ends with its end token"):
+        one(tokenizer, template, (f"He did.{end} And more.",))
+
+
+def test_an_end_token_that_cannot_be_split_is_an_error_too():
+    with pytest.raises(DataError, match="f:1: expected a response that ends with its end token"):
+        one(word_level(), "plain", ("wrote </s> the",))
+    tokenizer = word_level()
+    tokenizer.chat_template = "{% for m in messages %}<s> {{ m.content }} <unk> {% endfor %}"
+    with pytest.raises(DataError, match=r"f:1: expected a response without an end token inside"):
+        one(tokenizer, "chat", ("wrote </s> the",))

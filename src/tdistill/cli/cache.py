@@ -28,6 +28,8 @@ class ScoreCommand:
     """Cache to create or append to."""
     gguf_file: str | None = None
     """Name of a GGUF file in the teacher's folder."""
+    run: Path | None = None
+    """Folder of a run whose section `data` and whose date the prompts are rendered with."""
     batch_size: int = 32
     """Rows of one forward pass."""
     capture: CaptureConfig = field(default_factory=CaptureConfig)
@@ -75,7 +77,7 @@ def score(words: list[str]) -> int:
     from tdistill.teacher.source import LiveTeacher
 
     teacher = load(command.teacher, gguf_file=command.gguf_file)
-    rows = read_responses(command.data, teacher.tokenizer)
+    rows = read_responses(command.data, teacher.tokenizer, command.run)
     live = LiveTeacher(teacher, command.capture)
     bar, done = Progress("score", len(rows)), 0
     with CacheWriter(command.cache, identity_of(teacher, command.capture)) as writer:
@@ -86,13 +88,25 @@ def score(words: list[str]) -> int:
     return inspect([str(command.cache)])
 
 
-def read_responses(data: str, tokenizer: Any) -> list[Row]:
-    """Prompts with responses from a source of data, after its report is printed."""
+def read_responses(data: str, tokenizer: Any, run: Path | None = None) -> list[Row]:
+    """Prompts with responses from a source of data, after its report is printed.
+
+    Args:
+        data: the source.
+        tokenizer: of the teacher.
+        run: folder of a run whose section ``data`` and whose date are used; None: the defaults.
+    """
     from tdistill.data import DataConfig, load_examples
     from tdistill.evidence.rows import Row
 
-    config = DataConfig(train=data)
-    examples, report = load_examples(data, tokenizer, config, require_references=True)
+    config, clock = DataConfig(train=data), None
+    if run is not None:
+        from tdistill.recipe import read_recipe
+        from tdistill.run.examples import read_clock
+        from tdistill.run.folders import resolved_recipe
+
+        config, clock = read_recipe(resolved_recipe(run)).data, read_clock(run)
+    examples, report = load_examples(data, tokenizer, config, require_references=True, clock=clock)
     tell(report.text())
     return [Row(e.prompt_ids, e.reference_ids, e.reference_ended) for e in examples]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -12,13 +13,11 @@ import tyro
 
 from tdistill.checks import check, check_at_least
 from tdistill.data.config import DataConfig, Format, Template
-from tdistill.errors import InvalidValueError
 from tdistill.files import write_atomically
 from tdistill.progress import quiet_libraries, tell
 
 if TYPE_CHECKING:
     from tdistill.data import Example
-    from tdistill.recipe import Recipe
     from tdistill.teacher.config import CaptureConfig
     from tdistill.training.objectives import CriticConfig, TemporalDifference
 
@@ -86,6 +85,7 @@ class _Settings(NamedTuple):
     capture: CaptureConfig
     data: DataConfig
     critic: CriticConfig | None = None  # of the critic that lies beside the model
+    clock: datetime | None = None  # what a chat template is told that asks for the date
 
 
 def reward(words: list[str]) -> int:
@@ -154,11 +154,13 @@ def _settings(command: RewardCommand) -> _Settings:
 
 def _settings_of_run(command: RewardCommand, run: Path, data: dict[str, Any]) -> _Settings:
     """How the model of a run was trained, less what the command gives otherwise."""
-    from tdistill.run.folders import model_folder
+    from tdistill.recipe import read_recipe
+    from tdistill.run.examples import read_clock
+    from tdistill.run.folders import model_folder, resolved_recipe
     from tdistill.training.critic import CRITIC_FILE
     from tdistill.training.objectives import TemporalDifference
 
-    recipe = _finished_recipe(run)
+    recipe = read_recipe(resolved_recipe(run))
     label = command.label or recipe.distilled
     check("label", label in ("teacher", "start", *recipe.objectives), "a model of the run", label)
     trained = recipe.objectives.get(label, recipe.objectives[recipe.distilled])
@@ -176,25 +178,13 @@ def _settings_of_run(command: RewardCommand, run: Path, data: dict[str, Any]) ->
         replace(capture, captured_top_p=most),
         replace(recipe.data, **data),
         config if kept else None,
+        read_clock(run),
     )
 
 
 def _given(command: RewardCommand, names: Sequence[str]) -> dict[str, Any]:
     values = {name: getattr(command, name) for name in names}
     return {name: value for name, value in values.items() if value is not None}
-
-
-def _finished_recipe(run: Path) -> Recipe:
-    from tdistill.recipe import read_recipe
-    from tdistill.run.folders import RESOLVED_RECIPE
-
-    path = run / RESOLVED_RECIPE
-    if not path.exists():
-        raise InvalidValueError(
-            f"run: expected the folder of a run, with {RESOLVED_RECIPE}; found none in "
-            f"{run}; give a folder that `tdistill run` wrote"
-        )
-    return read_recipe(path)
 
 
 def _read(command: RewardCommand, wanted: _Settings) -> tuple[list[Example], list[dict[str, Any]]]:
@@ -214,6 +204,7 @@ def _read(command: RewardCommand, wanted: _Settings) -> tuple[list[Example], lis
         limit=command.limit,
         require_references=True,
         every_response=True,
+        clock=wanted.clock,
     )
     critic = None
     if wanted.critic is not None:
@@ -237,11 +228,14 @@ def _as_data(example: Example) -> dict[str, Any]:
     """A row that the data loader reads back as the same prompt and response."""
     from tdistill.data.formats import Instruction
 
-    prompt, response = example.row_prompt, example.references[0]
+    prompt, response = example.row_prompt, example.row_response
+    answer = response if isinstance(response, str) else [response]
+    tools = {"tools": list(example.tools)} if example.tools else {}
     if isinstance(prompt, Instruction):
-        return {"instruction": prompt.instruction, "input": prompt.input, "output": response}
+        asked = {"instruction": prompt.instruction, "input": prompt.input}
+        return {**asked, "output": answer, **tools}
     turns = prompt if isinstance(prompt, str) else list(prompt)
-    return {"prompt": turns, "completion": response}
+    return {"prompt": turns, "completion": answer, **tools}
 
 
 def _write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:

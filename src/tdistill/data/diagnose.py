@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from tdistill.data.columns import SourceColumns
 from tdistill.data.config import DataConfig, Template
 from tdistill.data.doctor import DoctorReport, ShownRow
-from tdistill.data.formats import Instruction, Prompt, PromptRecord, SourceColumns
-from tdistill.data.rendering import render_conversation
-from tdistill.data.tokens import (
-    Example,
-    encode_rendered,
-    response_end_id,
-    spells_special,
-    splits_special_tokens,
-)
+from tdistill.data.formats import Instruction, Prompt, text_of_response
+from tdistill.data.making import Outcome
+from tdistill.data.tokens import spells_special, splits_special_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_BOUNDARY_ROWS = 32
-
 
 def diagnose(
     source: str,
-    kept: Sequence[tuple[PromptRecord, Example]],
+    outcomes: Sequence[Outcome],
+    kept: Sequence[Outcome],
     *,
     tokenizer: PreTrainedTokenizerBase,
     config: DataConfig,
     columns: SourceColumns,
     template: Template,
+    end_id: int,
     rows_read: int,
     empty_rows: int,
     long_prompts: int,
@@ -39,32 +35,33 @@ def diagnose(
 
     Args:
         source: as given by the user.
-        kept: at least one record with its example.
+        outcomes: of every record with a prompt that is not too long.
+        kept: those that became examples, at least one.
         tokenizer: the tokenizer of teacher and student.
         config: as given by the user.
         columns: the roles of the columns.
         template: the resolved template, not ``auto``.
-        rows_read: rows read; ``empty_rows`` and ``long_prompts`` of them were left out.
-        empty_rows: rows with nothing to answer.
-        long_prompts: rows with too long a prompt.
+        end_id: the token that ends a response.
+        rows_read: rows read.
+        empty_rows: rows with nothing to answer, which were left out.
+        long_prompts: rows with too long a prompt, likewise.
 
     Returns:
         The report.
     """
-    examples = [example for _, example in kept]
-    answered = [example for example in examples if example.references]
+    examples = [outcome.example for outcome in kept if outcome.example is not None]
+    answered = [example for example in examples if example.reference_ids]
     special = _count_specials(tokenizer, kept)
-    checked, equal = 0, 0
-    if template == "chat":
-        checked, equal = _boundary(tokenizer, kept, config.system)
+    compared = [outcome for outcome in kept if outcome.compared]
+    faults = [outcome for outcome in outcomes if outcome.fault is not None]
     notes = (
         *columns.notes,
-        *_template_notes(template, config, checked - equal),
+        *_template_notes(template, config, kept),
         *_special_notes(tokenizer, template, *special),
     )
-    end = response_end_id(tokenizer, template)
     prompt_lengths = [len(example.prompt_ids) for example in examples]
     response_lengths = [len(example.reference_ids) for example in answered]
+    refused = sum(outcome.example is None for outcome in outcomes)
     return DoctorReport(
         source=source,
         format=columns.format,
@@ -72,19 +69,29 @@ def diagnose(
         roles=columns.roles,
         ignored=columns.ignored,
         notes=notes,
-        end_token=_decode(tokenizer, [end]),
-        end_id=end,
+        end_token=_decode(tokenizer, [end_id]),
+        end_id=end_id,
         rows_read=rows_read,
+        rows_rendered=len(outcomes),
+        rows_answered=sum(bool(outcome.record.references) for outcome in outcomes),
         rows_kept=len(examples),
         empty_rows=empty_rows,
+        refused_rows=refused,
         long_prompts=long_prompts,
         endless_rows=sum(not example.reference_ended for example in answered),
         without_reference=len(examples) - len(answered),
         duplicate_prompts=len(examples) - len({example.prompt_ids for example in examples}),
         special_in_prompts=special[0],
         special_in_responses=special[1],
-        boundary_checked=checked,
-        boundary_equal=equal,
+        faults=dict(Counter(str(outcome.fault) for outcome in faults).most_common()),
+        first_faults={str(o.fault): o.record.where for o in reversed(faults)},
+        lost=dict(Counter(field for outcome in kept for field in outcome.lost)),
+        boundary_checked=len(compared),
+        boundary_equal=sum(outcome.own for outcome in compared),
+        boundary_think=sum(not o.own and o.fault is None for o in compared),
+        closed_blocks=sum(outcome.closed for outcome in kept),
+        trained_turns=config.trained_turns,
+        earlier_turns=_earlier_turns(kept, config),
         prompt_tokens_mean=sum(prompt_lengths) / len(prompt_lengths),
         prompt_tokens_max=max(prompt_lengths),
         response_tokens_mean=sum(response_lengths) / max(len(response_lengths), 1),
@@ -93,48 +100,43 @@ def diagnose(
     )
 
 
-def _count_specials(
-    tokenizer: PreTrainedTokenizerBase, kept: Sequence[tuple[PromptRecord, Example]]
-) -> tuple[int, int]:
+def _count_specials(tokenizer: PreTrainedTokenizerBase, kept: Sequence[Outcome]) -> tuple[int, int]:
     """Rows that spell a special token in their own prompt text, and in their response."""
-    in_prompts = sum(spells_special(tokenizer, _own_text(record.prompt)) for record, _ in kept)
+    records = [outcome.record for outcome in kept]
+    in_prompts = sum(spells_special(tokenizer, _own_text(record.prompt)) for record in records)
     in_responses = sum(
-        spells_special(tokenizer, record.references[0]) for record, _ in kept if record.references
+        spells_special(tokenizer, text_of_response(record.references[0]))
+        for record in records
+        if record.references
     )
     return in_prompts, in_responses
 
 
-def _boundary(
-    tokenizer: PreTrainedTokenizerBase,
-    kept: Sequence[tuple[PromptRecord, Example]],
-    system: str | None,
-) -> tuple[int, int]:
-    """Rows compared with the chat template's own tokens of the whole conversation, and equal ones.
-
-    Responses that spell a special token differ by design and are not compared.
-    """
-    checked = equal = 0
-    for record, example in kept:
-        if checked == _BOUNDARY_ROWS:
-            break
-        if not record.references or spells_special(tokenizer, record.references[0]):
-            continue
-        whole = encode_rendered(tokenizer, render_conversation(tokenizer, record, system))
-        ours = [*example.prompt_ids, *example.reference_ids]
-        checked += 1
-        equal += whole[: len(ours)] == ours
-    return checked, equal
+def _earlier_turns(kept: Sequence[Outcome], config: DataConfig) -> int:
+    """Turns of the assistant that stand in prompts and are no example of their own."""
+    if config.trained_turns == "all":
+        return 0
+    prompts = (outcome.record.prompt for outcome in kept)
+    turns = (turn for prompt in prompts if isinstance(prompt, tuple) for turn in prompt)
+    return sum(turn["role"] == "assistant" for turn in turns)
 
 
-def _template_notes(template: Template, config: DataConfig, unequal: int) -> list[str]:
+def _template_notes(template: Template, config: DataConfig, kept: Sequence[Outcome]) -> list[str]:
     notes: list[str] = []
     if config.system and template == "alpaca":
         notes.append("data.system is not used: the alpaca template has no place for it")
-    if unequal:
+    closed = sum(outcome.closed for outcome in kept)
+    if closed:
         notes.append(
-            f"{unequal} rows differ from the chat template's own tokens: it rewrites the response "
-            "or merges it with its surroundings; the student learns the tokens of the sample"
+            f"{closed} responses have no reasoning: the think block that the prompt opens is "
+            "closed before them"
         )
+    wrote = sum(outcome.wrote_end for outcome in kept)
+    if wrote:
+        notes.append(f"{wrote} responses write their own end token: it is taken as their end")
+    if config.template_kwargs and template == "chat":
+        given = ", ".join(f"{name} = {value}" for name, value in config.template_kwargs.items())
+        notes.append(f"the chat template is given {given}")
     return notes
 
 
@@ -152,13 +154,12 @@ def _special_notes(
     return notes
 
 
-def _sample(
-    tokenizer: PreTrainedTokenizerBase, kept: Sequence[tuple[PromptRecord, Example]]
-) -> ShownRow:
+def _sample(tokenizer: PreTrainedTokenizerBase, kept: Sequence[Outcome]) -> ShownRow:
     """The first row with a response, or the first row."""
-    record, example = next((pair for pair in kept if pair[1].references), kept[0])
+    pairs = [(outcome.record.where, o) for outcome in kept if (o := outcome.example) is not None]
+    where, example = next((pair for pair in pairs if pair[1].reference_ids), pairs[0])
     return ShownRow(
-        where=record.where,
+        where=where,
         prompt=_decode(tokenizer, example.prompt_ids),
         prompt_tokens=len(example.prompt_ids),
         trained=tuple(_decode(tokenizer, [token]) for token in example.reference_ids),
@@ -179,4 +180,4 @@ def _own_text(prompt: Prompt) -> str:
         return f"{prompt.instruction}\n{prompt.input}"
     if isinstance(prompt, str):
         return prompt
-    return "\n".join(turn["content"] for turn in prompt)
+    return "\n".join(turn.get("content", "") for turn in prompt)

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import datetime
 from typing import TYPE_CHECKING
 
-from tdistill.data.config import DataConfig, Template
-from tdistill.data.diagnose import diagnose
-from tdistill.data.doctor import DoctorReport
-from tdistill.data.formats import (
-    PromptRecord,
+from tdistill.data.chat import chat_template_of
+from tdistill.data.columns import (
+    RESPONSE_ROLES,
     SourceColumns,
     choose_columns,
     detect_format,
-    parse_record,
+    named_columns,
 )
+from tdistill.data.config import DataConfig, Template
+from tdistill.data.diagnose import diagnose
+from tdistill.data.doctor import DoctorReport
+from tdistill.data.formats import PromptRecord, parse_records
+from tdistill.data.making import Example, Outcome, make_examples
+from tdistill.data.readers import SourceRow
 from tdistill.data.rendering import is_blank, resolve_template
-from tdistill.data.sources import SourceRow, column_names, read_rows
-from tdistill.data.tokens import Example, make_examples
+from tdistill.data.sources import column_names, read_rows
+from tdistill.data.tokens import response_end_id
 from tdistill.errors import DataError
 
 if TYPE_CHECKING:
@@ -33,65 +38,99 @@ def load_examples(
     limit: int | None = None,
     require_references: bool = False,
     every_response: bool = False,
+    clock: datetime | None = None,
+    rows: Sequence[SourceRow] | None = None,
 ) -> tuple[list[Example], DoctorReport]:
     """Read, check, render and tokenise the rows of a source, in order.
 
     Args:
-        source: a path or ``demo:SPLIT``, as in ``DataConfig``.
+        source: as in ``DataConfig``.
         tokenizer: the tokenizer of teacher and student.
         config: format, template and lengths in tokens.
-        limit: number of rows to read, before any is left out.
-        require_references: refuse rows that bring no response; a blank one counts as empty.
+        limit: number of rows to use, before any is left out.
+        require_references: refuse rows that bring no response; a blank one counts as empty, and
+            one that the template cannot express is left out.
         every_response: an example for each response of a row, not one with all of them.
+        clock: what a template is told that asks for the date; None: now.
+        rows: of the source, where they were read before.
 
     Returns:
         The examples and the report.
 
     Raises:
-        DataError: the source cannot be read without guessing, or no row is left.
+        DataError: the source cannot be read without guessing, no row is left, or more rows than
+            ``data.max_boundary_failures`` cannot be expressed.
         ModelError: the tokenizer has no end token.
     """
-    rows = read_rows(source, limit=limit)
+    rows = read_rows(source, limit=limit) if rows is None else rows[:limit]
     columns, template = _resolved(rows, source, tokenizer, config)
-    records = [parse_record(row, columns) for row in rows]
+    chat = chat_template_of(tokenizer, config, clock) if template == "chat" else None
+    records = [
+        record for row in rows for record in parse_records(row, columns, config.trained_turns)
+    ]
     if require_references:
-        _refuse_missing(records, source)
+        records = _answered(records, source, columns)
     if every_response:
         records = [
-            replace(record, references=(text,) if text is not None else ())
+            replace(record, references=(response,) if response is not None else ())
             for record in records
-            for text in record.references or (None,)
+            for response in record.references or (None,)
         ]
     filled = [
         record
         for record in records
         if not is_blank(record.prompt) and not (require_references and record.blank_reference)
     ]
-    examples = make_examples(tokenizer, template, filled, config)
-    kept = [
-        (record, example)
-        for record, example in zip(filled, examples, strict=True)
-        if len(example.prompt_ids) <= config.max_prompt_tokens
-    ]
-    empty, long = len(records) - len(filled), len(filled) - len(kept)
+    outcomes = make_examples(tokenizer, template, filled, config, chat)
+    fitting = [outcome for outcome in outcomes if not _is_long(outcome, config)]
+    kept = [outcome for outcome in fitting if _is_usable(outcome, require_references)]
+    empty, long = len(records) - len(filled), len(outcomes) - len(fitting)
     if not kept:
-        raise DataError(
-            f"{source}: expected at least one usable row; found {len(rows)} rows, {empty} empty "
-            f"and {long} with a prompt of more than data.max_prompt_tokens "
-            f"({config.max_prompt_tokens}). Check the columns, or raise data.max_prompt_tokens."
-        )
+        found = f"{len(rows)} rows, {empty} empty"
+        raise DataError(_nothing_left(source, found, long, fitting, config))
     report = diagnose(
         source,
+        fitting,
         kept,
         tokenizer=tokenizer,
         config=config,
         columns=columns,
         template=template,
+        end_id=response_end_id(tokenizer, template, chat),
         rows_read=len(rows),
         empty_rows=empty,
         long_prompts=long,
     )
-    return [example for _, example in kept], report
+    refuse_faults(report, config, responses=require_references)
+    return [outcome.example for outcome in kept if outcome.example is not None], report
+
+
+def refuse_faults(report: DoctorReport, config: DataConfig, *, responses: bool) -> None:
+    """Refuse a source of which the chat template cannot express too large a share.
+
+    Args:
+        report: on the source.
+        config: ``max_boundary_failures``, the largest share.
+        responses: whether the responses are trained on; else prompts alone count.
+
+    Raises:
+        DataError: with every reason, its number of rows and the first of them.
+    """
+    found, of = report.refused_rows, report.rows_rendered
+    if responses and found <= config.max_boundary_failures * of:
+        found, of = sum(report.faults.values()), report.rows_answered
+    if found <= config.max_boundary_failures * of:
+        return
+    reasons = "; ".join(
+        f"{count} {reason} (first: {report.first_faults[reason]})"
+        for reason, count in report.faults.items()
+    )
+    raise DataError(
+        f"{report.source}: expected rows that the chat template can express, all but "
+        f"{config.max_boundary_failures:.0%} of them; found {found} of {of} that it cannot: "
+        f"{reasons}. Change the rows, data.template or data.template_kwargs, or raise "
+        "data.max_boundary_failures to go on without them."
+    )
 
 
 def _resolved(
@@ -99,17 +138,63 @@ def _resolved(
 ) -> tuple[SourceColumns, Template]:
     if not rows:
         raise DataError(f"{source}: expected at least one row; found none. Name another source.")
-    columns = column_names(rows)
+    columns = named_columns(column_names(rows), config.columns, source)
     format = detect_format(columns, config.format, source)
     template = resolve_template(tokenizer, config.template, format)
+    if template != "chat":
+        for field in ("template_kwargs", "template_name"):
+            if getattr(config, field):
+                raise DataError(
+                    f"data.{field}: expected a chat template to use it; found the template "
+                    f"{template}. Remove it, or use a tokenizer with a chat template."
+                )
     return choose_columns(columns, format, template, source), template
 
 
-def _refuse_missing(records: Sequence[PromptRecord], source: str) -> None:
-    missing = [r for r in records if not r.references and not r.blank_reference]
+def _answered(
+    records: Sequence[PromptRecord], source: str, columns: SourceColumns
+) -> list[PromptRecord]:
+    """The records of rows that bring a response."""
+    places = {r.where for r in records if r.references or r.blank_reference}
+    missing = [r for r in records if r.where not in places]
     if missing:
+        others = len({r.where for r in missing}) - 1
         raise DataError(
             f"{missing[0].where}: expected a response, which this use of the data needs (in "
-            f"messages: the last turn is the assistant's); found none here and in "
-            f"{len(missing) - 1} other rows of {source}. Remove these rows or complete them."
+            f"messages: the last turn is the assistant's); found none here and in {others} other "
+            f"rows of {source}.{unused_columns(columns)} Remove these rows or complete them."
         )
+    return [r for r in records if r.references or r.blank_reference]
+
+
+def unused_columns(columns: SourceColumns) -> str:
+    """A sentence on the columns that might hold the responses, where no column does."""
+    if not columns.ignored or any(role in columns.roles for role in RESPONSE_ROLES):
+        return ""
+    return (
+        f" Not used: the columns {', '.join(columns.ignored)}; one that holds the responses can be "
+        f"named, as in data.columns: {{response: {columns.ignored[0]}}}."
+    )
+
+
+def _is_long(outcome: Outcome, config: DataConfig) -> bool:
+    example = outcome.example
+    return example is not None and len(example.prompt_ids) > config.max_prompt_tokens
+
+
+def _is_usable(outcome: Outcome, require_references: bool) -> bool:
+    example = outcome.example
+    return example is not None and (bool(example.reference_ids) or not require_references)
+
+
+def _nothing_left(
+    source: str, found: str, long: int, faulty: Sequence[Outcome], config: DataConfig
+) -> str:
+    text = (
+        f"{source}: expected at least one usable row; found {found} and {long} with a prompt of "
+        f"more than data.max_prompt_tokens ({config.max_prompt_tokens})"
+    )
+    if faulty:
+        first = faulty[0]
+        text += f"; and {len(faulty)} with a fault ({first.record.where}: {first.fault})"
+    return f"{text}. Check the columns and the template, or raise data.max_prompt_tokens."

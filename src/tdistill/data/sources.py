@@ -1,53 +1,54 @@
-"""Read rows from files, dataset folders and the demo, each with the place it came from."""
+"""What a source names: a file, a pattern of files, a dataset's folder, the demo, or the hub."""
 
 from __future__ import annotations
 
 import difflib
+import glob
 import itertools
-import json
+import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
+from tdistill.data.readers import ROW_SUFFIXES, SourceRow, read_file, row_place, without_nulls
 from tdistill.errors import DataError
 
 DEMO_PREFIX = "demo:"
-ROW_SUFFIXES = (".jsonl", ".json", ".parquet")
+HUB_PREFIX = "hub:"
 UNDERSTOOD = (
-    "a .jsonl, .json or .parquet file, a folder saved by datasets.save_to_disk, or demo:SPLIT"
+    f"a file ({', '.join(ROW_SUFFIXES)}), a pattern of such files (train-*.parquet), a folder "
+    "saved by datasets.save_to_disk, demo:SPLIT, or hub:OWNER/NAME for a data set of the hub"
 )
-
-
-@dataclass(frozen=True)
-class SourceRow:
-    """One row as read: ``values`` by column, ``where`` (``file:line`` or row index) for errors."""
-
-    where: str
-    values: dict[str, Any]
+_HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(/(?P<config>[\w.-]+))?(:(?P<split>.+))?")
 
 
 def read_rows(source: str, *, limit: int | None = None) -> list[SourceRow]:
     """Read the first rows of a source, in order.
 
     Args:
-        source: a path or ``demo:SPLIT``, as in ``DataConfig``.
+        source: as in ``DataConfig``.
         limit: number of rows to read; ``None`` reads all.
 
     Returns:
-        The rows, blank lines of a JSONL file left out.
+        The rows, blank lines of a JSONL file left out; files of a pattern in the order of names.
 
     Raises:
         DataError: nothing at this path, a kind of file that is not understood, or damaged content.
     """
     if limit is not None and limit < 1:
         raise DataError(f"limit: expected at least 1 row of {source}; found {limit}. Raise it.")
+    return list(itertools.islice(_rows(source), limit))
+
+
+def _rows(source: str) -> Iterator[SourceRow]:
     if source.startswith(DEMO_PREFIX):
-        rows = _demo_rows(source.removeprefix(DEMO_PREFIX))
-    else:
-        rows = _path_rows(existing_path(source))
-    return list(itertools.islice(rows, limit))
+        return _demo_rows(source.removeprefix(DEMO_PREFIX))
+    if source.startswith(HUB_PREFIX):
+        return _hub_rows(source)
+    files = matching_paths(source)
+    return itertools.chain.from_iterable(
+        _folder_rows(path) if path.is_dir() else read_file(path) for path in files
+    )
 
 
 def column_names(rows: Sequence[SourceRow]) -> tuple[str, ...]:
@@ -59,23 +60,51 @@ def column_names(rows: Sequence[SourceRow]) -> tuple[str, ...]:
     )
 
 
+def matching_paths(source: str) -> list[Path]:
+    """The path that a source names, or the files that its pattern matches, in the order of names.
+
+    In a pattern ``*`` stands for any name and ``**`` for any folders.
+
+    Raises:
+        DataError: there is nothing; the text names the folder that was searched.
+    """
+    path = Path(source).expanduser()
+    if path.exists() or not glob.has_magic(source):
+        return [existing_path(source)]
+    # glob, not Path.glob: the pattern may be absolute.
+    found = sorted(Path(match) for match in glob.glob(str(path), recursive=True))  # noqa: PTH207
+    files = [match for match in found if match.is_file()]
+    if not files:
+        fixed = itertools.takewhile(lambda part: not glob.has_magic(part), path.parts)
+        folder = Path(*fixed).resolve()
+        raise DataError(
+            f"data source: expected files that match {source}; found none in {folder}. "
+            "Correct the pattern."
+        )
+    return files
+
+
 def existing_path(source: str) -> Path:
     """The path of a source that must exist.
 
     Raises:
-        DataError: there is nothing; the text names the nearest existing path.
+        DataError: there is nothing; the text names the folder that was searched.
     """
     path = Path(source).expanduser()
     if path.exists():
         return path
-    parent = path.parent
-    missing = path.name
+    parent, missing = path.parent, path.name
     while not parent.exists():
         missing, parent = parent.name, parent.parent
     names = sorted(entry.name for entry in parent.iterdir()) if parent.is_dir() else []
     near = difflib.get_close_matches(missing, names, n=1, cutoff=0.5)
-    hint = f"Nearest existing name: {parent / near[0]}." if near else f"Look in {parent}."
-    raise DataError(f"data source: expected {UNDERSTOOD}; found nothing at {source}. {hint}")
+    hint = f" Nearest existing name: {parent / near[0]}." if near else ""
+    if _HUB_NAME.fullmatch(source) and not path.suffix:
+        hint += f" A data set of the Hugging Face hub is named {HUB_PREFIX}{source}."
+    raise DataError(
+        f"data source: expected {UNDERSTOOD}; found nothing at {source} "
+        f"(searched {parent.resolve()}).{hint or ' Correct the path.'}"
+    )
 
 
 def demo_path() -> Path:
@@ -84,7 +113,7 @@ def demo_path() -> Path:
 
 
 def _demo_rows(split: str) -> Iterator[SourceRow]:
-    rows = list(_jsonl_rows(demo_path()))
+    rows = list(read_file(demo_path()))
     chosen = [row for row in rows if row.values.get("split") == split]
     if not chosen:
         splits = sorted({str(row.values.get("split")) for row in rows})
@@ -95,102 +124,27 @@ def _demo_rows(split: str) -> Iterator[SourceRow]:
     return iter(chosen)
 
 
-def _path_rows(path: Path) -> Iterator[SourceRow]:
-    if path.is_dir():
-        return _folder_rows(path)
-    suffix = path.suffix.lower()
-    if suffix == ".jsonl":
-        return _jsonl_rows(path)
-    if suffix == ".json":
-        return _json_rows(path)
-    if suffix == ".parquet":
-        return _parquet_rows(path)
-    raise DataError(
-        f"data source: expected {UNDERSTOOD}; found {path}. Convert the file"
-        + (", or give it as data.lm_text if it is plain text." if suffix == ".txt" else ".")
-    )
-
-
-def read_text(path: Path) -> str:
-    """The text of a UTF-8 file, a byte-order mark left out.
-
-    Raises:
-        DataError: the file is not UTF-8.
-    """
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise _not_utf8(path, error) from error
-
-
-def _not_utf8(path: Path, error: UnicodeDecodeError) -> DataError:
-    return DataError(
-        f"{path}: expected UTF-8 text; found byte {error.object[error.start]:#04x} "
-        f"({error.reason}). Convert the file to UTF-8."
-    )
-
-
-def _jsonl_rows(path: Path) -> Iterator[SourceRow]:
-    # Lines end at line feeds only: a lone carriage return is white space within a JSON object.
-    with path.open(encoding="utf-8-sig", newline="\n") as file:
-        try:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield _jsonl_row(line, f"{path}:{number}")
-        except UnicodeDecodeError as error:
-            raise _not_utf8(path, error) from error
-
-
-def _jsonl_row(line: str, where: str) -> SourceRow:
-    try:
-        value = json.loads(line)
-    except json.JSONDecodeError as error:
+def _hub_rows(source: str) -> Iterator[SourceRow]:
+    """Rows of a data set of the hub, which is asked only where the user wrote so."""
+    found = _HUB_NAME.fullmatch(source.removeprefix(HUB_PREFIX))
+    if found is None:
         raise DataError(
-            f"{where}: expected one JSON object on the line; found {_excerpt(line)} "
-            f"({error.msg} at column {error.colno}). Correct the line or remove it."
-        ) from error
-    return SourceRow(where, _as_object(value, where))
-
-
-def _json_rows(path: Path) -> Iterator[SourceRow]:
-    try:
-        content = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        cure = (
-            "The file seems to hold one object a line: name it .jsonl."
-            if error.msg == "Extra data"
-            else "Correct the file."
+            f"data source: expected {HUB_PREFIX}OWNER/NAME, with /CONFIGURATION and :SPLIT where "
+            f"needed; found {source}. Write it so."
         )
-        raise DataError(
-            f"{path}:{error.lineno}: expected a JSON list of objects; "
-            f"found {error.msg} at column {error.colno}. {cure}"
-        ) from error
-    if not isinstance(content, list):
-        raise DataError(
-            f"{path}: expected a JSON list of objects; found {type_name(content)}. "
-            "Write the rows as one list, or one object a line in a .jsonl file."
-        )
-    for index, value in enumerate(content):
-        where = _row_place(path, index)
-        yield SourceRow(where, _as_object(value, where))
+    from datasets import load_dataset
 
-
-def _parquet_rows(path: Path) -> Iterator[SourceRow]:
-    import pyarrow
-    import pyarrow.parquet
-
-    index = 0
+    split = found["split"] or "train"
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1024):
-                for value in batch.to_pylist():
-                    yield SourceRow(_row_place(path, index), value)
-                    index += 1
-    except (pyarrow.ArrowInvalid, OSError) as error:
+        dataset = load_dataset(found["name"], found["config"], split=split)
+    # The library raises errors of many kinds of its own, of HTTP and of Arrow.
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)[:300]
         raise DataError(
-            f"{path}: expected a Parquet file; found one that cannot be read after row {index} "
-            f"({error}). Write the file again."
+            f"{source}: expected a data set of the hub with the split {split}; found none that "
+            f"can be loaded ({reason}). Correct the name, or save the data set to a folder."
         ) from error
+    return _dataset_rows(dataset, source)
 
 
 def _folder_rows(path: Path) -> Iterator[SourceRow]:
@@ -201,51 +155,29 @@ def _folder_rows(path: Path) -> Iterator[SourceRow]:
             f"Name one, for example {path / splits[0] if splits else path / 'train'}."
         )
     if not (path / "dataset_info.json").exists():
+        held = sorted({f.suffix for f in path.rglob("*") if f.name.endswith(ROW_SUFFIXES)})
+        pattern = f"a pattern of the files in it ({path}/**/*{held[0]})" if held else "a file in it"
         raise DataError(
             f"{path}: expected a folder saved by datasets.save_to_disk; found a folder without "
-            "dataset_info.json. Name a file inside it, or save the dataset with save_to_disk."
+            f"dataset_info.json. Name {pattern}, or save the dataset with save_to_disk."
         )
-    from datasets import Dataset, load_from_disk
+    import pyarrow
+    from datasets import load_from_disk
 
     try:
         dataset = load_from_disk(str(path))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, pyarrow.ArrowException) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
         raise DataError(
             f"{path}: expected a folder saved by datasets.save_to_disk; found one that cannot be "
-            f"read ({error}). Save the dataset again."
+            f"read ({reason}). Save the dataset again."
         ) from error
+    return _dataset_rows(dataset, path)
+
+
+def _dataset_rows(dataset: object, source: object) -> Iterator[SourceRow]:
+    from datasets import Dataset
+
     assert isinstance(dataset, Dataset)
-    for index, value in enumerate(dataset.with_format(None)):
-        yield SourceRow(_row_place(path, index), dict(value))
-
-
-def _row_place(path: Path, index: int) -> str:
-    return f"{path}, row {index} (counted from 0)"
-
-
-def _as_object(value: Any, where: str) -> dict[str, Any]:
-    if isinstance(value, dict):
-        return value
-    raise DataError(
-        f"{where}: expected a JSON object with a name for each column; "
-        f"found {type_name(value)}. Give each row as an object."
-    )
-
-
-def _excerpt(line: str, width: int = 60) -> str:
-    line = line.strip()
-    return repr(line if len(line) <= width else line[:width] + "...")
-
-
-def type_name(value: Any) -> str:
-    """The type of a value in the words of JSON, for messages."""
-    names = {
-        bool: "true or false",
-        str: "text",
-        list: "a list",
-        dict: "an object",
-        type(None): "null",
-        int: "a number",
-        float: "a number",
-    }
-    return names.get(type(value), type(value).__name__)
+    for index, values in enumerate(dataset.with_format(None)):
+        yield SourceRow(row_place(source, index), without_nulls(dict(values)))

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tdistill.data.sources import (
-    DEMO_PREFIX,
-    ROW_SUFFIXES,
-    existing_path,
-    read_rows,
-    read_text,
-    type_name,
-)
+from tdistill.data.messages import check_text
+from tdistill.data.readers import ROW_SUFFIXES, read_text, type_name
+from tdistill.data.sources import DEMO_PREFIX, HUB_PREFIX, matching_paths, read_rows
 from tdistill.data.tokens import encode_responses, end_token_id
 from tdistill.errors import DataError
 
@@ -33,7 +27,7 @@ def load_text_chunks(
 
     Args:
         path: a UTF-8 text file, a folder of ``.txt`` files, a pattern such as ``texts/*.txt``, or a
-            JSONL, ``.json``, Parquet or ``datasets`` source with a ``text`` column.
+            source of rows (see `DataConfig`) with a ``text`` column.
         tokenizer: the tokenizer of teacher and student.
         chunk_length: tokens in a chunk.
 
@@ -58,28 +52,42 @@ def load_text_chunks(
     return [tuple(stream[start : start + chunk_length]) for start in starts]
 
 
+def check_text_source(path: str) -> None:
+    """Refuse a source of plain text that is not there, or has no text, before any work.
+
+    Args:
+        path: as for `load_text_chunks`.
+
+    Raises:
+        DataError: with the field of the recipe.
+    """
+    try:
+        found = any(text.strip() for text in _documents(path))
+    except DataError as error:
+        raise DataError(f"data.lm_text: {error}") from error
+    if not found:
+        raise DataError(
+            f"data.lm_text: expected text in {path}; found none but white space. Name another."
+        )
+
+
 def _documents(source: str) -> Iterator[str]:
-    matches = sorted(glob.glob(source)) if glob.has_magic(source) else []  # noqa: PTH207
-    if matches:
-        for match in matches:
-            yield from _documents(match)
-        return
-    if source.startswith(DEMO_PREFIX):
+    if source.startswith((DEMO_PREFIX, HUB_PREFIX)):
         yield from _column(source)
         return
-    path = existing_path(source)
-    if path.suffix.lower() in ROW_SUFFIXES or (path / "dataset_info.json").exists():
-        yield from _column(source)
-    elif path.is_dir():
-        files = sorted(path.glob("*.txt"))
-        if not files:
-            raise DataError(
-                f"{path}: expected .txt files in the folder; found none. "
-                "Name the files by a pattern, such as texts/*.md."
-            )
-        yield from map(read_text, files)
-    else:
-        yield read_text(path)
+    for path in matching_paths(source):
+        if path.name.lower().endswith(ROW_SUFFIXES) or (path / "dataset_info.json").exists():
+            yield from _column(str(path))
+        elif path.is_dir():
+            files = sorted(path.glob("*.txt"))
+            if not files:
+                raise DataError(
+                    f"{path}: expected .txt files in the folder; found none. "
+                    "Name the files by a pattern, such as texts/*.md."
+                )
+            yield from map(read_text, files)
+        else:
+            yield read_text(path)
 
 
 def _column(source: str) -> Iterator[str]:
@@ -97,4 +105,5 @@ def _column(source: str) -> Iterator[str]:
                 f"{row.where}, column text: expected text; found {type_name(value)}. "
                 "Correct the row."
             )
+        check_text(value, f"{row.where}, column text")
         yield value

@@ -2,113 +2,118 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tdistill.data.chat import ChatTemplate, TemplateRefusal, chat_template_of
 from tdistill.data.config import DataConfig, Template
-from tdistill.data.formats import Prompt, PromptRecord
-from tdistill.data.rendering import around_response, render_prompt, strips_response
-from tdistill.errors import ModelError
+from tdistill.errors import DataError, ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_PROBE = "PROBE"
+
 
 @dataclass(frozen=True)
-class Example:
-    """One prompt with its responses.
+class TurnEnd:
+    """How an assistant's turn ends.
 
     Attributes:
-        prompt: the rendered prompt.
-        prompt_ids: its tokens.
-        references: the responses of the row, in order; may be empty.
-        reference_ids: tokens of the first, with the end token unless it was cut; empty where there
-            is no reference.
-        reference_ended: whether ``reference_ids`` holds the end token.
-        question: what the user asks, without template, for showing.
-        row_prompt: the prompt as the source has it, before rendering.
+        id: the token that ends a response.
+        written: whether the template writes it at the end of a conversation.
+        trimmed: white space that the template writes after the text and that no response holds,
+            since the end token takes its place.
     """
 
-    prompt: str
-    prompt_ids: tuple[int, ...]
-    references: tuple[str, ...]
-    reference_ids: tuple[int, ...]
-    reference_ended: bool
-    question: str = ""
-    row_prompt: Prompt = ""
+    id: int
+    written: bool = False
+    trimmed: str = ""
 
 
-def make_examples(
-    tokenizer: PreTrainedTokenizerBase,
-    template: Template,
-    records: Sequence[PromptRecord],
-    config: DataConfig,
-) -> list[Example]:
-    """Render and tokenise records.
-
-    Args:
-        tokenizer: the tokenizer of teacher and student.
-        template: ``chat``, ``alpaca`` or ``plain``.
-        records: rows whose prompt is not blank.
-        config: the system message, and the longest response in tokens.
-
-    Returns:
-        One example for each record, however long its prompt.
-
-    Raises:
-        DataError: the template refuses a row.
-        ModelError: the tokenizer has no end token.
-    """
-    end = response_end_id(tokenizer, template)
-    strips = strips_response(tokenizer, template)
-    prompts = [render_prompt(tokenizer, template, record, config.system) for record in records]
-    prompt_ids = encode_prompts(tokenizer, template, prompts)
-    firsts = [record.references[0] if record.references else "" for record in records]
-    responses = encode_responses(tokenizer, [text.strip() if strips else text for text in firsts])
-    examples: list[Example] = []
-    for record, prompt, ids, response in zip(records, prompts, prompt_ids, responses, strict=True):
-        # The end token counts: a response that fills the limit without it is cut.
-        ended = bool(record.references) and len(response) < config.max_response_tokens
-        cut = response[: config.max_response_tokens] if record.references else []
-        tokens = (*cut, end) if ended else tuple(cut)
-        as_shown, as_read = record.question, record.prompt
-        examples.append(
-            Example(prompt, tuple(ids), record.references, tokens, ended, as_shown, as_read)
-        )
-    return examples
+def response_end_id(
+    tokenizer: PreTrainedTokenizerBase, template: Template, chat: ChatTemplate | None = None
+) -> int:
+    """The token that ends a response, as `turn_end` finds it."""
+    return turn_end(tokenizer, template, chat).id
 
 
-def response_end_id(tokenizer: PreTrainedTokenizerBase, template: Template) -> int:
+def turn_end(
+    tokenizer: PreTrainedTokenizerBase, template: Template, chat: ChatTemplate | None = None
+) -> TurnEnd:
     """The token that ends a response.
 
-    For ``chat``, the first added or special token that the template puts after the assistant's text
-    (``<|im_end|>``, ``<|eot_id|>``); where it puts none, and for the other templates, the
-    tokenizer's end token.
+    For ``chat``, an added or special token that the template puts after the assistant's text, in
+    the last turn and before another one alike (``<|im_end|>``, ``<|eot_id|>``); of several in a row
+    the tokenizer's end token, else the last. A template that writes nothing there ends a turn by
+    opening the next, if that begins with such a token; where it does not, and for the other
+    templates, the tokenizer's end token ends a response.
 
     Args:
         tokenizer: the tokenizer.
         template: ``chat``, ``alpaca`` or ``plain``.
-
-    Returns:
-        A token id.
+        chat: the chat template with its variables; None: as it stands.
 
     Raises:
         ModelError: the tokenizer has no end token either.
+        DataError: the template refuses a question and its answer, or leaves the answer out; or
+            several templates, none of which is the default.
     """
+    tail = ""
     if template == "chat":
-        _, tail = around_response(tokenizer)
-        controls = _control_ids(tokenizer)
-        for token in encode_rendered(tokenizer, tail):
-            if token in controls:
-                return token
+        tail, following = _after_answer(chat or chat_template_of(tokenizer, DataConfig()))
+        both = _common_start(tail, following)
+        if found := _controls_in(tokenizer, both):
+            own = end_token_id(tokenizer)
+            return TurnEnd(own if own is not None and own in found else found[-1], written=True)
+        if found := _controls_in(tokenizer, tail):
+            return TurnEnd(found[0], written=True)
+        rest = encode_rendered(tokenizer, following) if not tail else []
+        if rest and rest[0] in _closing_ids(tokenizer):
+            return TurnEnd(rest[0])
     end = end_token_id(tokenizer)
     if end is None:
         raise ModelError(
             "tokenizer: expected an end token, since a response must be able to end; found none "
             f"({tokenizer.name_or_path or 'unnamed'}). Set tokenizer.eos_token."
         )
-    return end
+    return TurnEnd(end, trimmed=tail[len(tail.rstrip()) :])
+
+
+def _after_answer(chat: ChatTemplate) -> tuple[str, str]:
+    """What the template writes after an answer: at the end, and before another question."""
+    turns = [
+        {"role": "user", "content": "question"},
+        {"role": "assistant", "content": _PROBE},
+    ]
+    text = chat.render(turns, prompt=False)
+    _, found, tail = text.rpartition(_PROBE)
+    if not found:
+        raise DataError(
+            "data.template: expected a chat template that writes the assistant's text; "
+            f"found one that leaves it out and writes {text[:200]}. "
+            "Set another tokenizer.chat_template."
+        )
+    try:
+        longer = chat.render([*turns, {"role": "user", "content": "question"}], prompt=False)
+    except TemplateRefusal:
+        return tail, ""
+    return tail, longer.rpartition(_PROBE)[2]
+
+
+def _common_start(a: str, b: str) -> str:
+    same = (x == y for x, y in zip(a, b, strict=False))
+    return a[: next((i for i, equal in enumerate(same) if not equal), min(len(a), len(b)))]
+
+
+def _controls_in(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """The first run of control tokens in a text, without the start token."""
+    controls = _closing_ids(tokenizer)
+    ids = encode_rendered(tokenizer, text)
+    first = next((i for i, token in enumerate(ids) if token in controls), len(ids))
+    return list(itertools.takewhile(controls.__contains__, ids[first:]))
 
 
 def end_token_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
@@ -189,8 +194,11 @@ def _tokenise(
     return [list(row) for row in encoded["input_ids"]]  # pyright: ignore
 
 
-def _control_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+def _closing_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Tokens that can end a turn: added and special ones, but for the start token."""
     # Some tokenizers add runs of white space as tokens; those control nothing.
     added = tokenizer.added_tokens_decoder
     named = {token for token, content in added.items() if str(content).strip()}
-    return named | set(tokenizer.all_special_ids)
+    return {
+        token for token in named | set(tokenizer.all_special_ids) if token != tokenizer.bos_token_id
+    }

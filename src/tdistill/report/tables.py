@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tdistill.errors import printable
 from tdistill.evaluation.places import is_of_place
-from tdistill.progress import printable
 from tdistill.report.measures import (
     DECODINGS,
     Measure,

@@ -4,11 +4,28 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tdistill.errors import InvalidValueError
 from tdistill.files import in_world, place_in_world, resolve_path
 from tdistill.recipe import Recipe
 
 RESOLVED_RECIPE = "recipe.resolved.yaml"
 STUDENT = "student"  # a copy of the distilled model
+RENDERING = "rendering.json"  # what the rendering of prompts depends on, beside the recipe
+
+
+def resolved_recipe(folder: Path) -> Path:
+    """The recipe of a run, every default spelled out.
+
+    Raises:
+        InvalidValueError: no run was made in the folder.
+    """
+    path = folder / RESOLVED_RECIPE
+    if not path.exists():
+        raise InvalidValueError(
+            f"run: expected the folder of a run, with {RESOLVED_RECIPE}; found none in "
+            f"{folder}; give a folder that `tdistill run` wrote"
+        )
+    return path
 
 
 def seed_folder(folder: Path, number: int) -> Path:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from datetime import datetime
 from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
 from tdistill.checks import check
-from tdistill.data import Example, load_text_chunks
+from tdistill.data import Example, check_text_source, load_text_chunks
 from tdistill.errors import InvalidValueError
 from tdistill.evaluation import evaluate
 from tdistill.evaluation.evaluate import Exam
@@ -22,7 +23,7 @@ from tdistill.models import language_model
 from tdistill.models.language_model import LanguageModel
 from tdistill.progress import Progress
 from tdistill.recipe import Recipe, named_paths, placed
-from tdistill.run.examples import load_splits
+from tdistill.run.examples import load_splits, now, read_clock, references_field, write_clock
 from tdistill.run.folders import model_folder, world_folder
 from tdistill.run.keys import stage_keys
 from tdistill.run.stages import Say, Stages, open_workplace, workplace_key
@@ -153,9 +154,28 @@ class Groundwork:
     # Data and evidence.
 
     @once
+    def clock(self) -> datetime:
+        """The moment that chat templates are told: when the run began."""
+        return read_clock(self.folder) or now()
+
+    def keep_clock(self) -> None:
+        """Write the moment down; of several processes the first one's counts for all."""
+        kept = read_clock(self.folder)
+        if kept is None:
+            write_clock(self.folder, self.clock())
+        elif kept != self.clock():
+            for name in ("_clock", "_load_examples"):
+                vars(self).pop(name, None)
+
+    @once
     def load_examples(self) -> dict[str, list[Example]]:
         """Training, validation and test examples; no prompt is in two of them."""
-        splits, self.data_report = load_splits(self.placed.data, self.load_tokenizer(), self.say)
+        data, field = self.placed.data, references_field(self.recipe)
+        if data.lm_text is not None:
+            check_text_source(data.lm_text)
+        splits, self.data_report = load_splits(
+            data, self.load_tokenizer(), self.say, clock=self.clock(), references_for=field
+        )
         if self.recipe.evaluation.verify is not None:
             load_verifier(self.recipe.evaluation.verify).try_out(splits["test"])
         return splits
@@ -204,6 +224,7 @@ class Groundwork:
         prompts = [example.prompt_ids for example in self.load_examples()[split]]
 
         def sample() -> dict[str, Any]:
+            self.keep_clock()
             write_atomically(self.folder / "data-doctor.txt", self.data_report)
             teacher = self.load_teacher()
             with CacheWriter(folder, identity_of(teacher, config.capture)) as writer:

@@ -110,6 +110,7 @@ class Run:
                 replaced.keep()
             resolved = yaml.safe_dump(recipe_dict(self.recipe), sort_keys=False)
             write_atomically(self.folder / RESOLVED_RECIPE, resolved)
+            self.groundwork.keep_clock()
 
     def _publish(self) -> None:
         """A copy of the distilled student where people look for it."""

@@ -130,6 +130,7 @@ def found_text(value: Any) -> str:
         return f"a section with the keys {', '.join(map(str, value)) or '(none)'}"
     if isinstance(value, (list, tuple)):
         return f"a list of {len(value)}"
-    text = repr(value) if len(repr(value)) <= 60 else repr(value)[:57] + "..."
+    written = value.isoformat() if hasattr(value, "isoformat") else repr(value)  # of a date
+    text = written if len(written) <= 60 else written[:57] + "..."
     words = {str: "the string", int: "the integer", float: "the number"}
     return f"{words.get(type(value), f'the {type(value).__name__}')} {text}"

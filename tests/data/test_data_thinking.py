@@ -1,0 +1,132 @@
+"""Reasoning: one opening tag, and no plain answer inside a block."""
+
+from __future__ import annotations
+
+import pytest
+from chat_templates import EMPTY_BLOCK, FIELD_ONLY, FORGETFUL, HYBRID, LITERAL, THINKER, thinking
+
+from tdistill.data import DataConfig
+from tdistill.data.chat import chat_template_of
+from tdistill.data.formats import PromptRecord
+from tdistill.data.making import make_examples
+from tdistill.data.thinking import block_of_prompt, divide
+
+QUESTION = ({"role": "user", "content": "Two and two?"},)
+OPENED = "<|im_start|>user\nTwo and two?<|im_end|>\n<|im_start|>assistant\n<think>\n"
+BARE = OPENED.removesuffix("<think>\n")
+TAGS = "<think>\nAdd them.\n</think>\n\nFour."
+CLOSING_ALONE = "Add them.\n</think>\n\nFour."
+TIGHT = "<think>Add them.</think>Four."
+FIELD = {"role": "assistant", "content": "Four.", "reasoning_content": "Add them."}
+REASONED = "Add them.\n</think>\n\nFour.<|im_end|>"
+CLOSED = "\n</think>\n\nFour.<|im_end|>"
+
+
+def outcome(template, response, prompt=QUESTION, *, special=False, **config):
+    tokenizer = thinking(template, special=special)
+    settings = DataConfig(**config)
+    record = PromptRecord("f:1", prompt, (response,), False)
+    chat = chat_template_of(tokenizer, settings)
+    (found,) = make_examples(tokenizer, "chat", [record], settings, chat)
+    assert found.example is not None
+    return found, found.example.prompt, tokenizer.decode(list(found.example.reference_ids))
+
+
+@pytest.mark.parametrize("template", [THINKER, FORGETFUL, LITERAL, FIELD_ONLY, EMPTY_BLOCK])
+@pytest.mark.parametrize("special", [False, True])
+@pytest.mark.parametrize("response", [TAGS, CLOSING_ALONE, TIGHT, FIELD, "Four."])
+def test_a_block_that_the_prompt_opens_is_opened_once_and_closed_before_the_answer(
+    template, special, response
+):
+    found, prompt, trained = outcome(template, response, special=special)
+    assert prompt == OPENED
+    whole = prompt + trained
+    assert (whole.count("<think>"), whole.count("</think>")) == (1, 1)
+    reasoning, _, answer = whole.partition("<think>")[2].partition("</think>")
+    assert reasoning.strip() == ("" if response == "Four." else "Add them.")
+    assert answer.strip() == "Four.<|im_end|>"
+    assert found.fault is None
+    assert found.lost == ()
+
+
+@pytest.mark.parametrize(
+    ("template", "response", "trained", "own"),
+    [
+        (THINKER, TAGS, REASONED, True),
+        (THINKER, FIELD, REASONED, True),
+        (THINKER, "Four.", CLOSED, True),
+        (FIELD_ONLY, TAGS, REASONED, True),
+        (LITERAL, TAGS, REASONED, True),
+        (LITERAL, "Four.", CLOSED, False),
+        (FORGETFUL, TAGS, REASONED, False),
+        (FORGETFUL, "Four.", CLOSED, False),
+        (EMPTY_BLOCK, "Four.", CLOSED, False),
+    ],
+)
+def test_it_is_known_where_the_template_writes_the_block_itself(template, response, trained, own):
+    found, _, text = outcome(template, response)
+    assert (text, found.own, found.compared) == (trained, own, True)
+    assert found.closed == (response == "Four." and not own)
+
+
+@pytest.mark.parametrize(
+    ("response", "trained"),
+    [
+        (TAGS, "<think>\nAdd them.\n</think>\n\nFour.<|im_end|>"),
+        (TIGHT, "<think>\nAdd them.\n</think>\n\nFour.<|im_end|>"),
+        (FIELD, "<think>\nAdd them.\n</think>\n\nFour.<|im_end|>"),
+        ("Four.", "<think>\n\n</think>\n\nFour.<|im_end|>"),
+    ],
+)
+def test_a_block_that_the_template_writes_for_a_last_turn_is_trained_on(response, trained):
+    found, prompt, text = outcome(HYBRID, response)
+    assert (prompt, text, found.own) == (BARE, trained, True)
+
+
+@pytest.mark.parametrize("response", [TAGS, CLOSING_ALONE, FIELD, "Four."])
+def test_where_thinking_is_off_the_answer_follows_the_closed_block(response):
+    found, prompt, text = outcome(HYBRID, response, template_kwargs={"enable_thinking": False})
+    assert prompt == BARE + "<think>\n\n</think>\n\n"
+    assert text == "Four.<|im_end|>"
+    lost = {"Four.": ()}.get(response if isinstance(response, str) else "")
+    expected = ("reasoning_content",) if response is FIELD else ("reasoning",)
+    assert found.lost == (expected if lost is None else lost)
+    assert found.own
+
+
+@pytest.mark.parametrize("template", [LITERAL, FORGETFUL])
+def test_reasoning_that_never_ends_is_counted_not_trained(template):
+    found, _, text = outcome(template, "<think>\nAdd them, then")
+    assert found.fault == "a think block would be opened twice, or stay open"
+    assert text == ""
+
+
+def test_earlier_reasoning_is_left_to_the_template():
+    turns = ({"role": "user", "content": "a"}, FIELD, {"role": "user", "content": "b"})
+    found, prompt, _ = outcome(HYBRID, "Four.", turns)
+    assert "Add them." not in prompt
+    assert "Four." in prompt
+    assert found.fault is None
+
+
+def test_reasoning_that_the_template_does_not_write_is_said():
+    from data_tokenizers import CHATML
+
+    found, _, text = outcome(CHATML, FIELD)
+    assert (found.lost, text) == (("reasoning_content",), "Four.<|im_end|>")
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        ("[THINK]a[/THINK]b", ("a", "[/THINK]", "b")),
+        ("Say <think>a</think>b", (None, "", "Say <think>a</think>b")),
+        ("", (None, "", "")),
+    ],
+)
+def test_reasoning_is_known_by_tags_at_the_start(content, parts):
+    assert divide({"content": content}) == parts
+
+
+def test_a_prompt_that_mentions_a_tag_opens_no_block():
+    assert block_of_prompt("What is <think>?<|assistant|>") is None
