@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Literal
 
 from tdistill.checks import check
-from tdistill.data.sources import existing_path
+from tdistill.data.config import AUTO
+from tdistill.data.sources import DEMO_PREFIX, HUB_PREFIX, matching_paths
 from tdistill.errors import InvalidValueError, StorageError, TdistillError
 from tdistill.files import existing_parent, free_bytes, in_world, resolve_path
 from tdistill.models.language_model import load_config
@@ -132,15 +133,16 @@ def _models(recipe: Recipe, folder: Path) -> str:
 
 
 def _data(recipe: Recipe, folder: Path) -> str:
-    made = placed(recipe, world_folder(recipe, folder))
+    made = placed(recipe, world_folder(recipe, folder)).data
     seen = []
     for name in ("train", "valid", "test", "lm_text"):
-        source, original = getattr(made.data, name), getattr(recipe.data, name)
-        if source is None or ":" in source or (in_world(original) and not Path(source).exists()):
+        source, original = getattr(made, name), getattr(recipe.data, name)
+        unmade = in_world(original) and not Path(source or "").exists()
+        if source in (None, AUTO) or unmade or source.startswith((DEMO_PREFIX, HUB_PREFIX)):
             continue
-        existing_path(source)
+        matching_paths(source)
         seen.append(name)
-    return f"{', '.join(seen)} found" if seen else "named by what makes it"
+    return f"{', '.join(seen)} found" if seen else "not files of this machine, or not made yet"
 
 
 def _packages(recipe: Recipe) -> str:
