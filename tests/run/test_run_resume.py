@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import random
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -74,23 +68,5 @@ def test_checkpoints_of_other_settings_are_not_continued_from(finished: Finished
     # The kill leaves a checkpoint of the start phase, made with the other learning rate.
     kill_at("before-the-record-of-a-model", *words, *other)
     assert (out / "checkpoints/start/checkpoint-4/trainer_state.json").exists()
-    assert cli.main(words) == 0
-    assert_same_run(finished, out)
-
-
-@pytest.mark.slow
-def test_killed_at_random_moments(finished: Finished, tmp_path: Path):
-    out = tmp_path / "out"
-    words, chance = command(finished, out), random.Random(0)
-    for _ in range(8):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tdistill", *words],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        time.sleep(chance.uniform(3.0, 12.0))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
     assert cli.main(words) == 0
     assert_same_run(finished, out)

@@ -51,10 +51,12 @@ class InspectCommand:
 
 @dataclass(frozen=True)
 class VerifyCommand:
-    """Check every shard of a cache: checksum, counts, order, ranges."""
+    """Check every shard of a cache: checksum, counts, order, ranges, what the manifest claims."""
 
     cache: tyro.conf.Positional[Path]
     """Folder of the cache, or of the run that has it."""
+    drop: bool = False
+    """Take missing and damaged shards out, so that the command that made them makes them again."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,11 @@ def verify(words: list[str]) -> int:
     from tdistill.teacher.cache.reader import Cache
     from tdistill.teacher.cache.verification import verify_cache
 
+    if command.drop:
+        from tdistill.teacher.cache.writer import drop_damaged
+
+        dropped = drop_damaged(_cache_folder(command.cache))
+        tell(f"{command.cache}: taken out: {', '.join(dropped) or 'nothing'}")
     cache = Cache(_cache_folder(command.cache))
     problems = verify_cache(cache)
     for problem in problems:

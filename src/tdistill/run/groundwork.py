@@ -29,8 +29,8 @@ from tdistill.run.keys import stage_keys
 from tdistill.run.stages import Say, Stages, open_workplace, workplace_key
 from tdistill.teacher.cache.reader import Cache
 from tdistill.teacher.cache.writer import CacheWriter, identity_of
-from tdistill.teacher.rollouts import collect_rollouts, plan_key
-from tdistill.teacher.scoring import collect_scores
+from tdistill.teacher.rollouts import collect_rollouts, plan_key, planned_shards
+from tdistill.teacher.scoring import collect_scores, planned_score_shards
 from tdistill.teacher.source import CachedTeacher, LiveTeacher
 from tdistill.training.layer_choice import choose_layers
 from tdistill.training.student import drop_layers, evenly_spaced
@@ -231,7 +231,8 @@ class Groundwork:
                 counts = collect_rollouts(teacher, prompts, config, writer)
                 return {"rows": _counted(stage, counts, len(prompts) * n)}
 
-        self.stages.run(stage, self.keys[stage], [folder / "manifest.json"], sample)
+        shards = [folder / f"{name}.arrow" for name in planned_shards(prompts, config)]
+        self.stages.run(stage, self.keys[stage], [folder / "manifest.json", *shards], sample)
         self._caches.pop(split, None)  # opened before there were new rows
         return self.open_cache(split).rows(shard=f"rollouts-{plan_key(prompts, config)}")
 
@@ -256,7 +257,9 @@ class Groundwork:
                 counts = collect_scores(live, rows, writer)
                 return {"rows": _counted("score references", counts, len(rows))}
 
-        self.stages.run("references", self.keys["references"], [folder / "manifest.json"], score)
+        shards = [folder / f"{name}.arrow" for name in planned_score_shards(rows)]
+        outputs = [folder / "manifest.json", *shards]
+        self.stages.run("references", self.keys["references"], outputs, score)
         self._caches.pop("train", None)  # opened before there were new rows
         return rows
 

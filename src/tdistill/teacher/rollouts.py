@@ -60,6 +60,12 @@ def plan_key(prompts: Sequence[PromptIds], config: RolloutConfig) -> str:
     return key_of(prompts, config)
 
 
+def planned_shards(prompts: Sequence[PromptIds], config: RolloutConfig) -> list[str]:
+    """Names of the shards that :func:`collect_rollouts` writes, one for each unit of work."""
+    key = plan_key(prompts, config)
+    return [f"rollouts-{key}-{number:05d}" for number in range(len(plan_units(prompts, config)))]
+
+
 def collect_rollouts(
     teacher: LanguageModel,
     prompts: Sequence[PromptIds],
@@ -77,9 +83,8 @@ def collect_rollouts(
     Yields:
         Rows of each shard, in order: shards already whole are not sampled again.
     """
-    key = plan_key(prompts, config)
-    for number, unit in enumerate(plan_units(prompts, config)):
-        name = f"rollouts-{key}-{number:05d}"
+    names = planned_shards(prompts, config)
+    for name, unit in zip(names, plan_units(prompts, config), strict=True):
         if not writer.has(name):
             writer.write(name, sample_unit(teacher, unit, config))
         yield len(unit.prompts)

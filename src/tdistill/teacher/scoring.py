@@ -12,14 +12,26 @@ from tdistill.teacher.cache.row_encoder import CachedResponse
 from tdistill.teacher.cache.writer import CacheWriter
 from tdistill.teacher.source import LiveTeacher
 
+_BATCH, _BATCHES = 32, 8
+
+
+def planned_score_shards(
+    rows: Sequence[Row], *, batch_size: int = _BATCH, batches_per_shard: int = _BATCHES
+) -> list[str]:
+    """Names of the shards that :func:`collect_scores` writes for the same arguments."""
+    content = [(row_key(rows[i]).hex(), rows[i].ended) for i in alike(rows)]
+    key = key_of(content, batch_size, batches_per_shard)
+    count = -(-len(rows) // (batch_size * batches_per_shard))
+    return [f"score-{key}-{number:05d}" for number in range(count)]
+
 
 def collect_scores(
     teacher: LiveTeacher,
     rows: Sequence[Row],
     writer: CacheWriter,
     *,
-    batch_size: int = 32,
-    batches_per_shard: int = 8,
+    batch_size: int = _BATCH,
+    batches_per_shard: int = _BATCHES,
 ) -> Iterator[int]:
     """Score what the cache does not hold yet; yields the rows of each shard, done or reused.
 
@@ -33,12 +45,10 @@ def collect_scores(
     Yields:
         Rows of each shard, in order.
     """
+    sizes = {"batch_size": batch_size, "batches_per_shard": batches_per_shard}
+    names, size = planned_score_shards(rows, **sizes), batch_size * batches_per_shard
     rows = [rows[i] for i in alike(rows)]
-    content = [(row_key(row).hex(), row.ended) for row in rows]
-    key = key_of(content, batch_size, batches_per_shard)
-    size = batch_size * batches_per_shard
-    for number, first in enumerate(range(0, len(rows), size)):
-        name = f"score-{key}-{number:05d}"
+    for name, first in zip(names, range(0, len(rows), size), strict=True):
         group = rows[first : first + size]
         if not writer.has(name):
             batches = [group[i : i + batch_size] for i in range(0, len(group), batch_size)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -70,6 +70,10 @@ class Manifest:
         """The manifest with one more shard, in order of names."""
         others = [s for s in self.shards if s.name != shard.name]
         return Manifest(self.identity, tuple(sorted([*others, shard], key=lambda s: s.name)))
+
+    def without(self, names: Collection[str]) -> Manifest:
+        """The manifest without the shards of these names."""
+        return Manifest(self.identity, tuple(s for s in self.shards if s.name not in names))
 
     def write(self, folder: Path) -> None:
         """Replace the manifest file in one step."""
@@ -167,6 +171,6 @@ def check_shard(folder: Path, shard: Shard) -> None:
 
 
 _CURE = (
-    "restore the file, or delete it and its manifest entry and run the same command again to "
-    "regenerate it"
+    "restore the file, or take it out with `tdistill verify CACHE --drop` and run the command that "
+    "made it again"
 )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -51,10 +51,7 @@ class CacheWriter:
     def __init__(self, folder: Path, identity: CacheIdentity) -> None:
         self.folder = folder
         with ExitStack() as holding:
-            if not holding.enter_context(locked(folder / ".lock")):
-                raise CacheError(
-                    f"{folder}: another process is writing to this cache; wait for it, or stop it"
-                )
+            holding.enter_context(_alone_in(folder))
             self.manifest = _manifest_of(folder, identity)
             self._holding = holding.pop_all()
 
@@ -88,6 +85,43 @@ class CacheWriter:
     ) -> None:
         """Release the folder."""
         self._holding.close()
+
+
+def drop_damaged(folder: Path) -> list[str]:
+    """Take shards that are missing, truncated or altered out of a cache; they can be made again.
+
+    Returns:
+        Their names.
+
+    Raises:
+        CacheError: if another process writes to the cache, or it is none.
+    """
+    with _alone_in(folder):
+        manifest = read_manifest(folder)
+        damaged = [shard.name for shard in manifest.shards if _is_damaged(folder, shard)]
+        if damaged:
+            manifest.without(damaged).write(folder)
+        for name in damaged:
+            (folder / name).unlink(missing_ok=True)
+    return damaged
+
+
+def _is_damaged(folder: Path, shard: Shard) -> bool:
+    try:
+        check_shard(folder, shard)
+    except CacheError:
+        return True
+    return False
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    with locked(folder / ".lock") as held:
+        if not held:
+            raise CacheError(
+                f"{folder}: another process is writing to this cache; wait for it, or stop it"
+            )
+        yield
 
 
 def _listed(path: Path, responses: Sequence[CachedResponse]) -> Shard:
