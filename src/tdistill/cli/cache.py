@@ -70,6 +70,7 @@ def score(words: list[str]) -> int:
     """Add the evidence of given responses to a cache."""
     command = tyro.cli(ScoreCommand, args=words, prog="tdistill score")
     quiet_libraries()
+    from tdistill.models.finite import keeping_bad_batch
     from tdistill.models.language_model import load
     from tdistill.teacher.cache.writer import CacheWriter, identity_of
     from tdistill.teacher.scoring import collect_scores
@@ -79,7 +80,8 @@ def score(words: list[str]) -> int:
     rows = read_responses(command.data, teacher.tokenizer)
     live = LiveTeacher(teacher, command.capture)
     bar, done = Progress("score", len(rows)), 0
-    with CacheWriter(command.cache, identity_of(teacher, command.capture)) as writer:
+    writer = CacheWriter(command.cache, identity_of(teacher, command.capture))
+    with writer, keeping_bad_batch(command.cache / "failed.json"):
         for count in collect_scores(live, rows, writer, batch_size=command.batch_size):
             done += count
             bar.update(done, "responses")

@@ -109,7 +109,10 @@ def read_and_rank(command: RewardCommand) -> list[str]:
     """
     _check(command)
     settings = _settings(command)
-    examples, records = _read(command, settings)
+    from tdistill.models.finite import keeping_bad_batch
+
+    with keeping_bad_batch(command.out / "failed.json"):
+        examples, records = _read(command, settings)
     from tdistill.evaluation.candidates import ranking_summary
     from tdistill.report.rewards import write_rewards_page
 

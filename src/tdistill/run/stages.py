@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tdistill.files import write_atomically
+from tdistill.models.finite import keeping_bad_batch
 
 Say = Callable[[str], None]
 _NOTE = "key.txt"
@@ -73,6 +74,9 @@ class Stages:
 
         Returns:
             The record: what ``work`` returned, with ``key`` and ``seconds``.
+
+        Raises:
+            NonFiniteError: a model gives no numbers; the batch is in ``failed/``.
         """
         record = self.finished(name, key, outputs)
         if record is not None:
@@ -82,7 +86,9 @@ class Stages:
         path = self.folder / f"{name}.json"
         path.unlink(missing_ok=True)  # its outputs are about to change
         started = time.monotonic()
-        record = {**work(), "key": key, "seconds": round(time.monotonic() - started, 1)}
+        with keeping_bad_batch(self.folder.parent / "failed" / f"{name}.json"):
+            made = work()
+        record = {**made, "key": key, "seconds": round(time.monotonic() - started, 1)}
         write_atomically(path, json.dumps(record))
         self.say(f"[{name}] done in {record['seconds']:.0f} s")
         return record
