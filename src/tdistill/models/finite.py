@@ -112,7 +112,7 @@ def _first_place(
         ids, first = rows[other], position if other == row else 0
         if _first_layer(network, ids) is not None:
             lengths = range(first + 1, len(ids))
-            more = bisect_left(lengths, True, key=lambda n: bool(_first_layer(network, ids[:n])))  # noqa: B023
+            more = bisect_left(lengths, True, key=lambda n: bool(_first_layer(network, ids[:n])))
             return other, first + more, _first_layer(network, ids[: first + more + 1])
     return row, position, None
 

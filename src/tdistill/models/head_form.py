@@ -84,7 +84,7 @@ def _find(lm: Any) -> tuple[HeadForm | None, str]:
     with on_trial(lm):
         try:
             hidden = body_of(lm)(**inputs).last_hidden_state[0]
-            linear = LinearHead(head.weight, head.bias).logits(hidden)
+            linear: Tensor = LinearHead(head.weight, head.bias).logits(hidden)
         except FAILURES as error:
             return None, f"hidden states are not what the output layer reads ({first_line(error)})"
         if linear.shape != own.shape:
@@ -92,7 +92,11 @@ def _find(lm: Any) -> tuple[HeadForm | None, str]:
         # Logits as large as training may make them: a cap cannot be seen on small ones.
         numbers = linear[linear.isfinite()]
         factor = _LARGE / float(numbers.abs().max().clamp(min=1e-6))
-        hook = head.register_forward_hook(lambda module, given, made: made * factor)
+
+        def amplify(module: nn.Module, given: Any, made: Any) -> Any:
+            return made * factor
+
+        hook = head.register_forward_hook(amplify)
         try:
             amplified = lm(**inputs).logits[0]
         finally:
@@ -102,7 +106,7 @@ def _find(lm: Any) -> tuple[HeadForm | None, str]:
         pairs = ((linear, own), (linear * factor, amplified))
         if all(_gives(form, plain, theirs, lm.dtype) for plain, theirs in pairs):
             return form, ""
-    nearest = min(float((form.of(linear) - own).abs().max()) for form in forms)
+    nearest = min(float((form.of(linear) - own).nan_to_num().abs().max()) for form in forms)
     return None, (
         "scores read from the output layer differ from the model's own logits "
         f"(by {nearest:.2g} nats), with every scale and cap that its config names"
