@@ -25,3 +25,16 @@ class CacheError(TdistillError, RuntimeError):
 
 class ModelError(TdistillError, RuntimeError):
     """A model or tokenizer cannot be used the way it was asked to be."""
+
+
+def one_line(error: BaseException) -> str:
+    """What an error of a library says, in one line that is not long.
+
+    Example:
+        >>> one_line(ValueError("no file named\n  x.safetensors"))
+        'no file named x.safetensors'
+    """
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, LookupError):  # whose text is only the key
+        text = f"{type(error).__name__} {text}"
+    return text if len(text) <= 300 else f"{text[:300]}..."

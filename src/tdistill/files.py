@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
@@ -12,6 +13,8 @@ from pathlib import Path
 from tdistill.errors import ModelError
 from tdistill.hashing import file_sha256, key_of
 
+_HUB = "hub:"
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _PACKAGE = "package:"
 _WORLD = "world:"
 _WHOLE_BELOW = 1 << 20
@@ -20,10 +23,11 @@ _WHOLE_BELOW = 1 << 20
 def resolve_path(path: str) -> str:
     """A model's path: ``package:NAME`` becomes the folder of that installed package.
 
-    The package is found, not imported.
+    The package is found, not imported. ``hub:NAME`` stays as it is, and nothing else is ever looked
+    up on a hub.
 
     Raises:
-        ModelError: if the package is not installed, or a path that is clearly local does not exist.
+        ModelError: if the package is not installed, nothing is at a path, or a hub name is none.
     """
     if path.startswith(_PACKAGE):
         try:
@@ -33,10 +37,28 @@ def resolve_path(path: str) -> str:
         if spec is None or not spec.submodule_search_locations:
             raise ModelError(f"{path}: expected an installed package of that name, found none")
         return str(spec.submodule_search_locations[0])
+    if path.startswith(_HUB):
+        if not _HUB_NAME.fullmatch(path.removeprefix(_HUB)):
+            raise ModelError(f"{path}: expected hub:NAME or hub:OWNER/NAME")
+        return path
     local = Path(path).expanduser()
-    if not local.exists() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
-        raise ModelError(f"{path}: expected a folder with a model, found nothing there")
-    return str(local) if local.exists() else path
+    if path and local.exists():
+        return str(local)
+    cure = "give the folder of a model"
+    if _HUB_NAME.fullmatch(path):
+        cure = f"if you mean the model of that name on the Hugging Face hub, write hub:{path}"
+    where = "" if local.is_absolute() else f" (searched in {Path.cwd()})"
+    raise ModelError(f"{path}: expected a folder with a model, found nothing there{where}; {cure}")
+
+
+def hub_name(path: str) -> str | None:
+    """The name of ``hub:NAME``; None for what is on this machine.
+
+    Example:
+        >>> hub_name("hub:owner/model"), hub_name("model")
+        ('owner/model', None)
+    """
+    return path.removeprefix(_HUB) if path.startswith(_HUB) else None
 
 
 def in_world(path: str | None) -> bool:
@@ -54,8 +76,8 @@ def fingerprint(path: str | None) -> str:
 
     A folder stands for the files in it, a pattern such as ``texts/*.txt`` for those it matches.
 
-    Names that are not local files (hub names, ``demo:SPLIT``) stand for themselves, the latter with
-    the content of the packaged file.
+    Names that are not local files (``hub:NAME``, ``demo:SPLIT``) stand for themselves, the latter
+    with the content of the packaged file.
     """
     if path is None:
         return "none"

@@ -22,7 +22,7 @@ class ScoreCommand:
     """Capture the teacher's evidence for given responses, by one forward pass each."""
 
     teacher: str
-    """The teacher: a folder, a hub name, or package:NAME."""
+    """The teacher: a folder, hub:NAME, or package:NAME."""
     data: str
     """Prompts with responses: JSONL, Parquet or a datasets folder (see DataConfig)."""
     cache: Path
@@ -71,12 +71,12 @@ def score(words: list[str]) -> int:
     command = tyro.cli(ScoreCommand, args=words, prog="tdistill score")
     quiet_libraries()
     from tdistill.models.finite import keeping_bad_batch
-    from tdistill.models.language_model import load
     from tdistill.teacher.cache.writer import CacheWriter, identity_of
+    from tdistill.teacher.loading import load_stopping
     from tdistill.teacher.scoring import collect_scores
     from tdistill.teacher.source import LiveTeacher
 
-    teacher = load(command.teacher, gguf_file=command.gguf_file)
+    teacher = load_stopping(command.teacher, gguf_file=command.gguf_file)
     rows = read_responses(command.data, teacher.tokenizer)
     live = LiveTeacher(teacher, command.capture)
     bar, done = Progress("score", len(rows)), 0

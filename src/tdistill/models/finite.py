@@ -123,7 +123,7 @@ def _first_layer(network: Any, ids: Sequence[int]) -> str | None:
 
     def watch(name: str) -> Any:
         def look(module: nn.Module, given: Any, made: Any) -> None:
-            output = made[0] if isinstance(made, tuple) and made else made
+            output: Any = made[0] if isinstance(made, tuple) and made else made
             numbers = isinstance(output, Tensor) and output.is_floating_point()
             if numbers and not found and not bool(output.isfinite().all()):
                 found.append(name)

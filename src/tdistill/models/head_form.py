@@ -11,13 +11,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tdistill.errors import ModelError
+from tdistill.errors import ModelError, one_line
 from tdistill.models.finite import has_numbers, refuse_step
 from tdistill.models.head import LinearHead
 from tdistill.models.probes import (
     FAILURES,
     disagreement,
-    first_line,
     on_trial,
     probe_tokens,
     remembered,
@@ -86,7 +85,7 @@ def _find(lm: Any) -> tuple[HeadForm | None, str]:
             hidden = body_of(lm)(**inputs).last_hidden_state[0]
             linear: Tensor = LinearHead(head.weight, head.bias).logits(hidden)
         except FAILURES as error:
-            return None, f"hidden states are not what the output layer reads ({first_line(error)})"
+            return None, f"hidden states are not what the output layer reads ({one_line(error)})"
         if linear.shape != own.shape:
             return None, f"logits are of {own.shape[1]} tokens, not of {linear.shape[1]}"
         # Logits as large as training may make them: a cap cannot be seen on small ones.
@@ -127,7 +126,7 @@ def own_logits(lm: Any, tokens: Sequence[int]) -> Float[Tensor, "T V"]:
         except FAILURES as error:
             raise ModelError(
                 f"{type(lm).__name__}: expected a causal language model that reads a row of tokens;"
-                f" its forward pass failed with: {first_line(error)}"
+                f" its forward pass failed with: {one_line(error)}"
             ) from error
         bad = (~has_numbers(logits)).nonzero()
         if len(bad):

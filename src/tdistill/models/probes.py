@@ -105,9 +105,3 @@ def disagreement(
     else:
         size, allowed = error.square().mean(-1).sqrt(), 0.15 * spread + _LOW_ROUNDING * largest
     return None if bool((size <= allowed).all()) else f"by up to {float(error.max()):.2g} nats"
-
-
-def first_line(error: BaseException) -> str:
-    """What an error of a library says, in one line that is not long."""
-    text = str(error).strip().splitlines() or [type(error).__name__]
-    return text[0] if len(text[0]) <= 200 else f"{text[0][:200]}..."

@@ -18,10 +18,11 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from tdistill.errors import one_line
 from tdistill.models.head_form import own_logits
 from tdistill.models.in_place import InPlaceReader
 from tdistill.models.language_model import LanguageModel, inner_model
-from tdistill.models.probes import FAILURES, disagreement, first_line, on_trial, probe_tokens
+from tdistill.models.probes import FAILURES, disagreement, on_trial, probe_tokens
 from tdistill.models.reading import PromptTokens, Reader, last_logits, left_padded
 from tdistill.models.row_trials import check_reading
 
@@ -115,7 +116,7 @@ def _reading_problem(lm: LanguageModel, opener: _Opener) -> str | None:
                 active.append(3)
             read(reader, active)
         except FAILURES as error:
-            return first_line(error)
+            return one_line(error)
     return disagreement(torch.cat(found), torch.stack(expected), network.dtype)
 
 

@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from tdistill.errors import ModelError
+from tdistill.errors import ModelError, one_line
 from tdistill.models.head_form import own_logits
 from tdistill.models.language_model import inner_model
 from tdistill.models.layout import Layout, Pair, lay_out, pack, separate
 from tdistill.models.probes import (
     FAILURES,
     disagreement,
-    first_line,
     on_trial,
     probe_tokens,
     remembered,
@@ -116,7 +115,7 @@ def _padding_problem(
     try:
         found = _logits(lm, laid)
     except FAILURES as error:
-        return first_line(error)
+        return one_line(error)
     return disagreement(found, torch.cat(own), lm.dtype)
 
 
@@ -153,7 +152,7 @@ def _sharing_problem(lm: PreTrainedModel) -> str | None:
     try:
         apart = disagreement(_logits(lm, shared), _logits(lm, separate(shared)), lm.dtype)
     except (ModelError, *FAILURES) as error:
-        return first_line(error)
+        return one_line(error)
     return None if apart is None else f"scores differ {apart}"
 
 

@@ -19,6 +19,7 @@ from tdistill.evaluation.verifier import load_verifier
 from tdistill.evidence.rows import Row
 from tdistill.files import in_world, locked
 from tdistill.models import language_model
+from tdistill.models.adoption import adopt, shared_vocabulary
 from tdistill.models.language_model import LanguageModel
 from tdistill.progress import Progress
 from tdistill.recipe import Recipe, named_paths, placed
@@ -28,6 +29,7 @@ from tdistill.run.keys import stage_keys
 from tdistill.run.stages import Say, Stages, open_workplace, workplace_key
 from tdistill.teacher.cache.reader import Cache
 from tdistill.teacher.cache.writer import CacheWriter, identity_of
+from tdistill.teacher.loading import load_stopping
 from tdistill.teacher.rollouts import collect_rollouts, plan_key
 from tdistill.teacher.scoring import collect_scores
 from tdistill.teacher.source import CachedTeacher, LiveTeacher
@@ -113,13 +115,14 @@ class Groundwork:
     def load_teacher(self) -> LanguageModel:
         """The teacher."""
         self.convert_teacher()
-        return language_model.load(self.teacher_folder)
+        return load_stopping(self.teacher_folder, self.recipe.data.template)
 
     @once
     def load_live_teacher(self) -> LiveTeacher:
         """The teacher as a source of evidence."""
         config, size = self.recipe.rollouts.capture, self.count_vocabulary()
-        return LiveTeacher(self.load_teacher(), config, vocabulary_size=size)
+        head = self.recipe.training.head
+        return LiveTeacher(self.load_teacher(), config, vocabulary_size=size, head=head)
 
     def release_teacher(self) -> None:
         """Forget the teacher until it is needed again: training reads the cache."""
@@ -135,10 +138,17 @@ class Groundwork:
     @once
     def count_vocabulary(self) -> int:
         """Tokens that teacher and student share."""
-        if self.placed.student.path is not None:
-            student = language_model.load(self.placed.student.path)
-            return language_model.shared_vocabulary(self.load_teacher(), student)
+        path = self.placed.student.path
+        if path is not None:
+            return shared_vocabulary(self.load_teacher(), self.load_student(path))
         return self.open_cache("train").manifest.identity.vocabulary_size
+
+    def load_student(self, path: str) -> LanguageModel:
+        """A student of the recipe's, with the teacher's tokenizer and ends; says what it takes."""
+        student, changes = adopt(language_model.load(path), self.load_teacher())
+        for change in changes:
+            self.say(f"  student: {change}")
+        return student
 
     # Data and evidence.
 
@@ -238,7 +248,7 @@ class Groundwork:
         def make() -> dict[str, Any]:
             record: dict[str, Any] = {}
             if config.layers is None:
-                student = language_model.load(str(config.path))
+                student = self.load_student(str(config.path))
             else:
                 teacher = self.load_teacher()
                 choice = choose_layers(
