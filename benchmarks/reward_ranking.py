@@ -24,8 +24,9 @@ from tdistill.evaluation.responses import respond, text_of
 from tdistill.evaluation.reward import Reading, read_rewards
 from tdistill.evidence.evidence import Evidence, EvidenceSource, concatenate, take_responses
 from tdistill.evidence.rows import Row
+from tdistill.models.adoption import shared_vocabulary
 from tdistill.models.decoding import Decoding
-from tdistill.models.language_model import LanguageModel, load, shared_vocabulary
+from tdistill.models.language_model import LanguageModel, load
 from tdistill.teacher.config import CaptureConfig
 from tdistill.teacher.source import LiveTeacher
 from tdistill.training.objectives import TemporalDifference

@@ -27,7 +27,8 @@ from tdistill.evidence.rows import Row
 from tdistill.models import negatives
 from tdistill.models.head import LinearHead
 from tdistill.models.language_model import load
-from tdistill.models.scores import LinearStepScores, step_scores
+from tdistill.models.score_forms import LinearStepScores
+from tdistill.models.scores import step_scores
 from tdistill.models.set_scores import SetScores
 from tdistill.teacher.cache.reader import Cache
 from tdistill.teacher.source import CachedTeacher

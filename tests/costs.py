@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tdistill.evidence.batch import Batch
 from tdistill.evidence.rows import Row
-from tdistill.models.scores import DenseStepScores
+from tdistill.models.score_forms import DenseStepScores
 from tdistill.models.set_scores import SetScores
 from tdistill.training.objectives import Views
 from tiny import VOCABULARY

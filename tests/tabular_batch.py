@@ -13,7 +13,7 @@ from tdistill.core import Transitions, top_p_sets
 from tdistill.evidence.batch import Batch, Counts
 from tdistill.evidence.rows import ROW_SOURCES
 from tdistill.models.layout import Layout
-from tdistill.models.scores import DenseStepScores
+from tdistill.models.score_forms import DenseStepScores
 from tdistill.models.set_scores import SetScores
 from tdistill.tabular import (
     TERMINAL,

@@ -16,6 +16,7 @@ from tdistill import files, hashing
 from tdistill.errors import ModelError, StorageError
 from tdistill.files import (
     fingerprint,
+    hub_name,
     locked,
     replacing_folder,
     resolve_path,
@@ -48,23 +49,36 @@ def test_a_missing_package_is_refused(name: str):
         resolve_path(f"package:{name}")
 
 
-@pytest.mark.parametrize("path", ["./none", "/none/at/all", "~/none-x", "../none", "a/b/c"])
+@pytest.mark.parametrize("path", ["./none", "/none/at/all", "~/none-x", "../none", "a/b/c", ""])
 def test_a_missing_local_path_is_refused(
     path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ModelError, match="expected a folder with a model, found nothing there"):
+    with pytest.raises(ModelError, match=r"found nothing there.*; give the folder of a model"):
         resolve_path(path)
 
 
-def test_folders_and_hub_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("path", ["gpt2", "owner/name", "Qwen/Qwen2.5-0.5B"])
+def test_a_plain_name_is_a_folder_and_the_hub_is_asked_only_by_name(path: str):
+    with pytest.raises(ModelError, match=f"found nothing there .*write hub:{path}$"):
+        resolve_path(path)
+    assert resolve_path(f"hub:{path}") == f"hub:{path}"
+    assert hub_name(f"hub:{path}") == path
+    assert hub_name(path) is None
+
+
+@pytest.mark.parametrize("name", ["", "a/b/c", "../x", "/etc", "a b", "-x", "https://x.y/z"])
+def test_what_is_no_hub_name_is_refused(name: str):
+    with pytest.raises(ModelError, match="expected hub:NAME or hub:OWNER/NAME"):
+        resolve_path(f"hub:{name}")
+
+
+def test_folders_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "model").mkdir()
     assert resolve_path("model") == "model"
     assert resolve_path("~/model") == str(tmp_path / "model")
-    assert resolve_path("owner/name") == "owner/name"
-    assert resolve_path("gpt2") == "gpt2"
 
 
 def test_a_fingerprint_follows_the_content(tmp_path: Path):

@@ -15,7 +15,8 @@ from tdistill.evidence.batch import Batch
 from tdistill.evidence.collator import Collator
 from tdistill.evidence.rows import Row
 from tdistill.models.language_model import LanguageModel
-from tdistill.models.scores import DenseStepScores, step_scores
+from tdistill.models.score_forms import DenseStepScores
+from tdistill.models.scores import step_scores
 from tdistill.models.set_scores import SetScores
 from tdistill.teacher.cache.reader import Cache
 from tdistill.teacher.cache.row_encoder import CachedResponse

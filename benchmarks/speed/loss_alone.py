@@ -45,7 +45,7 @@ def _losses(vocabulary: int, setting: Setting) -> dict[str, Callable[[], Any]]:
 
     from tdistill.core import project, set_forward_kl
     from tdistill.models.head import LinearHead
-    from tdistill.models.scores import LinearStepScores
+    from tdistill.models.score_forms import LinearStepScores
 
     torch.set_num_threads(setting.threads)
     generator = torch.Generator().manual_seed(0)

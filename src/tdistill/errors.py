@@ -56,3 +56,16 @@ class DivergenceError(TdistillError, ArithmeticError):
 
 class StorageError(TdistillError, OSError):
     """A file or folder cannot be written: no room, no permission, something else in its place."""
+
+
+def one_line(error: BaseException) -> str:
+    """What an error of a library says, in one line that is not long.
+
+    Example:
+        >>> one_line(ValueError("no file named\n  x.safetensors"))
+        'no file named x.safetensors'
+    """
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, LookupError):  # whose text is only the key
+        text = f"{type(error).__name__} {text}"
+    return text if len(text) <= 300 else f"{text[:300]}..."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import glob
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,10 +16,12 @@ from pathlib import Path
 from tdistill.errors import ModelError, StorageError, TdistillError
 from tdistill.hashing import file_sample_sha256, file_sha256, key_of
 
+_HUB = "hub:"
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _PACKAGE = "package:"
 _WORLD = "world:"
 _WORDS = ("", "auto")
-_PREFIXES = (_PACKAGE, _WORLD, "demo:", "hub:")  # of what is named, not found by its path
+_PREFIXES = (_PACKAGE, _WORLD, "demo:", _HUB)  # of what is named, not found by its path
 _WEIGHTS = (".safetensors", ".gguf")
 _WHOLE_BELOW = 1 << 24
 _FULL = ("No space left on device", "File too large", "Disk quota exceeded")
@@ -28,10 +31,11 @@ _FULL_IN_TORCH = ("PytorchStreamWriter failed", "inline_container.cc")  # whose 
 def resolve_path(path: str) -> str:
     """A model's path: ``package:NAME`` becomes the folder of that installed package.
 
-    The package is found, not imported.
+    The package is found, not imported. ``hub:NAME`` stays as it is, and nothing else is ever looked
+    up on a hub.
 
     Raises:
-        ModelError: if the package is not installed, or a path that is clearly local does not exist.
+        ModelError: if the package is not installed, nothing is at a path, or a hub name is none.
     """
     if path.startswith(_PACKAGE):
         try:
@@ -41,10 +45,28 @@ def resolve_path(path: str) -> str:
         if spec is None or not spec.submodule_search_locations:
             raise ModelError(f"{path}: expected an installed package of that name, found none")
         return str(spec.submodule_search_locations[0])
+    if path.startswith(_HUB):
+        if not _HUB_NAME.fullmatch(path.removeprefix(_HUB)):
+            raise ModelError(f"{path}: expected hub:NAME or hub:OWNER/NAME")
+        return path
     local = Path(path).expanduser()
-    if not local.exists() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
-        raise ModelError(f"{path}: expected a folder with a model, found nothing there")
-    return str(local) if local.exists() else path
+    if path and local.exists():
+        return str(local)
+    cure = "give the folder of a model"
+    if _HUB_NAME.fullmatch(path):
+        cure = f"if you mean the model of that name on the Hugging Face hub, write hub:{path}"
+    where = "" if local.is_absolute() else f" (searched in {Path.cwd()})"
+    raise ModelError(f"{path}: expected a folder with a model, found nothing there{where}; {cure}")
+
+
+def hub_name(path: str) -> str | None:
+    """The name of ``hub:NAME``; None for what is on this machine.
+
+    Example:
+        >>> hub_name("hub:owner/model"), hub_name("model")
+        ('owner/model', None)
+    """
+    return path.removeprefix(_HUB) if path.startswith(_HUB) else None
 
 
 def path_from(folder: Path, path: str) -> str:
@@ -75,8 +97,8 @@ def fingerprint(path: str | None) -> str:
     A folder stands for the files in it, hidden ones left out, a pattern such as ``texts/*.txt`` for
     those it matches. Of weights a sample is read.
 
-    Names that are not local files (hub names, ``demo:SPLIT``) stand for themselves, the latter with
-    the content of the packaged file.
+    Names that are not local files (``hub:NAME``, ``demo:SPLIT``) stand for themselves, the latter
+    with the content of the packaged file.
     """
     if path is None:
         return "none"

@@ -47,7 +47,7 @@ class WorldConfig:
 class TeacherConfig:
     """The model to imitate."""
 
-    path: str  # a folder, a hub name, world:NAME, or package:NAME for an installed package's folder
+    path: str  # a folder, hub:NAME, world:NAME, or package:NAME of an installed package
     gguf_file: str | None = None  # name of a GGUF file in it; converted to safetensors once
 
 
@@ -56,7 +56,7 @@ class StudentConfig:
     """The model to train: the teacher with fewer layers, or a checkpoint of the same tokenizer."""
 
     layers: int | None = None  # keep so many of the teacher's layers
-    path: str | None = None  # or start from this folder, hub name or world:NAME
+    path: str | None = None  # or start from this folder, hub:NAME or world:NAME
     choose: LayerRule = "greedy"  # evenly spaced, most influence, or least loss one by one
     measured_tokens: int = 1024  # of teacher rows that influence and greedy read
 

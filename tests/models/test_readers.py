@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tdistill.models import readers
+from tdistill.models import in_place
 from tdistill.models.decoding import Decoding
 from tdistill.models.generation import (
     Companion,
@@ -22,8 +22,9 @@ from tdistill.models.generation import (
     seed_of,
     uniforms,
 )
+from tdistill.models.in_place import InPlaceReader
 from tdistill.models.language_model import LanguageModel
-from tdistill.models.readers import InPlaceReader, LibraryReader, open_reader
+from tdistill.models.readers import LibraryReader, open_reader
 from tiny import FAMILIES, VOCABULARY, tiny_lm, tokenizer
 
 END, LIMIT, SEED = 1, 12, 3
@@ -88,8 +89,8 @@ def test_sdpa_sees_the_same_rows():
 def test_buffers_that_move_and_prompts_read_in_parts_change_nothing(
     spare: int, tokens: int, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(readers, "_SPARE", spare)
-    monkeypatch.setattr(readers, "_TOKENS", tokens)
+    monkeypatch.setattr(in_place, "_SPARE", spare)
+    monkeypatch.setattr(in_place, "_TOKENS", tokens)
     check(tiny_lm(scale=2.0))
 
 
@@ -129,14 +130,15 @@ class Work:
 
     def __init__(self, lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
         self.shapes: list[tuple[int, int]] = []
-        forward = readers._forward
+        open_reader(lm, 1)  # which is tried before
+        forward = in_place.last_logits
 
-        def counted(model: LanguageModel, ids: Tensor, *rest: Any) -> Tensor:
+        def counted(model: LanguageModel, ids: Tensor, *rest: Any, **options: Any) -> Any:
             if model is lm:
                 self.shapes.append((ids.shape[0], ids.shape[1]))
-            return forward(model, ids, *rest)
+            return forward(model, ids, *rest, **options)
 
-        monkeypatch.setattr(readers, "_forward", counted)
+        monkeypatch.setattr(in_place, "last_logits", counted)
 
 
 def test_a_prompt_is_read_once_and_ended_rows_are_not_computed(monkeypatch: pytest.MonkeyPatch):
@@ -191,7 +193,7 @@ def test_memory_is_reused_and_grows_only_with_what_is_in_use():
         if step % 20 == 19:
             reader.keep([1])
             reader.begin([[5]])
-    assert reader.capacity <= 2 * 21 + 2 * readers._SPARE
+    assert reader.capacity <= 2 * 21 + 2 * in_place._SPARE
     assert {layer.keys.shape[2] for layer in reader.cache.layers} == {reader.capacity}
 
 

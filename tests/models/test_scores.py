@@ -12,17 +12,11 @@ from torch import Tensor, nn
 
 from tdistill.errors import ModelError
 from tdistill.evidence.rows import Row
+from tdistill.models.finite import NonFiniteError
 from tdistill.models.head import log_normaliser
 from tdistill.models.layout import pack
-from tdistill.models.scores import (
-    DenseStepScores,
-    HeadMode,
-    LinearStepScores,
-    StepScores,
-    check_head,
-    linear_head,
-    step_scores,
-)
+from tdistill.models.score_forms import DenseStepScores, LinearStepScores, StepScores
+from tdistill.models.scores import HeadMode, check_head, linear_head, step_scores
 from tiny import FAMILIES, VOCABULARY, tiny_lm, tiny_model
 
 HEADS = (*FAMILIES, "phi")  # phi has a bias in its output layer
@@ -178,9 +172,11 @@ def test_no_tensor_over_steps_and_vocabulary_exists_on_the_linear_path():
             return out
 
     def wide(head: HeadMode) -> list[tuple[int, ...]]:
+        model = model_of("llama")
+        scored(model, head)  # what the network allows is tried before
         shapes.clear()
         with Watch():
-            scores = scored(model_of("llama"), head)
+            scores = scored(model, head)
             chosen = scores.at(torch.tensor([3, 4]), torch.tensor([0, 7])).sum()
             (chosen + scores.reduce(lambda z: z.logsumexp(-1), chunk_size=2).sum()).backward()
         # Sequences are 6 or 7 wide, steps 8: the embedding itself is [V, D].
@@ -210,25 +206,34 @@ def adds_to_one_logit(model: Any, size: float) -> Any:
 
 
 @pytest.mark.parametrize("family", ["llama", "opt", "gemma2"])
-def test_a_tampered_head_is_refused(family: str):
+def test_a_tampered_head_is_read_through_full_logits(family: str):
     tampered = adds_to_one_logit(model_of(family), 0.5)
-    with pytest.raises(ModelError, match="differ from the model's own logits by"):
+    with pytest.warns(UserWarning, match=r"differ from .* own logits \(by 0\.5 nats"):
         check_head(tampered, vocabulary_size=VOCABULARY)
-    check_head(tampered, vocabulary_size=VOCABULARY, head="full")
+    with torch.no_grad():
+        torch.testing.assert_close(scored(tampered).rows(0, T), own_logits(tampered, ROWS))
+    with pytest.raises(ModelError, match="to auto or full"):
+        check_head(tampered, vocabulary_size=VOCABULARY, head="linear")
     harmless = adds_to_one_logit(model_of(family), 1e-6)
-    check_head(harmless, vocabulary_size=VOCABULARY)
+    check_head(harmless, vocabulary_size=VOCABULARY, head="linear")
 
 
 def test_a_logit_that_is_not_a_number_is_refused():
-    with pytest.raises(ModelError, match="nan"):
+    with pytest.raises(NonFiniteError, match="expected finite logits"):
         check_head(adds_to_one_logit(model_of("llama"), float("nan")), vocabulary_size=VOCABULARY)
 
 
-def test_a_scale_outside_the_output_layer_is_refused():
+@pytest.mark.parametrize("logits", [1e-3, 1.0, 30.0])
+def test_a_scale_outside_the_output_layer_is_seen_at_any_size_of_logits(logits: float):
     model = tiny_model()
-    model.forward = MethodType(_scaled_by(model.forward, 0.25), model)
-    with pytest.raises(ModelError, match=r"by [\d.]+ of the largest .*set training\.head to full"):
+    with torch.no_grad():
+        largest = float(own_logits(model, ROWS).abs().max())
+        model.lm_head.weight.mul_(logits / largest)
+    model.forward = MethodType(_scaled_by(model.forward, 0.9), model)
+    with pytest.warns(UserWarning, match="scores come from full logits"):
         check_head(model, vocabulary_size=VOCABULARY)
+    with torch.no_grad():
+        torch.testing.assert_close(scored(model).rows(0, T), own_logits(model, ROWS))
 
 
 def _scaled_by(original: Any, factor: float) -> Any:
@@ -282,9 +287,15 @@ def test_a_head_that_is_not_linear_falls_back_with_a_notice():
 
 
 def test_a_head_that_is_not_linear_cannot_be_read_as_one():
-    with pytest.raises(ModelError, match="found Squashed; set training"):
+    with (
+        pytest.warns(UserWarning, match="Squashed"),
+        pytest.raises(ModelError, match="found Squashed that does not; set training"),
+    ):
         check_head(squashed_model(), vocabulary_size=VOCABULARY, head="linear")
-    with pytest.raises(ModelError, match="expected a plain linear output layer"):
+    with (
+        pytest.warns(UserWarning, match="Squashed"),
+        pytest.raises(ModelError, match="expected an output layer whose linear map"),
+    ):
         scored(squashed_model(), "linear")
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tdistill.core import TopPSets, forward_kl_terms
 from tdistill.models.head import LinearHead
-from tdistill.models.scores import DenseStepScores, LinearStepScores
+from tdistill.models.score_forms import DenseStepScores, LinearStepScores
 from tdistill.models.set_scores import SetScores
 from world import Dense, live, make_batch, model_view, random_view, student
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from tdistill.core import project
 from tdistill.errors import InvalidValueError
 from tdistill.evidence.batch import Batch
-from tdistill.models.scores import DenseStepScores
+from tdistill.models.score_forms import DenseStepScores
 from tdistill.training.objectives import (
     GKD,
     JSD,

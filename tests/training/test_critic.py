@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tdistill.errors import InvalidValueError, ModelError
 from tdistill.models.language_model import LanguageModel
-from tdistill.models.scores import DenseStepScores
+from tdistill.models.score_forms import DenseStepScores
 from tdistill.models.set_scores import SetScores
 from tdistill.training.config import TrainConfig
 from tdistill.training.critic import CRITIC_FILE, Critic, CriticLearner, load_critic

@@ -12,7 +12,7 @@ from torch import Tensor
 from tabular_batch import ExactBatch, Problem, exact_batch, make_problem, responses
 from tdistill.errors import InvalidValueError
 from tdistill.evidence.rows import ROW_SOURCES
-from tdistill.models.scores import DenseStepScores
+from tdistill.models.score_forms import DenseStepScores
 from tdistill.training.objectives import MiniLLM
 from tdistill.training.objectives.base import Views
 

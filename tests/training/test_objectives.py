@@ -12,7 +12,7 @@ from torch import Tensor
 from tdistill.core import masked_sum
 from tdistill.errors import DataError, InvalidValueError
 from tdistill.evidence.rows import Row
-from tdistill.models.scores import DenseStepScores
+from tdistill.models.score_forms import DenseStepScores
 from tdistill.training.objectives import KD, SFT, BellmanDistill, SeqKD, Views
 from world import (
     END,

@@ -12,7 +12,7 @@ from torch import Tensor
 from costs import as_student, gradient, per_row, views_of
 from tdistill.errors import InvalidValueError
 from tdistill.evidence.batch import Batch
-from tdistill.models.scores import DenseStepScores
+from tdistill.models.score_forms import DenseStepScores
 from tdistill.models.set_scores import SetScores
 from tdistill.training.objectives import KD, ReverseKL, SoftActorCritic, Views
 from tiny import VOCABULARY

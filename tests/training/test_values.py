@@ -13,7 +13,7 @@ from costs import as_student, gradient, per_row, views_of
 from tdistill.core import project, segment_sum
 from tdistill.errors import InvalidValueError
 from tdistill.evidence.batch import Batch
-from tdistill.models.scores import DenseStepScores
+from tdistill.models.score_forms import DenseStepScores
 from tdistill.models.set_scores import SetScores
 from tdistill.tabular import minimise
 from tdistill.training.objectives import KD, ReverseKL, ValueTiltedKD, Views

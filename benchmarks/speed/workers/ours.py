@@ -19,7 +19,7 @@ from tdistill.evidence.collator import Collator
 from tdistill.evidence.evidence import Evidence
 from tdistill.evidence.rows import Row
 from tdistill.models.language_model import LanguageModel, load_tokenizer
-from tdistill.models.scores import LinearStepScores
+from tdistill.models.score_forms import LinearStepScores
 from tdistill.teacher.cache.reader import Cache
 from tdistill.teacher.source import CachedTeacher
 from tdistill.training import train

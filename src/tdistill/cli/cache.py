@@ -21,7 +21,7 @@ class ScoreCommand:
     """Capture the teacher's evidence for given responses, by one forward pass each."""
 
     teacher: str
-    """The teacher: a folder, a hub name, or package:NAME."""
+    """The teacher: a folder, hub:NAME, or package:NAME."""
     data: str
     """Prompts with responses: JSONL, Parquet or a datasets folder (see DataConfig)."""
     cache: Path
@@ -73,16 +73,18 @@ def score(words: list[str]) -> int:
     """Add the evidence of given responses to a cache."""
     command = tyro.cli(ScoreCommand, args=words, prog="tdistill score")
     quiet_libraries()
-    from tdistill.models.language_model import load
+    from tdistill.models.finite import keeping_bad_batch
     from tdistill.teacher.cache.writer import CacheWriter, identity_of
+    from tdistill.teacher.loading import load_stopping
     from tdistill.teacher.scoring import collect_scores
     from tdistill.teacher.source import LiveTeacher
 
-    teacher = load(command.teacher, gguf_file=command.gguf_file)
+    teacher = load_stopping(command.teacher, gguf_file=command.gguf_file)
     rows = read_responses(command.data, teacher.tokenizer, command.run)
     live = LiveTeacher(teacher, command.capture)
     bar, done = Progress("score", len(rows)), 0
-    with CacheWriter(command.cache, identity_of(teacher, command.capture)) as writer:
+    writer = CacheWriter(command.cache, identity_of(teacher, command.capture))
+    with writer, keeping_bad_batch(command.cache / "failed.json"):
         for count in collect_scores(live, rows, writer, batch_size=command.batch_size):
             done += count
             bar.update(done, "responses")

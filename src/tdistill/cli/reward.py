@@ -39,7 +39,7 @@ class RewardCommand:
     out: Path
     """Folder to write: rewards.jsonl, rewards.html, with --best also best.jsonl."""
     model: str | None = None
-    """The model that is read, a student or a teacher: a folder, a hub name, or package:NAME."""
+    """The model that is read, a student or a teacher: a folder, hub:NAME, or package:NAME."""
     gguf_file: str | None = None
     """Name of a GGUF file in the model's folder."""
     teacher: str | None = None
@@ -109,7 +109,10 @@ def read_and_rank(command: RewardCommand) -> list[str]:
     """
     _check(command)
     settings = _settings(command)
-    examples, records = _read(command, settings)
+    from tdistill.models.finite import keeping_bad_batch
+
+    with keeping_bad_batch(command.out / "failed.json"):
+        examples, records = _read(command, settings)
     from tdistill.evaluation.candidates import ranking_summary
     from tdistill.report.rewards import write_rewards_page
 
@@ -191,12 +194,13 @@ def _read(command: RewardCommand, wanted: _Settings) -> tuple[list[Example], lis
     """Every response, and its line of ``rewards.jsonl``."""
     from tdistill.data import load_examples
     from tdistill.evaluation.candidates import ranked_rewards
-    from tdistill.models.language_model import load
+    from tdistill.teacher.loading import load_stopping
     from tdistill.training.critic import load_critic
 
-    model, teacher = load(wanted.model, gguf_file=command.gguf_file), None
+    template, teacher = wanted.data.template, None
+    model = load_stopping(wanted.model, template, gguf_file=command.gguf_file)
     if wanted.teacher is not None:
-        teacher = load(wanted.teacher, gguf_file=command.teacher_gguf_file)
+        teacher = load_stopping(wanted.teacher, template, gguf_file=command.teacher_gguf_file)
     examples, _ = load_examples(
         command.data,
         model.tokenizer,

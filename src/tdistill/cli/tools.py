@@ -20,7 +20,7 @@ class StudentCommand:
     """Make a student that keeps some of a teacher's layers."""
 
     source: Annotated[str, tyro.conf.arg(name="from")]
-    """The teacher: a folder, a hub name, or package:NAME."""
+    """The teacher: a folder, hub:NAME, or package:NAME."""
     layers: int
     """How many layers to keep."""
     out: Path
@@ -48,7 +48,8 @@ def student(words: list[str]) -> int:
     command = tyro.cli(StudentCommand, args=words, prog="tdistill student")
     quiet_libraries()
     from tdistill.cli.cache import read_responses
-    from tdistill.models.language_model import load, save
+    from tdistill.models.language_model import save
+    from tdistill.teacher.loading import load_stopping
     from tdistill.training.layer_choice import choose_layers
     from tdistill.training.student import drop_layers
 
@@ -57,7 +58,7 @@ def student(words: list[str]) -> int:
             f"--out: expected a new or empty folder, found {command.out} with files in it; name "
             "another, or remove it"
         )
-    teacher = load(command.source, gguf_file=command.gguf_file)
+    teacher = load_stopping(command.source, gguf_file=command.gguf_file)
     rows = [] if command.data is None else read_responses(command.data, teacher.tokenizer)
     rule = command.choose or ("greedy" if rows else "even")
     choice = choose_layers(

@@ -10,7 +10,8 @@ from tdistill.data import Example
 from tdistill.evaluation.ranking import ranks_within, spearman, spearman_within
 from tdistill.evaluation.reward import Reading, read_rewards, token_texts
 from tdistill.evidence.rows import Row
-from tdistill.models.language_model import LanguageModel, shared_vocabulary
+from tdistill.models.adoption import shared_vocabulary
+from tdistill.models.language_model import LanguageModel
 from tdistill.progress import Progress
 from tdistill.teacher.config import CaptureConfig
 from tdistill.teacher.source import LiveTeacher

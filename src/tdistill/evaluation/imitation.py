@@ -17,7 +17,8 @@ from tdistill.evidence.collator import Collator
 from tdistill.evidence.evidence import EvidenceSource
 from tdistill.evidence.rows import Row
 from tdistill.models.language_model import LanguageModel
-from tdistill.models.scores import StepScores, step_scores
+from tdistill.models.score_forms import StepScores
+from tdistill.models.scores import step_scores
 from tdistill.models.set_scores import SetScores
 from tdistill.teacher.source import LiveTeacher
 

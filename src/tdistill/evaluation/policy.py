@@ -17,7 +17,8 @@ from tdistill.evidence.rows import Row
 from tdistill.models.decoding import Decoding
 from tdistill.models.language_model import LanguageModel
 from tdistill.models.layout import alike, lay_out
-from tdistill.models.scores import StepScores, step_scores
+from tdistill.models.score_forms import StepScores
+from tdistill.models.scores import step_scores
 
 _CHUNK = 128  # steps whose full logits exist at once
 

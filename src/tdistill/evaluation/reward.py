@@ -36,7 +36,8 @@ from tdistill.evidence.evidence import EvidenceSource
 from tdistill.evidence.rows import Row
 from tdistill.models.language_model import LanguageModel
 from tdistill.models.layout import alike
-from tdistill.models.scores import StepScores, step_scores
+from tdistill.models.score_forms import StepScores
+from tdistill.models.scores import step_scores
 from tdistill.models.set_scores import SetScores
 from tdistill.training.critic import Critic
 from tdistill.training.objectives import Objective, TemporalDifference

@@ -18,10 +18,11 @@ from torch import Tensor
 from tdistill.core import TopPSets, segment_cumsum, top_p_sets
 from tdistill.errors import InvalidValueError
 from tdistill.models.decoding import Decoding
+from tdistill.models.finite import has_numbers, refuse_step
 from tdistill.models.language_model import LanguageModel
 
 if TYPE_CHECKING:
-    from tdistill.models.readers import Reader
+    from tdistill.models.reading import Reader
 
 Sampler = Callable[[Float[Tensor, "A V"], Int[Tensor, " A"]], Int[Tensor, " A"]]
 """Maps logits of the active rows and their places in the queue to one token each."""
@@ -86,6 +87,7 @@ def generate(
 
     Raises:
         InvalidValueError: for an empty prompt.
+        NonFiniteError: at the first step whose logits are no numbers.
     """
     from tdistill.models.readers import (
         open_reader,  # with transformers, which takes seconds to load
@@ -106,7 +108,10 @@ def generate(
             rows += range(begun, begun + count)
             begun += count
             policy.begin([queue[row] for row in rows[-count:]])
-        chosen = sampler(policy.logits(), torch.tensor(rows, device=lm.device))
+        logits = policy.logits()
+        if not bool(has_numbers(logits).all()):
+            policy.refuse([[*queue[row], *tokens[row]] for row in rows])
+        chosen = sampler(logits, torch.tensor(rows, device=lm.device))
         going = []
         for place, (row, token) in enumerate(zip(rows, chosen.tolist(), strict=True)):
             tokens[row].append(token)
@@ -176,6 +181,15 @@ class _Policy:
         for i, reader in enumerate(self.readers):
             device = reader.lm.device
             self.parts[i] = reader.read(kept.to(device)) if order else None
+
+    def refuse(self, rows: Sequence[Sequence[int]]) -> None:
+        """Name the model and the row whose logits are no numbers; ``rows`` is what was read."""
+        for reader, part in zip(self.readers, self.parts, strict=True):
+            assert part is not None
+            bad = (~has_numbers(part)).nonzero()
+            if len(bad):
+                row = int(bad[0])
+                refuse_step(reader.lm.model, rows, row, len(rows[row]) - 1)
 
     def logits(self) -> Float[Tensor, "A V"]:
         """What the sampler sees."""

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tdistill.errors import ModelError
-from tdistill.files import resolve_path
+from tdistill.errors import ModelError, one_line
+from tdistill.files import hub_name, resolve_path
 from tdistill.hashing import key_of
+from tdistill.models.adapters import adapter_base, merged
+from tdistill.models.architecture import TEXT_KEYS, causal_config
+from tdistill.models.model_files import check_model_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -26,7 +31,7 @@ class LanguageModel:
     Attributes:
         model: the network, in evaluation mode.
         tokenizer: its tokenizer.
-        name: the folder or hub name it came from, for messages and manifests.
+        name: the folder, or ``hub:NAME``, it came from, for messages and manifests.
     """
 
     model: PreTrainedModel
@@ -43,18 +48,20 @@ class LanguageModel:
         """Parameters, tied ones counted once."""
         return sum(p.numel() for p in self.model.parameters())
 
-    @property
+    @cached_property
     def vocabulary_size(self) -> int:
-        """Tokens that exist; output rows above it are padding of the matrix, never scored."""
-        return min(len(self.tokenizer), output_rows(self.model))
+        """The largest token id and one; output rows above it are padding, never scored."""
+        return min(largest_id(self.tokenizer) + 1, output_rows(self.model))
 
     @property
     def end_ids(self) -> tuple[int, ...]:
-        """Tokens that end a response: the tokenizer's end token and the generation config's."""
-        declared: Any = getattr(self.model.generation_config, "eos_token_id", None)
-        declared = [declared] if isinstance(declared, int) else list(declared or [])
+        """Tokens that end a response: the tokenizer's end token and the generation config's.
+
+        The token that a chat template ends turns with is in the generation config: see
+        :func:`also_end_at`.
+        """
         own: Any = self.tokenizer.eos_token_id
-        ids: set[int] = {own, *declared} - {None}
+        ids: set[int] = {own, *declared_ends(self.model)} - {None}
         if not ids:
             raise ModelError(
                 f"{self.name}: expected an end-of-sequence token, found none in the tokenizer or "
@@ -64,9 +71,14 @@ class LanguageModel:
 
     @property
     def pad_id(self) -> int:
-        """Padding id; the end token where the tokenizer has none (masks do not depend on it)."""
+        """An id to fill rows with: the padding token where the network can read it, else another.
+
+        Masks do not depend on it.
+        """
+        embedding: Any = self.model.get_input_embeddings()
+        readable = range(int(embedding.weight.shape[0]))
         pad: Any = self.tokenizer.pad_token_id
-        return self.end_ids[0] if pad is None else int(pad)
+        return next((i for i in (pad, *self.end_ids) if i is not None and i in readable), 0)
 
 
 def load(
@@ -76,13 +88,15 @@ def load(
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> LanguageModel:
-    """A causal language model from a folder (or a hub name, if the user gave one).
+    """A causal language model from a folder, or from the hub as ``hub:NAME``.
 
-    Remote code is never run. A GGUF file is de-quantised; convert it once with :func:`save`, since
-    loading it takes ten times as long as safetensors.
+    Only safetensors are read; pickles and the code that a checkpoint may bring never are. Of a
+    multimodal model the text part is loaded, and an adapter is merged into its base. A GGUF file is
+    de-quantised; convert it once with :func:`save`, since loading it takes ten times as long as
+    safetensors.
 
     Args:
-        path: a Hugging Face folder or hub name.
+        path: a Hugging Face folder, ``package:NAME`` or ``hub:NAME``.
         gguf_file: name of a GGUF file within it.
         device: where to put the weights; None takes CUDA where there is one.
         dtype: of the weights.
@@ -93,77 +107,170 @@ def load(
     Raises:
         ModelError: if there is no loadable model or tokenizer at ``path``, or weights are missing.
     """
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    options: dict[str, Any] = {}
-    if gguf_file is not None:
-        from transformers import GgufConfig
-
-        options = {"quantization_config": GgufConfig(dequantize=True)}
     path = resolve_path(str(path))
-    target = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(path), gguf_file=gguf_file)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            str(path), gguf_file=gguf_file, dtype=dtype, output_loading_info=True, **options
+    base = adapter_base(path)
+    if base is not None:
+        lm = load(base, device="cpu", dtype=dtype)
+        tokenizer = load_tokenizer(path) if _has_tokenizer(path) else lm.tokenizer
+        model = merged(lm.model, Path(path)).to(_device(device)).eval()
+        return LanguageModel(model, tokenizer, path)
+    if hub_name(path) is None and gguf_file is None:
+        check_model_folder(Path(path))
+    if gguf_file is not None:
+        model = _load_gguf(path, gguf_file, dtype)
+    else:
+        whole = _load_whole_config(path)
+        config = causal_config(whole, path)
+        text = {} if config is whole else {"key_mapping": TEXT_KEYS}
+        model = _load_weights(path, dtype=dtype, config=config, **text)
+        if text:  # else it would be saved under the names of the whole
+            vars(model).pop("_weight_conversions", None)
+    tokenizer = load_tokenizer(path, gguf_file=gguf_file)
+    return LanguageModel(model.to(_device(device)).eval(), tokenizer, path)
+
+
+def _device(device: str | torch.device | None) -> str | torch.device:
+    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _load_gguf(path: str, gguf_file: str, dtype: torch.dtype) -> Any:
+    from transformers import GgufConfig
+
+    config = GgufConfig(dequantize=True)
+    model = _load_weights(path, gguf_file=gguf_file, dtype=dtype, quantization_config=config)
+    model.hf_quantizer = None  # de-quantised: otherwise saving writes a quantised config
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    return model
+
+
+def _load_weights(path: str, **options: Any) -> Any:
+    """The network, every weight of which the checkpoint has."""
+    from transformers import AutoModelForCausalLM
+
+    def read() -> Any:
+        return AutoModelForCausalLM.from_pretrained(
+            hub_name(path) or path,
+            output_loading_info=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            **options,
         )
-    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-        raise ModelError(
-            f"{path}: expected a causal language model with its tokenizer in transformers' format; "
-            f"loading failed with: {error}"
-        ) from error
-    model, loading = loaded
+
+    model, loading = _loaded(path, "a causal language model in transformers' format", read)
     if loading["missing_keys"]:
         missing = sorted(loading["missing_keys"])
         raise ModelError(
             f"{path}: expected every weight of the model, found {len(missing)} missing (first: "
             f"{missing[0]}), which would be random; take a complete checkpoint of a causal model"
         )
-    if gguf_file is not None:  # de-quantised: otherwise saving writes a quantised config
-        model.hf_quantizer = None
-        if hasattr(model.config, "quantization_config"):
-            del model.config.quantization_config
-    return LanguageModel(model.to(target).eval(), tokenizer, str(path))
+    return model
 
 
-def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
-    """Only the tokenizer of a model folder or hub name.
+def _has_tokenizer(path: str) -> bool:
+    names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+    return any((Path(path) / name).exists() for name in names)
+
+
+def load_tokenizer(path: str | Path, *, gguf_file: str | None = None) -> PreTrainedTokenizerBase:
+    """Only the tokenizer of a model; of an adapter without one, that of its base.
+
+    Args:
+        path: as for :func:`load`.
+        gguf_file: name of a GGUF file within it.
 
     Raises:
         ModelError: if there is none.
     """
     from transformers import AutoTokenizer
 
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(resolve_path(str(path)))
-    except (OSError, ValueError, ImportError) as error:
-        raise ModelError(
-            f"{path}: expected a tokenizer in transformers' format; loading failed with: {error}"
-        ) from error
-    return tokenizer
+    place = resolve_path(str(path))
+    base = adapter_base(place)
+    if base is not None and not _has_tokenizer(place):
+        return load_tokenizer(base)
+
+    def read() -> Any:
+        source = hub_name(place) or place
+        return AutoTokenizer.from_pretrained(source, gguf_file=gguf_file, trust_remote_code=False)
+
+    return _loaded(place, "a tokenizer in transformers' format", read)
 
 
 def load_config(path: str | Path) -> PreTrainedConfig:
-    """Only the configuration of a model folder or hub name.
+    """Only the configuration of the causal language model at a path; of an adapter, of its base.
 
     Raises:
         ModelError: if there is none.
     """
+    place = resolve_path(str(path))
+    place = adapter_base(place) or place
+    return causal_config(_load_whole_config(place), place)
+
+
+def _load_whole_config(path: str) -> Any:
     from transformers import AutoConfig
 
+    return _loaded(
+        path,
+        "a model in transformers' format",
+        lambda: AutoConfig.from_pretrained(hub_name(path) or path, trust_remote_code=False),
+    )
+
+
+def _loaded(path: str, expected: str, read: Callable[[], Any]) -> Any:
+    """What a library reads; a folder of a stranger's can make it raise anything."""
     try:
-        return AutoConfig.from_pretrained(resolve_path(str(path)))
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"{path}: expected a model in transformers' format; loading failed with: {error}"
-        ) from error
+        return read()
+    except Exception as error:
+        why = one_line(error)
+        if "trust_remote_code" in str(error):
+            why = "it needs code of its own, which is never run; take a model that transformers has"
+        elif "ignore_mismatched_sizes" in str(error):
+            why = "its weights have other shapes than config.json says"
+        raise ModelError(f"{path}: expected {expected}; loading failed with: {why}") from error
 
 
 def save(lm: LanguageModel, folder: Path) -> None:
     """Write model (safetensors) and tokenizer as a normal Hugging Face folder."""
+    _make_valid(lm.model.generation_config)
     lm.model.save_pretrained(folder)
     lm.tokenizer.save_pretrained(folder)
+
+
+def _make_valid(config: Any) -> None:
+    """Unset what a greedy generation config has no use for: transformers would not save it."""
+    if config is None or config.do_sample:
+        return
+    for name in ("temperature", "top_p", "top_k", "min_p", "typical_p"):
+        if getattr(config, name, None) is not None:
+            setattr(config, name, None)
+
+
+def declared_ends(model: PreTrainedModel) -> list[int]:
+    """The end tokens of a model's generation config."""
+    declared: Any = getattr(model.generation_config, "eos_token_id", None)
+    return [declared] if isinstance(declared, int) else list(declared or [])
+
+
+def also_end_at(lm: LanguageModel, token: int) -> None:
+    """Let a token end responses: in the generation config, where every user of the model looks.
+
+    Raises:
+        ModelError: the model has no such token.
+    """
+    from transformers import GenerationConfig
+
+    if not 0 <= token < output_rows(lm.model):
+        raise ModelError(
+            f"{lm.name}: expected a model that can write token {token}, which ends its turns; found"
+            f" one of {output_rows(lm.model)} tokens; resize its embeddings, or take another "
+            "chat template"
+        )
+    if lm.model.generation_config is None:
+        lm.model.generation_config = GenerationConfig()
+    own: Any = lm.tokenizer.eos_token_id
+    ends = sorted({token, *declared_ends(lm.model), *([] if own is None else [own])})
+    lm.model.generation_config.eos_token_id = ends[0] if len(ends) == 1 else ends  # pyright: ignore
 
 
 def inner_model(model: Any) -> PreTrainedModel:
@@ -177,6 +284,11 @@ def output_rows(model: PreTrainedModel) -> int:
     head = inner_model(model).get_output_embeddings()
     weight = getattr(head, "weight", None)
     return int(weight.shape[0]) if weight is not None else int(model.config.vocab_size)
+
+
+def largest_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Of any token; ids may have gaps, so it is not the number of tokens."""
+    return max(tokenizer.get_vocab().values(), default=-1)
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -197,24 +309,3 @@ def model_fingerprint(model: PreTrainedModel) -> str:
         digest.update(f"{name}{tuple(weight.shape)}".encode())
         digest.update(flat[::stride].float().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def check_same_tokenizer(teacher: LanguageModel, student: LanguageModel) -> None:
-    """Refuse a student whose token ids mean something else than the teacher's.
-
-    Raises:
-        ModelError: if the tokenizers differ.
-    """
-    if tokenizer_fingerprint(teacher.tokenizer) != tokenizer_fingerprint(student.tokenizer):
-        raise ModelError(
-            f"tokenizers differ: teacher {teacher.name} has {len(teacher.tokenizer)} tokens, "
-            f"student {student.name} has {len(student.tokenizer)}, and the ids are not the same; "
-            "top-p sets are token ids, so both must share one tokenizer: take a student of the "
-            "same family, or make one with `tdistill student`"
-        )
-
-
-def shared_vocabulary(teacher: LanguageModel, student: LanguageModel) -> int:
-    """Tokens that both models can score; both are cut to it before normalising."""
-    check_same_tokenizer(teacher, student)
-    return min(teacher.vocabulary_size, student.vocabulary_size)

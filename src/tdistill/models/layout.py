@@ -148,6 +148,22 @@ def separate(layout: Layout) -> Layout:
     return Layout(ids, mask, number[at], sharing.position_ids[at])
 
 
+def padded_behind(layout: Layout) -> Layout:
+    """A layout of one sequence a row with the padding before a row moved behind it.
+
+    Example:
+        >>> rows = [Pair((5,), (6, 7)), Pair((8,), (9,))]
+        >>> padded_behind(pack(rows, pad_id=0, padding_side="left")).input_ids.tolist()
+        [[5, 6], [8, 0]]
+    """
+    mask = layout.attention_mask
+    before = (mask.cumsum(1) == 0).sum(1)
+    width = mask.shape[1]
+    source = (torch.arange(width, device=mask.device) + before[:, None]) % width
+    ids, mask = layout.input_ids.gather(1, source), mask.gather(1, source)
+    return Layout(ids, mask, layout.row, layout.position - before[layout.row])
+
+
 def cut(rows: Sequence[Tokens], most_tokens: int | None, *, share: bool) -> list[list[int]]:
     """Parts of a batch whose rows, with padding, have at most so many tokens; like go with like.
 

@@ -1,277 +1,138 @@
-"""Models that read many sequences token by token: prompts once, keys and values kept in place.
+"""Readers of many sequences, token by token, and which of them is right for a model.
 
-Rows end at the same column, padding is on their left. So the distance of two columns is the
-distance of two tokens, and transformers' own masks, sliding windows included, hold for every row
-whenever it began; a new row only has to be laid beside the others.
+Faster ones rely on what the model keeps of the past; whether that holds is tried when a reader is
+opened, not guessed from the architecture.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+import warnings
+from collections.abc import Callable, Sequence
 from itertools import groupby
-from typing import Any, Protocol
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
-from transformers.cache_utils import (
-    Cache,
-    CacheLayerMixin,
-    DynamicLayer,
-    DynamicSlidingWindowLayer,
-)
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from tdistill.models.language_model import LanguageModel
+from tdistill.errors import one_line
+from tdistill.models.head_form import own_logits
+from tdistill.models.in_place import InPlaceReader
+from tdistill.models.language_model import LanguageModel, inner_model
+from tdistill.models.probes import FAILURES, disagreement, on_trial, probe_tokens
+from tdistill.models.reading import PromptTokens, Reader, last_logits, left_padded
+from tdistill.models.row_trials import check_reading
 
-PromptTokens = Sequence[int]
-
-_SPARE = 64  # columns between two moves of a buffer: a move costs less than 2% of a step's reading
-_TOKENS = 4096  # prompt tokens of one forward pass, padding included: bounds its memory
-
-
-class Reader(Protocol):
-    """A model that reads rows; all logits are of the last token of each row, float32."""
-
-    lm: LanguageModel
-
-    @property
-    def refills(self) -> bool:
-        """Whether rows can begin beside others that have already read on."""
-        ...
-
-    def begin(self, prompts: Sequence[PromptTokens]) -> Float[Tensor, "N V"]:
-        """Add a row for each prompt behind the present ones; equal neighbours are read once."""
-        ...
-
-    def keep(self, order: Sequence[int]) -> None:
-        """Row i becomes what row ``order[i]`` was; rows that are not named are dropped."""
-        ...
-
-    def read(self, tokens: Int[Tensor, " A"]) -> Float[Tensor, "A V"]:
-        """Append one token to each row."""
-        ...
+_Opener = Callable[[LanguageModel, int], Reader]
 
 
 def open_reader(lm: LanguageModel, rows: int) -> Reader:
-    """The reader that fits a model's cache.
+    """The fastest reader that gives what a pass over each whole row gives; tried once a model.
 
     Args:
         lm: the model.
         rows: the most rows there will be at a time.
 
     Returns:
-        A reader that refills where all the model keeps of the past is keys and values.
+        A reader; a slow one is named in a warning.
+
+    Raises:
+        ModelError: the model is not causal.
+        NonFiniteError: its logits are no numbers.
     """
-    kinds = {type(layer) for layer in DynamicCache(config=lm.model.config).layers}
-    if kinds <= {DynamicLayer, DynamicSlidingWindowLayer}:
-        return InPlaceReader(lm, rows)
-    return LibraryReader(lm)
+    network = inner_model(lm.model)
+    if network not in _OPENERS:
+        _OPENERS[network] = _find_opener(lm)
+    return _OPENERS[network](lm, rows)
 
 
-@dataclass
-class _Columns:
-    """What is in use of the buffers of all layers: the first rows, a range of columns."""
-
-    slots: int
-    lengths: list[int] = field(default_factory=list)  # tokens of each row
-    start: int = 0
-    stop: int = 0
-
-    @property
-    def used(self) -> tuple[slice, slice, slice]:
-        return slice(len(self.lengths)), slice(None), slice(self.start, self.stop)
-
-    def trim(self) -> None:
-        """Leave out the columns that are padding in every row."""
-        self.start = self.stop - max(self.lengths, default=0)
+_OPENERS: WeakKeyDictionary[Any, _Opener] = WeakKeyDictionary()
 
 
-class InPlaceLayer(CacheLayerMixin):
-    """Keys and values of one layer in memory of its own; a step writes a column and copies none.
-
-    The library's layers that grow copy everything at every token; its static layers read their
-    whole length at every step, and rows cannot begin late in them.
-    """
-
-    is_sliding = False  # a sliding window is left to the mask
-
-    def __init__(self, columns: _Columns) -> None:
-        super().__init__()
-        self.columns = columns
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Buffers without columns, of the heads and sizes of what will be written."""
-        slots = self.columns.slots
-        self.keys = key_states[:1, :, :0].repeat(slots, 1, 1, 1)
-        self.values = value_states[:1, :, :0].repeat(slots, 1, 1, 1)
-        self.is_initialized = True
-
-    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> Any:
-        """Write the next columns; returns all that are in use, as views."""
-        columns, count = self.columns, key_states.shape[2]
-        rows, heads, past = columns.used
-        new = slice(past.stop, past.stop + count)
-        whole = rows, heads, slice(past.start, new.stop)
-        assert self.keys is not None
-        assert self.values is not None
-        self.keys[rows, :, new], self.values[rows, :, new] = key_states, value_states
-        return self.keys[whole], self.values[whole]
-
-    def place(self, first: int, keys: Tensor, values: Tensor) -> None:
-        """Write whole rows, from row ``first`` on, that end where the others end."""
-        rows = slice(first, first + len(keys))
-        part = slice(self.columns.stop - keys.shape[2], self.columns.stop)
-        assert self.keys is not None
-        assert self.values is not None
-        self.keys[rows, :, part], self.values[rows, :, part] = keys, values
-
-    def copy_rows(self, sources: Tensor, targets: Tensor) -> None:
-        """Write rows over others."""
-        columns = self.columns.used[2]
-        for buffer in (self.keys, self.values):
-            assert buffer is not None
-            buffer[targets, :, columns] = buffer[sources, :, columns]
-
-    def move(self, stop: int, capacity: int) -> None:
-        """Let the columns in use end at ``stop``, in new memory where there are too few."""
-        self.keys = self._moved(self.keys, stop, capacity)
-        self.values = self._moved(self.values, stop, capacity)
-
-    def _moved(self, buffer: Tensor | None, stop: int, capacity: int) -> Tensor:
-        assert buffer is not None
-        used = buffer[self.columns.used]
-        if buffer.shape[2] < capacity:
-            # Zeros: padding has no weight in attention, but 0 times NaN would be NaN.
-            new = buffer.new_zeros(*buffer.shape[:2], capacity, buffer.shape[3])
-        else:
-            new, used = buffer, used.clone()  # the ranges may overlap
-        new[: used.shape[0], :, stop - used.shape[2] : stop] = used
-        return new
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Columns that attention sees, and the index of the first."""
-        return self.get_seq_length() + query_length, 0
-
-    def get_seq_length(self) -> int:
-        """Columns in use."""
-        return self.columns.stop - self.columns.start
-
-    def get_max_length(self) -> int:
-        """No limit: memory grows."""
-        return -1
+def _find_opener(lm: LanguageModel) -> _Opener:
+    check_reading(lm.model)
+    why = ""
+    for opener in _candidates(lm):
+        problem = _reading_problem(lm, opener)
+        if problem is None:
+            return opener
+        why = why or problem
+    warnings.warn(
+        f"{type(inner_model(lm.model)).__name__}: what it keeps of the past gives other logits "
+        f"than a pass over the whole row ({why}); every token is sampled by reading its row anew, "
+        "which is slow",
+        stacklevel=4,
+    )
+    return lambda lm, rows: RereadingReader(lm)
 
 
-@dataclass(frozen=True, eq=False)
-class _Read:
-    """Prompts that have been read: keys and values of each layer, and logits of the last token."""
+def _candidates(lm: LanguageModel) -> list[_Opener]:
+    """From the fastest to the slowest."""
+    try:
+        kinds = {type(layer) for layer in DynamicCache(config=lm.model.config).layers}
+    except FAILURES:
+        kinds = {object}
+    openers: list[_Opener] = [
+        lambda lm, rows: LibraryReader(lm),
+        lambda lm, rows: LibraryReader(lm, masks_decoding=False),
+        lambda lm, rows: GroupedReader(lm),
+    ]
+    plain = kinds <= {DynamicLayer, DynamicSlidingWindowLayer}
+    return [InPlaceReader, *openers] if plain else openers
 
-    prompts: Sequence[PromptTokens]
-    layers: Sequence[tuple[Tensor, Tensor]]
-    logits: Float[Tensor, "P V"]
 
-    def last(self) -> _Read:
-        """Only the last prompt, in memory of its own."""
-        width = len(self.prompts[-1])
-        layers = [tuple(t[-1:, :, -width:].clone() for t in layer) for layer in self.layers]
-        return _Read(self.prompts[-1:], layers, self.logits[-1:].clone())  # pyright: ignore
+def _reading_problem(lm: LanguageModel, opener: _Opener) -> str | None:
+    """What a reader makes wrong of a small ragged batch whose rows move, end and begin; or None."""
+    network: Any = inner_model(lm.model)
+    rows = [probe_tokens(network, length, skip=i) for i, length in enumerate((8, 5, 6, 4))]
+    own = [own_logits(network, row)[:, : lm.vocabulary_size] for row in rows]
+    found, expected = [], []
+    lengths = [len(row) - 3 for row in rows]  # of the prompts
 
+    def step(active: Sequence[int], logits: Tensor) -> None:
+        found.append(logits)
+        expected.extend(own[row][lengths[row] - 1] for row in active)
 
-class InPlaceReader:
-    """Reads with buffers in which rows begin and end at any time."""
+    def read(reader: Reader, active: Sequence[int]) -> None:
+        tokens = torch.tensor([rows[row][lengths[row]] for row in active], device=lm.device)
+        for row in active:
+            lengths[row] += 1
+        step(active, reader.read(tokens))
 
-    refills = True
-
-    def __init__(self, lm: LanguageModel, rows: int) -> None:
-        self.lm, self.columns = lm, _Columns(rows)
-        self.cache: Any = None
-        self.capacity = 0
-        self.held: _Read | None = None  # the last prompt: its further samples may come later
-
-    def begin(self, prompts: Sequence[PromptTokens]) -> Float[Tensor, "N V"]:
-        """Add a row for each prompt; the one that was read last is not read again."""
-        runs = [(prompt, len(list(same))) for prompt, same in groupby(prompts)]
-        logits = []
-        if self.held is not None and self.held.prompts[0] == runs[0][0]:
-            logits.append(self._place(self.held, [runs[0][1]]))
-            runs = runs[1:]
-        for chunk in _chunks(runs):
-            read = self._prefill([prompt for prompt, _ in chunk])
-            logits.append(self._place(read, [count for _, count in chunk]))
-            self.held = read.last()
-        return torch.cat(logits)
-
-    def keep(self, order: Sequence[int]) -> None:
-        """Fill the places of dropped rows with others."""
-        moved = [(source, place) for place, source in enumerate(order) if source != place]
-        if moved:
-            sources, targets = torch.tensor(moved, device=self.lm.device).unbind(1)
-            for layer in self.cache.layers:
-                layer.copy_rows(sources, targets)
-        self.columns.lengths = [self.columns.lengths[source] for source in order]
-
-    def read(self, tokens: Int[Tensor, " A"]) -> Float[Tensor, "A V"]:
-        """One token a row, into the next column."""
-        columns = self.columns
-        self._make_room(0, 1)
-        past = torch.tensor(columns.lengths, device=self.lm.device)
-        width = columns.stop - columns.start
-        place = torch.arange(width + 1, device=self.lm.device)
-        mask = (place >= (width - past)[:, None]).long()
-        logits = _forward(self.lm, tokens[:, None], mask, past[:, None], self.cache)
-        columns.stop += 1
-        columns.lengths = [length + 1 for length in columns.lengths]
-        return logits
-
-    def _prefill(self, prompts: Sequence[PromptTokens]) -> _Read:
-        ids, mask = _left_padded(prompts, self.lm.pad_id, self.lm.device)
-        cache: Any = DynamicCache()  # not told of sliding windows: their layers keep all tokens
-        logits = _forward(self.lm, ids, mask, (mask.cumsum(1) - 1).clamp(min=0), cache)
-        layers = [(layer.keys, layer.values) for layer in cache.layers]
-        return _Read(prompts, layers, logits)
-
-    def _place(self, read: _Read, counts: Sequence[int]) -> Float[Tensor, "N V"]:
-        first, columns = len(self.columns.lengths), self.columns
-        copies = torch.repeat_interleave(torch.tensor(counts)).to(self.lm.device)
-        if self.cache is None:
-            layers = [InPlaceLayer(columns) for _ in read.layers]
-            for layer, (keys, values) in zip(layers, read.layers, strict=True):
-                layer.lazy_initialization(keys, values)
-            self.cache = Cache(layers=list(layers))
-        self._make_room(read.layers[0][0].shape[2], 0)
-        for layer, (keys, values) in zip(self.cache.layers, read.layers, strict=True):
-            layer.place(first, keys[copies], values[copies])
-        for prompt, count in zip(read.prompts, counts, strict=True):
-            columns.lengths += [len(prompt)] * count
-        columns.trim()
-        return read.logits[copies]
-
-    def _make_room(self, before: int, after: int) -> None:
-        """Columns for rows of ``before`` tokens that end with the others, and ``after`` more."""
-        columns = self.columns
-        columns.trim()
-        if columns.stop >= before and columns.stop + after <= self.capacity:
-            return
-        stop = max(columns.stop - columns.start, before)
-        self.capacity = max(self.capacity, stop + _SPARE)
-        for layer in self.cache.layers:
-            layer.move(stop, self.capacity)
-        columns.stop = stop
-        columns.trim()
+    with on_trial(network):
+        try:
+            reader, active = opener(lm, 3), [0, 1, 2]
+            step(active, reader.begin([rows[row][: lengths[row]] for row in active]))
+            read(reader, active)
+            reader.keep([2, 1])
+            active = [2, 1]
+            read(reader, active)
+            if reader.refills:
+                begun = reader.begin([rows[3][: lengths[3]]])
+                step([3], begun)
+                active.append(3)
+            read(reader, active)
+        except FAILURES as error:
+            return one_line(error)
+    return disagreement(torch.cat(found), torch.stack(expected), network.dtype)
 
 
 class LibraryReader:
-    """Reads with the library's own cache, for models that keep more than keys and values.
+    """Reads with the cache that the model makes for itself: prompts once, but all rows together.
 
-    Prompts are read once, but all rows begin together.
+    Args:
+        lm: the model.
+        masks_decoding: whether the model wants to be told of the padding at every token; one whose
+            only memory is a recurrent state does not.
     """
 
     refills = False
 
-    def __init__(self, lm: LanguageModel) -> None:
-        self.lm = lm
+    def __init__(self, lm: LanguageModel, *, masks_decoding: bool = True) -> None:
+        self.lm, self.masks_decoding = lm, masks_decoding
         self.cache: Any = None
         self.mask = torch.empty(0, 0, dtype=torch.long, device=lm.device)
 
@@ -280,9 +141,9 @@ class LibraryReader:
         runs = [(prompt, len(list(same))) for prompt, same in groupby(prompts)]
         copies = torch.repeat_interleave(torch.tensor([count for _, count in runs]))
         copies = copies.to(self.lm.device)
-        ids, mask = _left_padded([p for p, _ in runs], self.lm.pad_id, self.lm.device)
-        self.cache = DynamicCache(config=self.lm.model.config)
-        logits = _forward(self.lm, ids, mask, (mask.cumsum(1) - 1).clamp(min=0), self.cache)
+        ids, mask = left_padded([p for p, _ in runs], self.lm.pad_id, self.lm.device)
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        logits, self.cache = last_logits(self.lm, ids, None, mask=mask, positions=positions)
         self.mask = mask[copies]
         self.cache.reorder_cache(copies)
         return logits[copies]
@@ -295,41 +156,97 @@ class LibraryReader:
 
     def read(self, tokens: Int[Tensor, " A"]) -> Float[Tensor, "A V"]:
         """One token a row."""
-        past = self.mask.sum(1)
+        past = self.mask.sum(1, keepdim=True)
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], 1)
-        return _forward(self.lm, tokens[:, None], self.mask, past[:, None], self.cache)
+        mask = self.mask if self.masks_decoding else None
+        logits, self.cache = last_logits(
+            self.lm, tokens[:, None], self.cache, mask=mask, positions=past
+        )
+        return logits
 
 
-def _forward(
-    lm: LanguageModel, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any
-) -> Float[Tensor, "N V"]:
-    """Logits of the last token of each row over the tokens that exist."""
-    model: Any = lm.model
-    inputs = {"input_ids": ids, "attention_mask": mask}
-    if "position_ids" in inspect.signature(model.forward).parameters:
-        inputs["position_ids"] = positions
-    out = model(**inputs, cache=cache, use_cache=True, logits_to_keep=1)
-    return out.logits[:, -1, : lm.vocabulary_size].float()
+class GroupedReader:
+    """Reads without padding: rows of one length and beginning are a group, with its own cache."""
+
+    refills = True
+
+    def __init__(self, lm: LanguageModel) -> None:
+        self.lm = lm
+        self.caches: list[Any] = []  # of each group
+        self.places: list[tuple[int, int]] = []  # group of each row, and its place there
+
+    def begin(self, prompts: Sequence[PromptTokens]) -> Float[Tensor, "N V"]:
+        """A group for each length."""
+        logits, places = [torch.empty(0)] * len(prompts), [(0, 0)] * len(prompts)
+        for length in sorted({len(prompt) for prompt in prompts}):
+            rows = [i for i, prompt in enumerate(prompts) if len(prompt) == length]
+            runs = [(p, len(list(same))) for p, same in groupby(prompts[i] for i in rows)]
+            ids = torch.tensor([list(p) for p, _ in runs], device=self.lm.device)
+            made, cache = last_logits(self.lm, ids, None)
+            copies = torch.repeat_interleave(torch.tensor([count for _, count in runs]))
+            cache.reorder_cache(copies.to(self.lm.device))
+            for place, (row, copy) in enumerate(zip(rows, copies.tolist(), strict=True)):
+                logits[row], places[row] = made[copy], (len(self.caches), place)
+            self.caches.append(cache)
+        self.places += places
+        return torch.stack(logits)
+
+    def keep(self, order: Sequence[int]) -> None:
+        """Select rows of each group; groups without rows go."""
+        kept, caches, places = [self.places[row] for row in order], [], [(0, 0)] * len(order)
+        for group, cache in enumerate(self.caches):
+            rows = [row for row, (number, _) in enumerate(kept) if number == group]
+            if rows:
+                inside = [kept[row][1] for row in rows]
+                cache.reorder_cache(torch.tensor(inside, device=self.lm.device))
+                for place, row in enumerate(rows):
+                    places[row] = len(caches), place
+                caches.append(cache)
+        self.caches, self.places = caches, places
+
+    def read(self, tokens: Int[Tensor, " A"]) -> Float[Tensor, "A V"]:
+        """One token a row, a pass for each group."""
+        logits = [torch.empty(0)] * len(tokens)
+        for group, cache in enumerate(self.caches):
+            rows = [row for row, (number, _) in enumerate(self.places) if number == group]
+            rows.sort(key=lambda row: self.places[row][1])
+            made, self.caches[group] = last_logits(self.lm, tokens[rows][:, None], cache)
+            for row, own in zip(rows, made, strict=True):
+                logits[row] = own
+        return torch.stack(logits)
 
 
-def _chunks(runs: Sequence[tuple[PromptTokens, int]]) -> Iterator[list[tuple[PromptTokens, int]]]:
-    """Runs whose prompts are read in one forward pass."""
-    chunk: list[tuple[PromptTokens, int]] = []
-    width = 0
-    for prompt, count in runs:
-        width = max(width, len(prompt))
-        if chunk and width * (len(chunk) + 1) > _TOKENS:
-            yield chunk
-            chunk, width = [], len(prompt)
-        chunk.append((prompt, count))
-    if chunk:
-        yield chunk
+class RereadingReader:
+    """Reads every row anew for every token, rows of one length together: slow, and always right."""
 
+    refills = True
 
-def _left_padded(
-    prompts: Sequence[PromptTokens], pad_id: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    width = max(len(p) for p in prompts)
-    ids = [[pad_id] * (width - len(p)) + list(p) for p in prompts]
-    mask = [[0] * (width - len(p)) + [1] * len(p) for p in prompts]
-    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+    def __init__(self, lm: LanguageModel) -> None:
+        self.lm = lm
+        self.rows: list[list[int]] = []
+
+    def begin(self, prompts: Sequence[PromptTokens]) -> Float[Tensor, "N V"]:
+        """Equal neighbours are read once."""
+        self.rows += [list(prompt) for prompt in prompts]
+        return self._logits(self.rows[len(self.rows) - len(prompts) :])
+
+    def keep(self, order: Sequence[int]) -> None:
+        """Select rows."""
+        self.rows = [list(self.rows[row]) for row in order]
+
+    def read(self, tokens: Int[Tensor, " A"]) -> Float[Tensor, "A V"]:
+        """Whole rows."""
+        for row, token in zip(self.rows, tokens.tolist(), strict=True):
+            row.append(token)
+        return self._logits(self.rows)
+
+    def _logits(self, rows: Sequence[Sequence[int]]) -> Float[Tensor, "A V"]:
+        model: Any = self.lm.model
+        found: dict[tuple[int, ...], Tensor] = {}
+        distinct = dict.fromkeys(map(tuple, rows))
+        for length in sorted({len(row) for row in distinct}):
+            group = [row for row in distinct if len(row) == length]
+            ids = torch.tensor(group, device=self.lm.device)
+            logits = model(input_ids=ids, use_cache=False).logits[:, -1, : self.lm.vocabulary_size]
+            found |= dict(zip(group, logits.float(), strict=True))
+        return torch.stack([found[tuple(row)] for row in rows])

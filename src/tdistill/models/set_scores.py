@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tdistill.core import TopPSets, sampled_log_normaliser, set_membership, soft_value
 from tdistill.models.negatives import draw_negatives
-from tdistill.models.scores import StepScores
+from tdistill.models.score_forms import StepScores
 
 
 class SetScores:

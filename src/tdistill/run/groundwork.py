@@ -20,6 +20,7 @@ from tdistill.evaluation.verifier import load_verifier
 from tdistill.evidence.rows import Row
 from tdistill.files import in_world, locked, replacing_folder, write_atomically
 from tdistill.models import language_model
+from tdistill.models.adoption import adopt, shared_vocabulary
 from tdistill.models.language_model import LanguageModel
 from tdistill.progress import Progress
 from tdistill.recipe import Recipe, named_paths, placed
@@ -29,6 +30,7 @@ from tdistill.run.keys import stage_keys
 from tdistill.run.stages import Say, Stages, open_workplace, workplace_key
 from tdistill.teacher.cache.reader import Cache
 from tdistill.teacher.cache.writer import CacheWriter, identity_of
+from tdistill.teacher.loading import load_stopping
 from tdistill.teacher.rollouts import collect_rollouts, plan_key, planned_shards
 from tdistill.teacher.scoring import collect_scores, planned_score_shards
 from tdistill.teacher.source import CachedTeacher, LiveTeacher
@@ -120,13 +122,14 @@ class Groundwork:
     def load_teacher(self) -> LanguageModel:
         """The teacher."""
         self.convert_teacher()
-        return language_model.load(self.teacher_folder)
+        return load_stopping(self.teacher_folder, self.recipe.data.template)
 
     @once
     def load_live_teacher(self) -> LiveTeacher:
         """The teacher as a source of evidence."""
         config, size = self.recipe.rollouts.capture, self.count_vocabulary()
-        return LiveTeacher(self.load_teacher(), config, vocabulary_size=size)
+        head = self.recipe.training.head
+        return LiveTeacher(self.load_teacher(), config, vocabulary_size=size, head=head)
 
     def release_teacher(self) -> None:
         """Forget the teacher until it is needed again: training reads the cache."""
@@ -141,14 +144,18 @@ class Groundwork:
 
     @once
     def load_student(self) -> LanguageModel:
-        """The checkpoint that the student starts from, where the recipe names one."""
-        return language_model.load(str(self.placed.student.path))
+        """The recipe's checkpoint, with the teacher's tokenizer and ends; says what it takes."""
+        given = language_model.load(str(self.placed.student.path))
+        student, changes = adopt(given, self.load_teacher())
+        for change in changes:
+            self.say(f"  student: {change}")
+        return student
 
     @once
     def count_vocabulary(self) -> int:
         """Tokens that teacher and student share."""
         if self.placed.student.path is not None:
-            return language_model.shared_vocabulary(self.load_teacher(), self.load_student())
+            return shared_vocabulary(self.load_teacher(), self.load_student())
         return self.open_cache("train").manifest.identity.vocabulary_size
 
     # Data and evidence.

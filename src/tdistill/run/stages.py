@@ -11,6 +11,7 @@ from typing import Any
 
 from tdistill.errors import TdistillError
 from tdistill.files import storage_error, write_atomically
+from tdistill.models.finite import keeping_bad_batch
 
 Say = Callable[[str], None]
 _NOTE = "key.txt"
@@ -76,6 +77,7 @@ class Stages:
 
         Raises:
             StorageError: if there is no room, or no permission, to write what the stage leaves.
+            NonFiniteError: a model gives no numbers; the batch is in ``failed/``.
         """
         record = self.finished(name, key, outputs)
         if record is not None:
@@ -87,7 +89,9 @@ class Stages:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             path.unlink(missing_ok=True)  # its outputs are about to change
-            record = {**work(), "key": key, "seconds": round(time.monotonic() - started, 1)}
+            with keeping_bad_batch(self.folder.parent / "failed" / f"{name}.json"):
+                made = work()
+            record = {**made, "key": key, "seconds": round(time.monotonic() - started, 1)}
             write_atomically(path, json.dumps(record))
         except Exception as error:
             told = None if isinstance(error, TdistillError) else storage_error(error, self.folder)

@@ -14,7 +14,8 @@ from tdistill.evidence.rows import Row, row_key
 from tdistill.models.generation import uniforms
 from tdistill.models.language_model import LanguageModel
 from tdistill.models.layout import Layout, lay_out
-from tdistill.models.scores import HeadMode, StepScores, step_scores
+from tdistill.models.score_forms import StepScores
+from tdistill.models.scores import HeadMode, step_scores
 from tdistill.teacher.cache.reader import Cache
 from tdistill.teacher.capture import capture
 from tdistill.teacher.config import CaptureConfig

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from tdistill.evidence.batch import Batch, Counts
-from tdistill.models.scores import StepScores
+from tdistill.models.score_forms import StepScores
 from tdistill.models.set_scores import SetScores
 from tdistill.training.critic import CriticLearner
 from tdistill.training.objectives import Objective, StepLoss, Views

@@ -18,7 +18,7 @@ from tdistill.errors import ModelError
 from tdistill.evidence.batch import Batch
 from tdistill.models.head import LinearHead
 from tdistill.models.language_model import inner_model
-from tdistill.models.scores import LinearStepScores
+from tdistill.models.score_forms import LinearStepScores
 from tdistill.models.set_scores import SetScores
 from tdistill.training.objectives.critic_config import CriticConfig
 

@@ -22,7 +22,8 @@ from tdistill.core import forward_kl
 from tdistill.errors import ModelError
 from tdistill.models.language_model import LanguageModel
 from tdistill.models.layout import Layout, Tokens, cut, pack
-from tdistill.models.scores import StepScores, step_scores
+from tdistill.models.score_forms import StepScores
+from tdistill.models.scores import step_scores
 from tdistill.progress import Progress
 from tdistill.training.config import LayerRule
 from tdistill.training.student import evenly_spaced, layer_stack

@@ -26,7 +26,9 @@ from tdistill.evidence.collator import Item
 from tdistill.evidence.rows import Row
 from tdistill.models.language_model import inner_model
 from tdistill.models.layout import Layout
-from tdistill.models.scores import StepScores, check_head, shares_prompts, step_scores
+from tdistill.models.row_trials import shares_prompts
+from tdistill.models.score_forms import StepScores
+from tdistill.models.scores import check_head, step_scores
 from tdistill.models.set_scores import SetScores
 from tdistill.teacher.source import LiveTeacher
 from tdistill.training.beside import Beside

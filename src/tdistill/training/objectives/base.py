@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tdistill.evidence.batch import Batch, Counts
-    from tdistill.models.scores import StepScores
+    from tdistill.models.score_forms import StepScores
     from tdistill.models.set_scores import SetScores
 
 __all__ = ["Card", "Objective", "StepLoss", "Views"]

@@ -1,0 +1,56 @@
+"""Which causal language model a configuration stands for: the text part of a multimodal one."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from tdistill.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+_OTHER_TASKS = re.compile(
+    "For(MaskedLM|SequenceClassification|TokenClassification|QuestionAnswering|MultipleChoice)$"
+)
+
+TEXT_KEYS = {
+    r"^(?:model\.)?(?:language_model|text_model)\.model\.": "model.",
+    r"^(?:model\.)?(?:language_model|text_model)\.lm_head\.": "lm_head.",
+    r"^(?:model\.)?(?:language_model|text_model)\.": "model.",
+}
+"""Names of a multimodal model's text weights, older and newer, as those of the text model."""
+
+
+def causal_config(config: PreTrainedConfig, path: str) -> PreTrainedConfig:
+    """The configuration of the causal language model to load.
+
+    Args:
+        config: of the checkpoint.
+        path: where it is, for messages.
+
+    Returns:
+        The same, or that of its text model. Padding ids that are no tokens are left out: no
+        embedding could be made with them, and nothing depends on them.
+
+    Raises:
+        ModelError: the architecture has no causal form; in one line that names it.
+    """
+    from transformers import AutoModelForCausalLM
+
+    name = (config.architectures or [type(config).__name__])[0]
+    found = f"{path}: expected a causal language model (decoder only), found {name}"
+    if config.is_encoder_decoder:
+        raise ModelError(f"{found}, an encoder-decoder; its two parts cannot be read as one")
+    if _OTHER_TASKS.search(name):
+        raise ModelError(f"{found}, which was trained for another task; take one ForCausalLM")
+    text: Any = config.get_text_config(decoder=True)
+    if type(text) not in AutoModelForCausalLM._model_mapping.keys():  # noqa: SIM118
+        wrapper = "" if text is config else ", whose text model cannot be had alone"
+        raise ModelError(f"{found}{wrapper}; transformers has no causal language model of it")
+    if text is not config:  # whose head is tied to the embedding as the whole model says
+        text.tie_word_embeddings = config.tie_word_embeddings
+    pad, size = getattr(text, "pad_token_id", None), getattr(text, "vocab_size", None)
+    if isinstance(pad, int) and isinstance(size, int) and not 0 <= pad < size:
+        text.pad_token_id = None
+    return text

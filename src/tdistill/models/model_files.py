@@ -1,0 +1,128 @@
+"""What is in a model's folder, looked at before a library opens it: weights are data, never code.
+
+Weights are read from safetensors alone. Pickles can run code when they are opened, and so can the
+Python files that a checkpoint may bring; neither is ever loaded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from tdistill.errors import ModelError
+
+CONFIG = "config.json"
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_WEIGHTS = "model.safetensors"
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.msgpack", "*.h5")
+_NOT_WEIGHTS = {"training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth"}
+_LARGEST_TEXT = 1 << 26  # bytes of a JSON file
+_MOST_PARTS = 10_000  # layers, or experts of one
+_PARTS = ("layer", "expert", "block")
+
+
+def check_model_folder(folder: Path) -> None:
+    """Refuse a folder whose weights are missing, pickled, elsewhere, or of an absurd size.
+
+    Raises:
+        ModelError: in one line, what it is and what to do.
+    """
+    if not folder.is_dir():
+        raise ModelError(f"{folder}: expected a folder with a model, found a file")
+    if not (folder / CONFIG).exists():
+        raise ModelError(
+            f"{folder}: expected a model in transformers' format, found no {CONFIG}; give the "
+            "folder that save_pretrained wrote"
+        )
+    _check_sizes(folder / CONFIG)
+    if (folder / _INDEX).exists():
+        _check_index(folder)
+    elif not (folder / _WEIGHTS).exists() and "transformers_weights" not in read_object(
+        folder / CONFIG
+    ):
+        raise ModelError(f"{folder}: expected {_WEIGHTS}, found {_what_else(folder)}")
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object from a file of bounded size.
+
+    Raises:
+        ModelError: it is none.
+    """
+    if path.stat().st_size > _LARGEST_TEXT:
+        raise ModelError(f"{path}: expected at most {_LARGEST_TEXT >> 20} MiB of JSON")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: expected a JSON object, found none: {error}") from error
+    if not isinstance(found, dict):
+        raise ModelError(f"{path}: expected a JSON object, found {type(found).__name__}")
+    return found
+
+
+def refuse_pickles(folder: Path) -> None:
+    """Refuse weights of an adapter that are not safetensors.
+
+    Raises:
+        ModelError: there are none that can be read.
+    """
+    if not (folder / ADAPTER_WEIGHTS).exists():
+        raise ModelError(f"{folder}: expected {ADAPTER_WEIGHTS}, found {_what_else(folder)}")
+
+
+def _what_else(folder: Path) -> str:
+    names = {path.name for pattern in _PICKLES for path in folder.glob(pattern)} - _NOT_WEIGHTS
+    if names:
+        return (
+            f"{min(names)}, a pickle, which can run code when it is opened and is never loaded; "
+            "where you trust it, load it with transformers and save_pretrained it again"
+        )
+    if any(folder.glob("*.gguf")):
+        return f"{min(folder.glob('*.gguf')).name}; name it as gguf_file"
+    return "none; the download may be incomplete"
+
+
+def _check_index(folder: Path) -> None:
+    """Every part that an index names is a safetensors file in the folder."""
+    parts = read_object(folder / _INDEX).get("weight_map")
+    if not isinstance(parts, dict) or not all(isinstance(name, str) for name in parts.values()):
+        raise ModelError(f"{folder / _INDEX}: expected a weight_map of names to file names")
+    for name in sorted(set(parts.values())):
+        path = PurePosixPath(name)
+        if (
+            path.is_absolute()
+            or ".." in path.parts
+            or "\\" in name
+            or path.suffix != ".safetensors"
+        ):
+            raise ModelError(
+                f"{folder / _INDEX}: expected names of safetensors files in its own folder, found "
+                f"{name[:100]}; take the checkpoint from a source that you trust"
+            )
+        if not (folder / path).exists():
+            raise ModelError(
+                f"{folder}: expected {name}, which {_INDEX} names, found none; the download may be "
+                "incomplete"
+            )
+
+
+def _check_sizes(path: Path) -> None:
+    """A config asks for modules by number: a billion of them would fill the memory."""
+    for name, value in _numbers(read_object(path)):
+        if value > _MOST_PARTS and any(part in name for part in _PARTS):
+            raise ModelError(
+                f"{path}: {name}: expected at most {_MOST_PARTS}, found {str(value)[:20]}; the "
+                "file is damaged"
+            )
+
+
+def _numbers(values: dict[str, Any]) -> Iterator[tuple[str, int]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _numbers(value)
+        elif isinstance(value, int):
+            yield name, value

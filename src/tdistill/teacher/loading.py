@@ -1,0 +1,38 @@
+"""Models as they are used with data: they stop where their chat template ends a turn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tdistill.data.tokens import response_end_id
+from tdistill.errors import DataError
+from tdistill.models.language_model import LanguageModel, also_end_at, load
+
+if TYPE_CHECKING:
+    from tdistill.data.config import Template
+
+
+def load_stopping(path: str | Path, template: Template = "auto", **options: Any) -> LanguageModel:
+    """A model that ends responses also at the token that ends turns in its chat template.
+
+    Tokenizer and generation config may name another: those of base checkpoints do.
+
+    Args:
+        path: of the model, see :func:`tdistill.models.language_model.load`.
+        template: ``data.template``.
+        options: for loading.
+
+    Raises:
+        DataError: the chat template that is to be used cannot render a conversation.
+        ModelError: there is no such model, or it has no token for the end of a turn.
+    """
+    lm = load(path, **options)
+    if not lm.tokenizer.chat_template:
+        return lm
+    try:
+        also_end_at(lm, response_end_id(lm.tokenizer, "chat"))
+    except DataError:
+        if template in ("auto", "chat"):
+            raise
+    return lm
