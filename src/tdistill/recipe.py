@@ -57,7 +57,7 @@ class StudentConfig:
 
     layers: int | None = None  # keep so many of the teacher's layers
     path: str | None = None  # or start from this folder, hub:NAME or world:NAME
-    choose: LayerRule = "greedy"  # evenly spaced, most influence, or least loss one by one
+    choose: LayerRule = "greedy"  # evenly spaced, the first, most influence, or least loss
     measured_tokens: int = 1024  # of teacher rows that influence and greedy read
 
     def __post_init__(self) -> None:
@@ -70,7 +70,7 @@ class StudentConfig:
     @property
     def measured(self) -> bool:
         """Whether the student depends on the teacher's responses."""
-        return self.layers is not None and self.choose != "even"
+        return self.layers is not None and self.choose in ("influence", "greedy")
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,10 @@ from tdistill.errors import ModelError
 from tdistill.models.language_model import LanguageModel, model_fingerprint
 from tdistill.models.layout import Pair
 from tdistill.training import layer_choice
+from tdistill.training.bypass import layer_stack
 from tdistill.training.config import LayerRule
 from tdistill.training.layer_choice import LayerChoice, choose_layers
-from tdistill.training.student import drop_layers, layer_stack
+from tdistill.training.student import drop_layers
 from tiny import FAMILIES, tiny_lm
 
 RESPONSES = [tuple(5 + (3 * i + j * j) % 9 for j in range(2 + i % 4)) for i in range(9)]

@@ -273,14 +273,17 @@ class Groundwork:
     # The student before training.
 
     def check_student(self) -> None:
-        """Refuse a student of another tokenizer or too many layers before any work is spent."""
+        """Refuse a student that cannot be made, or cannot be read, before any work is spent."""
         config = self.recipe.student
         if config.path is not None:
             self.say(f"  {self.count_vocabulary()} tokens shared by teacher and student")
         if config.layers is not None:
             self.convert_teacher()
             depth = language_model.load_config(self.teacher_folder).num_hidden_layers
+            rule = "first" if config.choose == "first" else "even"
             evenly_spaced(depth, config.layers)
+            teacher = self.load_teacher()  # which layers a measured choice takes is known later
+            drop_layers(teacher, choose_layers(teacher, config.layers, rule).kept)
 
     def make_student(self) -> Path:
         """The untrained student; returns its folder."""

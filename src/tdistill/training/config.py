@@ -7,7 +7,7 @@ from typing import Literal
 
 from tdistill.checks import check, check_at_least
 
-LayerRule = Literal["even", "influence", "greedy"]
+LayerRule = Literal["even", "first", "influence", "greedy"]
 """How the layers of a student are chosen: see :mod:`tdistill.training.layer_choice`."""
 
 

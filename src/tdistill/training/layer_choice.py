@@ -11,9 +11,7 @@ all tokens at once, so that few steps tell layers apart, where one sampled token
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -23,10 +21,10 @@ from tdistill.errors import ModelError
 from tdistill.models.language_model import LanguageModel
 from tdistill.models.layout import Layout, Tokens, cut, pack
 from tdistill.models.score_forms import StepScores
-from tdistill.models.scores import step_scores
 from tdistill.progress import Progress
+from tdistill.training.bypass import Bypass
 from tdistill.training.config import LayerRule
-from tdistill.training.student import evenly_spaced, layer_stack
+from tdistill.training.student import evenly_spaced, nearest_fit
 
 _TOKENS_A_PASS = 1024  # the hidden states between all layers are kept, and the teacher's logits
 _TRIED = 6  # layers tried each round: those whose removal cost least when they were last tried
@@ -39,6 +37,7 @@ class LayerChoice:
     Attributes:
         choose: the rule.
         kept: numbers of the teacher's layers, ascending.
+        wanted: those that the rule chose, where they could not be kept as they are.
         measured_steps: response tokens that were measured on; 0 for ``even``, as all below.
         influence: 1 - cosine of the hidden state before and after each of the teacher's layers.
         removed: ``greedy``: the layers left out, in their order.
@@ -51,12 +50,16 @@ class LayerChoice:
     influence: tuple[float, ...] = ()
     removed: tuple[int, ...] = ()
     forward_kl: tuple[float, ...] = ()
+    wanted: tuple[int, ...] = ()
 
     def text(self) -> str:
         """One line for people."""
         why: str = self.choose
         if self.forward_kl:
             why += f", forward KL {self.forward_kl[-1]:.2f} nats a token before training"
+        if self.wanted:
+            chosen = ", ".join(map(str, self.wanted))
+            why += f"; not {chosen}, whose kinds follow from their index and would change"
         return f"layers {', '.join(map(str, self.kept))} of the teacher ({why})"
 
 
@@ -74,17 +77,33 @@ def choose_layers(
     Args:
         teacher: the model to take layers from; as it was when this returns.
         keep: how many.
-        choose: ``even``, ``influence`` or ``greedy``.
-        rows: the teacher's responses, of which some are read, evenly spread; not for ``even``.
+        choose: ``even``, ``first``, ``influence`` or ``greedy``.
+        rows: the teacher's responses, of which some are read, evenly spread, where the rule is
+            measured.
         measured_tokens: about how many tokens of them are read, prompts included.
+
+    Returns:
+        The layers of the rule, or the nearest that the architecture can have without the others.
 
     Raises:
         ModelError: for a number of layers that the teacher does not have, a model without one stack
             of layers, or nothing to measure on.
     """
-    even = evenly_spaced(teacher.model.config.num_hidden_layers, keep)
-    if choose == "even":
-        return LayerChoice(choose, even)
+    choice = _by_rule(teacher, keep, choose, rows, measured_tokens)
+    kept = nearest_fit(teacher, choice.kept)
+    return choice if kept == choice.kept else replace(choice, kept=kept, wanted=choice.kept)
+
+
+def _by_rule(
+    teacher: LanguageModel,
+    keep: int,
+    choose: LayerRule,
+    rows: Sequence[Tokens],
+    measured_tokens: int,
+) -> LayerChoice:
+    even = evenly_spaced(teacher.model.config.get_text_config().num_hidden_layers, keep)
+    if choose in ("even", "first"):
+        return LayerChoice(choose, even if choose == "even" else tuple(range(keep)))
     if not rows:
         raise ModelError(
             f"choose: {choose} is measured: expected responses of the teacher, found none; "
@@ -104,68 +123,6 @@ def choose_layers(
         kept, removed = tuple(layers.kept), tuple(number for number, _ in found)
         losses = tuple(total / steps for _, total in found)
         return LayerChoice(choose, kept, steps, tuple(influence), removed, losses)
-
-
-class Bypass:
-    """A model whose decoder layers can be passed over while this context lasts.
-
-    Args:
-        lm: the model; it runs in full once before any layer is passed over.
-
-    Attributes:
-        kept: numbers of the layers that run; the others hand on what they read.
-        states: what each layer read, and what it made of it, when it ran last.
-    """
-
-    def __init__(self, lm: LanguageModel) -> None:
-        self.lm, (_, self.layers) = lm, layer_stack(lm.model)
-        self.kept = list(range(len(self.layers)))
-        self.states: dict[int, tuple[Tensor, Tensor]] = {}
-        self._beside: dict[int, tuple[Any, ...] | None] = {}  # what a layer returns with its state
-        self._known: tuple[int, Tensor | None] = (-1, None)
-
-    def __enter__(self) -> Bypass:
-        """Take over the layers."""
-        for number, layer in enumerate(self.layers):
-            layer.forward = partial(self._forward, number, layer.forward)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Give them back."""
-        for layer in self.layers:
-            del layer.forward
-
-    def scores(self, layout: Layout) -> StepScores:
-        """Scores of what is left of the model; fills `states`."""
-        self._known = -1, None
-        size = self.lm.vocabulary_size
-        return step_scores(self.lm.model, layout, vocabulary_size=size)
-
-    def scores_without(self, number: int, layout: Layout, read: Tensor) -> StepScores:
-        """Scores with one more layer passed over, computed from there.
-
-        Args:
-            number: of the layer.
-            layout: tokens and steps.
-            read: what the layer reads there, from `states`.
-        """
-        self._known = number, read
-        size = self.lm.vocabulary_size
-        return step_scores(self.lm.model, layout, vocabulary_size=size)
-
-    def _forward(
-        self, number: int, own: Any, hidden_states: Tensor, *rest: Any, **named: Any
-    ) -> Any:
-        last, known = self._known
-        if number > last and number in self.kept:
-            output = own(hidden_states, *rest, **named)
-            together = isinstance(output, tuple)
-            self.states[number] = hidden_states, output[0] if together else output
-            self._beside[number] = output[1:] if together else None
-            return output
-        state = hidden_states if number > last else known
-        beside = self._beside[number]
-        return state if beside is None else (state, *beside)
 
 
 def _spread(rows: Sequence[Tokens], tokens: int) -> list[Tokens]:
