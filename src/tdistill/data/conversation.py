@@ -241,9 +241,11 @@ def _checked(answer: Message, prompt: str, response: str, *, own: bool = True) -
 
 
 def _written(text: str, rendered: str) -> bool:
-    """Whether a text stands in a rendering, as it is or as JSON."""
+    """Whether a text stands in a rendering, as it is or as JSON, white space apart."""
     bare = text.strip()
-    return bare in rendered or json.dumps(bare, ensure_ascii=False)[1:-1] in rendered
+    if bare in rendered or json.dumps(bare, ensure_ascii=False)[1:-1] in rendered:
+        return True
+    return "".join(bare.split()) in "".join(rendered.split())
 
 
 def _writes_calls(chat: ChatTemplate, turns: Sequence[Message], record: PromptRecord) -> bool:

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING
 from tdistill.data.chat import ChatTemplate, chat_template_of
 from tdistill.data.config import DataConfig, Template
 from tdistill.data.conversation import Rendered, render_row
-from tdistill.data.formats import Prompt, PromptRecord, Response, text_of_response
+from tdistill.data.formats import (
+    Prompt,
+    PromptRecord,
+    Response,
+    is_blank_response,
+    text_of_response,
+)
 from tdistill.data.messages import Message
 from tdistill.data.rendering import render_prompt
 from tdistill.data.response_tokens import ResponseTokeniser, ResponseTokens, all_text
@@ -153,8 +159,10 @@ def _without_end(
                 f"{record.where}: expected a response that ends with its end token; found {name}, "
                 "which ends it, before its end. Remove it from the text, or end the response there."
             )
-    changed = tuple(cut) != record.references
-    return (replace(record, references=tuple(cut)), True) if changed else (record, False)
+    if tuple(cut) == record.references:
+        return record, False
+    said = tuple(response for response in cut if not is_blank_response(response))
+    return replace(record, references=said), True
 
 
 def _cut(response: Response, names: tuple[str, str]) -> Response:
