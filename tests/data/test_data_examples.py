@@ -245,7 +245,6 @@ def test_a_template_may_change_white_space_but_no_words(write):
     examples, report = load_examples(write(rows), spaced, DataConfig())
     assert spaced.decode(list(examples[0].reference_ids)) == "He\ndid.<|im_end|>"
     assert report.faults == {}
-    lower = byte_level(CHATML.replace("['content']", "['content'] | lower"))
-    rows[0]["prompt"] = "who?"
-    _, report = load_examples(write(rows), lower, DataConfig())
+    other = byte_level(CHATML.replace("['content']", "['content'].replace('did', 'does')"))
+    _, report = load_examples(write(rows), other, DataConfig())
     assert report.faults == {"the chat template rewrites the response": 1}
