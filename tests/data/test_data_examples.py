@@ -216,7 +216,7 @@ def test_template_variables_are_used_and_named(write):
         write(ROWS), tokenizer, DataConfig(template_kwargs={"mood": "calm"})
     )
     assert examples[0].prompt.endswith("assistant\ncalm")
-    assert "the chat template is given mood = calm" in report.text()
+    assert 'the chat template is given mood = "calm"' in report.text()
     for options in ({"template_kwargs": {"mood": "calm"}}, {"template_name": "rag"}):
         with pytest.raises(DataError, match="expected a chat template to use it"):
             load_examples(write(ROWS), byte_level(), DataConfig(**options))

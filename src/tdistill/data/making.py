@@ -118,11 +118,12 @@ def make_examples(
         tokens = tokeniser.of_chat(rows, rendered, prompt_ids)
     else:
         tokens = tokeniser.of_text(rows, rendered)
-    parts = zip(pairs, rendered, prompt_ids, tokens, strict=True)
     most = config.max_response_tokens
     return [
-        _outcome(record, *part, most=most, wrote_end=wrote_end)
-        for (record, wrote_end), *part in parts
+        _outcome(record, row, ids, response, most=most, wrote_end=wrote_end)
+        for (record, wrote_end), row, ids, response in zip(
+            pairs, rendered, prompt_ids, tokens, strict=True
+        )
     ]
 
 

@@ -99,11 +99,11 @@ def with_answer_alone(answer: Message) -> Message:
     return rest | ({"content": text} if "content" in answer else {})
 
 
-def with_reasoning_apart(answer: Message) -> Message:
-    """The turn with its reasoning as a field, where it stands in the content."""
+def with_reasoning_apart(answer: Message) -> Message | None:
+    """The turn with its reasoning as a field, where it stands in the content; else None."""
     reasoning, between, _ = divide(answer)
     if not between:
-        return answer
+        return None
     return {**with_answer_alone(answer), "reasoning_content": (reasoning or "").strip()}
 
 
