@@ -92,6 +92,16 @@ def divide(answer: Message) -> tuple[str | None, str, str]:
     return reasoning, "", content
 
 
+def without_reasoning(text: str) -> str:
+    """What a text answers: what stands after its reasoning.
+
+    Example:
+        >>> without_reasoning("<think>\\nTwo and two.\\n</think>\\n\\n4"), without_reasoning("4")
+        ('4', '4')
+    """
+    return divide({"content": text})[2]
+
+
 def with_answer_alone(answer: Message) -> Message:
     """The turn without its reasoning."""
     rest = {key: value for key, value in answer.items() if key != "reasoning_content"}
