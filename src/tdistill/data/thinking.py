@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from tdistill.data.formats import Response
@@ -52,12 +51,12 @@ def block_of_prompt(prompt: str) -> ThinkBlock | None:
         True
     """
     for opening, closing in TAGS:
-        found = re.search(
-            rf"{re.escape(opening)}(?P<space>\s*)(?P<closed>{re.escape(closing)}\s*)?\Z", prompt
-        )
-        if found:
-            closed, base = found["closed"] is not None, prompt[: found.start()]
-            return ThinkBlock((opening, closing), base, found["space"], closed)
+        base, opened, block = prompt.rpartition(opening)
+        inside, closed, after = block.partition(closing)
+        # An open block is empty still; a closed one may say that there is no time to think.
+        if opened and not after.strip() and (closed or not inside.strip()):
+            space = inside[: len(inside) - len(inside.lstrip())]
+            return ThinkBlock((opening, closing), base, space, bool(closed))
     return None
 
 
