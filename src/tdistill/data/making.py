@@ -42,6 +42,7 @@ class Example:
         row_prompt: the prompt as the source has it, before rendering.
         row_response: the first response likewise.
         tools: JSON schemas of the tools that the row offers.
+        system: the row's own system message, where a column gives it.
     """
 
     prompt: str
@@ -53,6 +54,7 @@ class Example:
     row_prompt: Prompt = ""
     row_response: Response = ""
     tools: tuple[Message, ...] = ()
+    system: str | None = None
 
 
 @dataclass(frozen=True)
@@ -202,6 +204,7 @@ def _outcome(
             record.prompt,
             record.references[0] if record.references else "",
             record.tools,
+            record.system,
         )
     return Outcome(
         record,
