@@ -152,7 +152,7 @@ def _arm(moment: str) -> None:
 
     def save_model(model: Any, folder: Path) -> None:
         original_save(model, folder)
-        if folder.name != "untrained":
+        if "untrained" not in folder.name:  # written beside its place, under another name
             _die()
 
     places: dict[str, tuple[Any, str, Any]] = {

@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 
 import tdistill
-from pipeline import Finished, read_json, write_rows
+from pipeline import Finished, write_rows
 from tdistill import __version__, cli
 from tdistill.models.language_model import load
 from tdistill.recipe import Recipe, read_recipe
+from tdistill.teacher.cache.manifest import read_manifest
 from tdistill.teacher.cache.reader import Cache
 from tdistill.teacher.cache.verification import verify_cache
 from tdistill.teacher.inspection import inspect_cache
@@ -310,14 +311,14 @@ def test_verify_tells_sound_from_damaged(
     shutil.copytree(finished.folder / "cache", cache)
     assert cli.main(["verify", str(cache)]) == 0
     assert "sound; 18 rows in 3 shards" in capsys.readouterr().out
-    manifest = read_json(cache / "manifest.json")
-    manifest["shards"][1]["steps"] += 1
-    (cache / "manifest.json").write_text(json.dumps(manifest))
+    manifest = read_manifest(cache)
+    wrong = replace(manifest.shards[1], steps=manifest.shards[1].steps + 1)
+    manifest.with_shard(wrong).write(cache)
     assert cli.main(["verify", str(cache)]) == 1
     said = capsys.readouterr()
     assert "step count differs from the manifest" in said.err
-    assert manifest["shards"][1]["name"] in said.err
-    shard = cache / manifest["shards"][0]["name"]
+    assert wrong.name in said.err
+    shard = cache / manifest.shards[0].name
     shard.write_bytes(shard.read_bytes()[:-1])
     assert cli.main(["verify", str(cache)]) == 2
     assert capsys.readouterr().err.startswith("error: ")
@@ -346,6 +347,7 @@ def test_student_chooses_layers_on_given_responses(
     said = capsys.readouterr().out
     assert "of the teacher (greedy, forward KL " in said
     assert load(tmp_path / "student").model.config.num_hidden_layers == 2
+    shutil.rmtree(tmp_path / "student")
     assert cli.main([*words, "--choose", "influence"]) == 2
     assert "influence is measured: expected responses" in capsys.readouterr().err
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import yaml
 
 from pipeline import Finished, read_json
 from tdistill import cli
+from tdistill.cli import reward as reward_command
 from tdistill.cli.reward import RewardCommand, read_and_rank
 from tdistill.data import DataConfig, load_examples
 from tdistill.evidence.rows import Row
@@ -270,3 +272,30 @@ def test_it_is_also_a_function(finished: Finished, tmp_path: Path):
     lines = read_and_rank(RewardCommand(data, tmp_path / "out", model=teacher))
     assert "6 responses to 3 prompts" in lines
     assert any(line.startswith("rank correlation") for line in lines)
+
+
+CALLS = [{"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}]
+TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [TURNS[1], {"role": "assistant", "tool_calls": CALLS}], "tools": TOOLS},
+        {"prompt": "a b", "response": "c", "system": "d"},
+        {"question": "a b", "answer": "c", "system": "d"},
+        {"messages": [TURNS[1], {"role": "assistant", "content": "e", "reasoning": "f"}]},
+    ],
+)
+def test_rows_of_chats_are_written_as_they_can_be_read_again(tmp_path: Path, row: dict[str, Any]):
+    words = copy.deepcopy(tokenizer())
+    words.chat_template = (
+        "{% for tool in tools or [] %}{{ tool.function.name }} {% endfor %}{% for m in messages %}"
+        "{{ m.reasoning_content }} {{ m.content }} {% for call in m.tool_calls %}"
+        "{{ call.function.name }} {{ call.function.arguments }} {% endfor %}<end> {% endfor %}"
+    )
+    (first,), _ = load_examples(str(write_data(tmp_path, [row])), words, DataConfig())
+    again = write_data(tmp_path, [vars(reward_command)["_as_data"](first)])
+    (second,), _ = load_examples(str(again), words, DataConfig())
+    assert (second.prompt_ids, second.reference_ids) == (first.prompt_ids, first.reference_ids)
+    assert first.reference_ended

@@ -107,3 +107,14 @@ def test_whatever_a_template_raises_is_a_refusal_with_the_row(template, reason):
         ChatTemplate(byte_level(template)).render(turns, prompt=True, where="f:1")
     assert reason in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_template_that_reads_texts_in_parts_gets_them_so():
+    parts = (
+        "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}"
+        "{% endif %}{% endfor %}"
+    )
+    seeing = chat(CHATML.replace("{{ message['content'] }}", parts))
+    assert seeing.in_parts
+    assert seeing.render(USER, prompt=True) == chat(CHATML).render(USER, prompt=True)
+    assert not chat(CHATML).in_parts

@@ -138,3 +138,11 @@ def test_a_wrong_mapping_is_refused_with_the_nearest_name(mapping, expected):
     with pytest.raises(DataError) as caught:
         names(["query", "reply"], mapping)
     assert expected in str(caught.value)
+
+
+def test_a_source_that_needs_no_mapping_is_read_beside_one_that_does():
+    mapping = {"prompt": "query", "response": "answer"}
+    for columns in (["prompt", "response"], ["prompt", "completion", "other"]):
+        assert names(columns, mapping) == {name: name for name in columns}
+    with pytest.raises(DataError, match="expected the column query"):
+        names(["question", "answer"], mapping)

@@ -216,7 +216,7 @@ def test_template_variables_are_used_and_named(write):
         write(ROWS), tokenizer, DataConfig(template_kwargs={"mood": "calm"})
     )
     assert examples[0].prompt.endswith("assistant\ncalm")
-    assert "the chat template is given mood = calm" in report.text()
+    assert 'the chat template is given mood = "calm"' in report.text()
     for options in ({"template_kwargs": {"mood": "calm"}}, {"template_name": "rag"}):
         with pytest.raises(DataError, match="expected a chat template to use it"):
             load_examples(write(ROWS), byte_level(), DataConfig(**options))
@@ -237,3 +237,14 @@ def test_a_system_message_that_the_template_leaves_out_is_a_fault(write):
     with pytest.raises(DataError, match="leaves out the text of a turn of role system"):
         load_examples(write(ROWS[:1]), byte_level(template), DataConfig(system="Be kind."))
     assert load_examples(write(ROWS[:1]), byte_level(template), DataConfig(system=""))
+
+
+def test_a_template_may_change_white_space_but_no_words(write):
+    rows = [{"prompt": "Who?\n\nNow.", "completion": "He\n\ndid."}]
+    spaced = byte_level(CHATML.replace("['content']", "['content'].replace('\n\n', '\n')"))
+    examples, report = load_examples(write(rows), spaced, DataConfig())
+    assert spaced.decode(list(examples[0].reference_ids)) == "He\ndid.<|im_end|>"
+    assert report.faults == {}
+    other = byte_level(CHATML.replace("['content']", "['content'].replace('did', 'does')"))
+    _, report = load_examples(write(rows), other, DataConfig())
+    assert report.faults == {"the chat template rewrites the response": 1}

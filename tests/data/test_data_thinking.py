@@ -128,5 +128,40 @@ def test_reasoning_is_known_by_tags_at_the_start(content, parts):
     assert divide({"content": content}) == parts
 
 
-def test_a_prompt_that_mentions_a_tag_opens_no_block():
-    assert block_of_prompt("What is <think>?<|assistant|>") is None
+@pytest.mark.parametrize(
+    ("prompt", "closed"),
+    [
+        ("What is <think>?<|assistant|>", None),
+        ("<think>a</think>b<|assistant|>", None),
+        ("<|assistant|></think>", None),
+        ("<|assistant|><think>", False),
+        ("<think>a</think>b<|assistant|><think>\n", False),
+        ("<|assistant|><seed:think>\nNo time.\n</seed:think>", True),
+        ("<|turn>model\n<|channel>thought\n<channel|>", True),
+    ],
+)
+def test_a_prompt_opens_a_block_where_it_ends_with_one(prompt, closed):
+    block = block_of_prompt(prompt)
+    assert (None if block is None else block.closed) == closed
+
+
+# The generation prompt closes a block that it never opened; with `thinking` it opens one instead.
+HALF = FORGETFUL.replace("<think>\n", "{{ '<think>' if thinking else '</think>' }}").replace(
+    "{{ message.content", "</think>{{ message.content"
+)
+
+
+@pytest.mark.parametrize(
+    ("thinks", "response", "trained"),
+    [
+        (False, "Four.", "Four.<|im_end|>"),
+        (False, TAGS, "Four.<|im_end|>"),
+        (True, "Four.", "</think>\n\nFour.<|im_end|>"),
+        (True, TAGS, "\nAdd them.\n</think>\n\nFour.<|im_end|>"),
+    ],
+)
+def test_a_template_with_half_a_block_is_continued_by_the_other_half(thinks, response, trained):
+    found, prompt, text = outcome(HALF, response, template_kwargs={"thinking": thinks})
+    assert prompt.endswith("<think>" if thinks else "assistant\n</think>")
+    assert (text, found.fault) == (trained, None)
+    assert found.lost == (("reasoning",) if response == TAGS and not thinks else ())

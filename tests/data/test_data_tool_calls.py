@@ -130,7 +130,7 @@ def test_a_call_that_the_prompt_lacks_leaves_the_row_out(load):
     plain = [USER, assistant(content="Hello.")]
     examples, report, _ = load(CHATML, turns, *[plain] * 30)
     assert len(examples) == 30
-    assert report.faults == {"the chat template leaves out a tool call of an earlier turn": 1}
+    assert report.faults == {"the chat template leaves out a tool call, in the prompt": 1}
     assert report.refused_rows == 1
     with pytest.raises(DataError, match="found 1 of 11 that it cannot: 1 the chat template"):
         load(CHATML, turns, *[plain] * 10)
@@ -151,9 +151,12 @@ def test_a_result_that_the_template_leaves_out_is_a_fault(load):
         "{% for message in messages %}", "{% for message in messages if message.role != 'tool' %}"
     )
     plain = [USER, assistant(content="Hello.")]
-    turns = [USER, {"role": "tool", "content": "sunny"}, assistant(content="Sunny.")]
+    # The question holds the text of the result as well, so that it seems to be written.
+    asked = {"role": "user", "content": "sunny?"}
+    turns = [asked, {"role": "tool", "content": "sunny"}, assistant(content="Sunny.")]
     _, report, _ = load(template, turns, *[plain] * 30)
-    assert report.faults == {"the chat template leaves out the text of a turn of role tool": 1}
+    reason = "the chat template leaves out the result of a tool, in the prompt"
+    assert report.faults == {reason: 1}
 
 
 @pytest.mark.parametrize(

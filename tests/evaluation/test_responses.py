@@ -17,7 +17,9 @@ from tdistill.evaluation.responses import (
     respond,
     score_responses,
     text_of,
+    verified,
 )
+from tdistill.evaluation.verifier import load_verifier
 from tdistill.evidence.rows import Row
 from tdistill.models.decoding import Decoding
 from tdistill.models.generation import Response
@@ -162,6 +164,19 @@ def test_overlap_takes_the_best_reference_and_leaves_special_tokens_out():
     assert text_of(student(), letters) == "ab"
     assert found is not None
     assert found.mean == 50.0
+
+
+def test_answers_are_judged_after_their_reasoning(monkeypatch: pytest.MonkeyPatch):
+    said = "<think>\nIs it cd?\n</think>\n\nab"
+    monkeypatch.setattr("tdistill.evaluation.responses.text_of", lambda *_: said)
+    made = Responses(SAMPLE, [[Response((2,), True)]])
+    for reference in ("ab", "cd</think>ab"):
+        (one,) = examples(reference, prompts=("k",))
+        found = (
+            overlap(made, [one], student()),
+            verified(made, [one], student(), load_verifier("exact")),
+        )
+        assert [sample.mean for sample in found if sample is not None] == [100.0, 1.0]
 
 
 def test_prompts_without_references_have_no_overlap():

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
+from pipeline import write_world
 from tdistill.data import DataConfig, Example
 from tdistill.errors import DataError
-from tdistill.recipe import Recipe, StartConfig, StudentConfig, TeacherConfig
+from tdistill.recipe import Recipe, StartConfig, StudentConfig, TeacherConfig, read_recipe
 from tdistill.run.examples import load_splits, read_clock, references_field
 from tdistill.run.groundwork import Groundwork
 from tdistill.training.objectives import KD, SFT
@@ -101,13 +102,7 @@ def test_the_date_is_kept_in_the_folder_and_prompts_stay_the_same(
     )
 
     def prompts_on(day: datetime, folder: Path) -> list[str]:
-        class Today(datetime):
-            @classmethod
-            def now(cls, tz: Any = None) -> datetime:
-                return day
-
-        for place in ("tdistill.run.examples.datetime", "tdistill.data.chat.datetime"):
-            monkeypatch.setattr(place, Today)
+        turn_to(monkeypatch, day)
         folder.mkdir(exist_ok=True)
         ground = ground_of(config, folder, dated)
         ground.keep_clock()
@@ -134,6 +129,34 @@ def test_of_two_processes_the_first_ones_date_counts(tmp_path: Path):
     first.keep_clock()
     second.keep_clock()
     assert second.load_examples()["train"][0].prompt == seen[0]
+
+
+def turn_to(monkeypatch: pytest.MonkeyPatch, day: datetime) -> None:
+    class Today(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:
+            return day
+
+    for place in ("tdistill.run.examples.datetime", "tdistill.data.chat.datetime"):
+        monkeypatch.setattr(place, Today)
+
+
+def test_rollouts_are_found_again_on_the_next_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = write_world(tmp_path / "world")
+    (tmp_path / "world" / "teacher" / "chat_template.jinja").write_text(
+        "{{ 'one' if strftime_now('%d') == '09' else 'two' }} {% for m in messages %}"
+        "{{ m.content }} <end> {% endfor %}"
+    )
+    recipe = read_recipe(path, ["--data.template", "chat"])
+    turn_to(monkeypatch, datetime(2030, 5, 9))
+    first = Groundwork(recipe, tmp_path / "run", str).sample_rollouts()
+    turn_to(monkeypatch, datetime(2030, 5, 10))
+    lines: list[str] = []
+    again = Groundwork(recipe, tmp_path / "run", lines.append).sample_rollouts()
+    assert again == first
+    assert "[rollouts] reused" in lines
+    other = Groundwork(recipe, tmp_path / "other", str).sample_rollouts()
+    assert {row.prompt_ids[0] for row in first}.isdisjoint({row.prompt_ids[0] for row in other})
 
 
 def _with_template(template: str) -> Any:

@@ -86,13 +86,12 @@ def test_it_leaves_what_it_promises(world: World):
     for k in range(SEEDS):
         folder = seed_folder(world.folder, k)
         models = {path.name for path in (folder / "models").iterdir()}
-        assert models == {"start", "seqkd"} | ({"untrained"} if k == 0 else set())
-        assert (folder / "student/model.safetensors").exists()
+        assert models == {"start", "seqkd", "kd"} | ({"untrained"} if k == 0 else set())
+    assert digest(world.folder / "student") == digest(world.folder / "models/kd")
     assert {p.name for p in (world.folder / "seed-1").iterdir()} == {
         "checkpoints",
         "models",
         "stages",
-        "student",
     }
     assert "<script" not in (world.folder / "report.html").read_text()
 
@@ -250,7 +249,7 @@ def test_killed_it_goes_on_to_the_same_result(
     assert "train kd, seed 1 of 2; 2 of 6 done, about" in said
     assert "[seqkd]\n" not in said.split("seed-1")[0]
     assert timeless(out) == timeless(world.folder)
-    for place in ("cache", "models", "student", "seed-1/models", "seed-1/student"):
+    for place in ("cache", "models", "student", "seed-1/models"):
         assert digest(out / place) == digest(world.folder / place)
 
 
@@ -319,7 +318,7 @@ def test_processes_on_one_folder_share_the_work(world: World, tmp_path: Path):
     assert [process.returncode for process in started] == [0, 0], said
     done = [line for text in said for line in text.splitlines() if "] done in" in line]
     stages = [line.split("] done")[0] for line in done]
-    assert len(stages) == len(set(stages)) == 3 + 1 + 2 * 2 * 3 + 1
+    assert len(stages) == len(set(stages)) == 3 + 1 + 2 * 2 * 3 + 2
     assert timeless(out) == timeless(world.folder)
 
 

@@ -234,12 +234,13 @@ def _as_data(example: Example) -> dict[str, Any]:
 
     prompt, response = example.row_prompt, example.row_response
     answer = response if isinstance(response, str) else [response]
-    tools = {"tools": list(example.tools)} if example.tools else {}
+    more: dict[str, Any] = {"tools": list(example.tools)} if example.tools else {}
+    more |= {"system": example.system} if example.system else {}
     if isinstance(prompt, Instruction):
         asked = {"instruction": prompt.instruction, "input": prompt.input}
-        return {**asked, "output": answer, **tools}
+        return {**asked, "output": answer, **more}
     turns = prompt if isinstance(prompt, str) else list(prompt)
-    return {"prompt": turns, "completion": answer, **tools}
+    return {"prompt": turns, "completion": answer, **more}
 
 
 def _write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:

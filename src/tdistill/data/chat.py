@@ -6,7 +6,7 @@ import difflib
 import functools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -53,12 +53,14 @@ class ChatTemplate:
         name: which of several; None: the default.
         variables: what the template is given beside turns and tools.
         clock: the moment that it is told when it asks for the date.
+        in_parts: whether it reads texts as lists of parts alone, as those of models that see do.
     """
 
     tokenizer: PreTrainedTokenizerBase
     name: str | None = None
     variables: Mapping[str, Any] = field(default_factory=dict)
     clock: datetime = field(default_factory=datetime.now)
+    in_parts: bool = False
 
     def source(self, tools: Sequence[Message] = ()) -> str:
         """The template's text; one of several may be for rows with tools."""
@@ -89,6 +91,8 @@ class ChatTemplate:
         text, dates = _clocked(self.source(tools), self.clock)
         roles = {} if "developer" in text else {"developer": "system"}
         told = [{**turn, "role": roles.get(turn["role"], turn["role"])} for turn in turns]
+        if self.in_parts:
+            told = [{**turn, "content": _as_parts(turn.get("content", ""))} for turn in told]
         try:
             return str(
                 self.tokenizer.apply_chat_template(
@@ -157,7 +161,24 @@ def chat_template_of(
                 f"{variable}, which it does not{f' (nearest: {near[0]})' if near else ''}. "
                 "Correct the name or remove it."
             )
-    return chat
+    return replace(chat, in_parts=_reads_parts_alone(chat))
+
+
+def _as_parts(text: str) -> list[dict[str, str]]:
+    return [{"type": "text", "text": text}]
+
+
+def _reads_parts_alone(chat: ChatTemplate) -> bool:
+    """Whether a text is left out, and written where it is a list of parts."""
+    turns = [{"role": "user", "content": "question"}]
+
+    def writes(template: ChatTemplate) -> bool:
+        try:
+            return "question" in template.render(turns, prompt=False)
+        except TemplateRefusal:
+            return False
+
+    return not writes(chat) and writes(replace(chat, in_parts=True))
 
 
 def _name(tokenizer: PreTrainedTokenizerBase, wanted: str | None) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tdistill.data.config import Format, Template
@@ -38,13 +38,11 @@ FORMATS_UNDERSTOOD = (
     "instruction: instruction or question, input or context, output or response or answer; "
     "each with optional references, system and tools; text: text (for data.lm_text only)"
 )
-_MAPPABLE = {
-    name
+_TOGETHER = [  # the names of each role, whatever their group
+    {name for group in groups for name in group}
     for names in ROLES.values()
     for groups in names.values()
-    for group in groups
-    for name in group
-} | {"text"}
+]
 
 
 @dataclass(frozen=True)
@@ -69,29 +67,34 @@ def named_columns(
 
     Returns:
         Each known name with its column; a mapped column is known by its new name alone, which no
-        other column has then.
+        other column has then. A source without the mapped column may have one that needs none, as
+        where training and test files differ.
 
     Raises:
         DataError: a mapped name is none that is understood, or its column is not there.
     """
+    given: dict[str, str] = {}
+    known = sorted(set().union(*_TOGETHER))
     for name, column in mapping.items():
-        if name not in _MAPPABLE:
+        if name not in known:
             raise DataError(
-                f"data.columns: expected names among {', '.join(sorted(_MAPPABLE))}; found {name}"
-                f"{_near(name, _MAPPABLE)}. Write it as {{prompt: COLUMN, response: COLUMN}}."
+                f"data.columns: expected names among {', '.join(known)}; found {name}"
+                f"{_near(name, known)}. Write it as {{prompt: COLUMN, response: COLUMN}}."
             )
-        if column not in columns:
+        if column in columns:
+            given[name] = column
+        elif not any(name in role and not role.isdisjoint(columns) for role in _TOGETHER):
             raise DataError(
                 f"{source}: expected the column {column} that data.columns names for {name}; found "
                 f"the columns {', '.join(columns) or '(none)'}{_near(column, columns)}. Correct it."
             )
-    taken = set(mapping.values())
-    own = {name: name for name in columns if name not in taken and name not in mapping}
-    return own | dict(mapping)
+    taken = set(given.values())
+    own = {name: name for name in columns if name not in taken and name not in given}
+    return own | given
 
 
-def _near(name: str, known: object) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)  # pyright: ignore
+def _near(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f" (nearest: {near[0]})" if near else ""
 
 

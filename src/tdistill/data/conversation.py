@@ -7,11 +7,11 @@ cannot be had the row has a fault, and is counted by it instead of being trained
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 from typing import Any
 
 from tdistill.data.chat import ChatTemplate, TemplateRefusal
@@ -29,9 +29,11 @@ from tdistill.data.thinking import (
 )
 
 CALL_LEFT_OUT = "the chat template leaves out a tool call"
+RESULT_LEFT_OUT = "the chat template leaves out the result of a tool"
 REWRITTEN = "the chat template rewrites the response"
 THINKS_TWICE = "a think block would be opened twice, or stay open"
 NOT_CONTINUED = "the whole conversation does not begin with the generation prompt"
+_MARKS = ("name", "key", "value", "result")
 _LABELS = {"id", "type", "name", "weight", "tool_call_id", "role", "content", "tool_calls"}
 
 
@@ -108,7 +110,7 @@ def _shapes(turns: Sequence[Message]) -> Iterator[tuple[bool, bool]]:
     """
     if not any("tool_calls" in turn for turn in turns):
         return iter([(False, False)])
-    return product((False, True), (False, True))
+    return itertools.product((False, True), (False, True))
 
 
 def _shaped(turn: Message, as_text: bool, empty_content: bool) -> Message:
@@ -143,8 +145,8 @@ def _render(
         return Rendered(prompt, lost=lost)
     try:
         made = _continued(chat, turns, answer, prompt, record)
-        if made.fault is None and not _writes_calls(chat, [*turns, answer], record):
-            made = Rendered(prompt, fault=CALL_LEFT_OUT)
+        unwritten = None if made.fault else _unwritten(chat, [*turns, answer], record)
+        made = made if unwritten is None else Rendered(prompt, fault=unwritten)
     except TemplateRefusal as refusal:
         made = Rendered(prompt, fault=f"the chat template refuses the response ({refusal.reason})")
     return replace(made, lost=(*lost, *made.lost))
@@ -154,8 +156,9 @@ def _fault_of_prompt(
     chat: ChatTemplate, turns: Sequence[Message], prompt: str, record: PromptRecord
 ) -> str | None:
     """What the template leaves out of what precedes the response; earlier reasoning is no fault."""
-    if not _writes_calls(chat, turns, record):
-        return f"{CALL_LEFT_OUT} of an earlier turn"
+    unwritten = _unwritten(chat, turns, record)
+    if unwritten is not None:
+        return f"{unwritten}, in the prompt"
     for turn in turns:
         text = divide(turn)[2] if turn["role"] == "assistant" else turn["content"]
         # Beside a call, text is a remark that templates may leave out.
@@ -174,7 +177,8 @@ def _continued(
 
     block = block_of_prompt(prompt)
     # Some templates know reasoning by its field alone, others by its tags alone.
-    for turn in (answer, with_reasoning_apart(answer)):
+    apart = with_reasoning_apart(answer)
+    for turn in (answer,) if apart is None else (answer, apart):
         whole = rendered(turn)
         if whole.startswith(prompt) and _thinks_once(block, whole[len(prompt) :], answer):
             return _checked(answer, prompt, whole[len(prompt) :])
@@ -241,34 +245,43 @@ def _checked(answer: Message, prompt: str, response: str, *, own: bool = True) -
 
 
 def _written(text: str, rendered: str) -> bool:
-    """Whether a text stands in a rendering, as it is or as JSON."""
+    """Whether a text stands in a rendering, as it is or as JSON, white space apart."""
     bare = text.strip()
-    return bare in rendered or json.dumps(bare, ensure_ascii=False)[1:-1] in rendered
+    if bare in rendered or json.dumps(bare, ensure_ascii=False)[1:-1] in rendered:
+        return True
+    return "".join(bare.split()) in "".join(rendered.split())
 
 
-def _writes_calls(chat: ChatTemplate, turns: Sequence[Message], record: PromptRecord) -> bool:
-    """Whether the template writes every tool call, tried with names that stand nowhere else."""
-    marks: list[str] = []
+def _unwritten(chat: ChatTemplate, turns: Sequence[Message], record: PromptRecord) -> str | None:
+    """What of tool calls and their results the template leaves out.
 
-    def marked(call: Message) -> Message:
-        number = len(marks) // 3
-        name, key, value = (f"tdistill{kind}{number}" for kind in ("name", "key", "value"))
-        marks.extend((name, key, value))
-        arguments: Any = {key: value}
-        if isinstance(call["function"]["arguments"], str):
-            arguments = json.dumps(arguments)
-        return {**call, "function": {"name": name, "arguments": arguments}}
-
+    It is tried with names and texts that stand nowhere else in the row.
+    """
+    calls = [call for turn in turns for call in turn.get("tool_calls", ())]
+    results = [turn for turn in turns if turn["role"] == "tool"]
+    if not calls and not results:
+        return None
+    numbers = itertools.count()
     probe = [
-        {**turn, "tool_calls": [marked(call) for call in turn["tool_calls"]]}
+        {**turn, "content": f"tdistillresult{next(numbers)}"}
+        if turn["role"] == "tool"
+        else {**turn, "tool_calls": [_marked(call, next(numbers)) for call in turn["tool_calls"]]}
         if "tool_calls" in turn
         else turn
         for turn in turns
     ]
-    if not marks:
-        return True
     text = chat.render(probe, record.tools, prompt=False, where=record.where)
-    return all(mark in text for mark in marks)
+    found = {kind: set(re.findall(rf"tdistill{kind}\d+", text)) for kind in _MARKS}
+    if any(len(found[kind]) < len(calls) for kind in _MARKS[:3]):
+        return CALL_LEFT_OUT
+    return RESULT_LEFT_OUT if len(found["result"]) < len(results) else None
+
+
+def _marked(call: Message, number: int) -> Message:
+    arguments: Any = {f"tdistillkey{number}": f"tdistillvalue{number}"}
+    if isinstance(call["function"]["arguments"], str):
+        arguments = json.dumps(arguments)
+    return {**call, "function": {"name": f"tdistillname{number}", "arguments": arguments}}
 
 
 def _writes_tools(

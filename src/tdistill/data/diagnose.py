@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -135,7 +136,7 @@ def _template_notes(template: Template, config: DataConfig, kept: Sequence[Outco
     if wrote:
         notes.append(f"{wrote} responses write their own end token: it is taken as their end")
     if config.template_kwargs and template == "chat":
-        given = ", ".join(f"{name} = {value}" for name, value in config.template_kwargs.items())
+        given = ", ".join(f"{k} = {json.dumps(v)}" for k, v in config.template_kwargs.items())
         notes.append(f"the chat template is given {given}")
     return notes
 

@@ -71,16 +71,8 @@ def load_examples(
     if require_references:
         records = _answered(records, source, columns)
     if every_response:
-        records = [
-            replace(record, references=(response,) if response is not None else ())
-            for record in records
-            for response in record.references or (None,)
-        ]
-    filled = [
-        record
-        for record in records
-        if not is_blank(record.prompt) and not (require_references and record.blank_reference)
-    ]
+        records = [apart for record in records for apart in _apart(record)]
+    filled = [r for r in records if not _is_empty(r, require_references)]
     outcomes = make_examples(tokenizer, template, filled, config, chat)
     fitting = [outcome for outcome in outcomes if not _is_long(outcome, config)]
     kept = [outcome for outcome in fitting if _is_usable(outcome, require_references)]
@@ -175,6 +167,17 @@ def unused_columns(columns: SourceColumns) -> str:
         f" Not used: the columns {', '.join(columns.ignored)}; one that holds the responses can be "
         f"named, as in data.columns: {{response: {columns.ignored[0]}}}."
     )
+
+
+def _apart(record: PromptRecord) -> list[PromptRecord]:
+    """A record for each response."""
+    if not record.references:
+        return [record]
+    return [replace(record, references=(response,)) for response in record.references]
+
+
+def _is_empty(record: PromptRecord, require_references: bool) -> bool:
+    return is_blank(record.prompt) or (require_references and record.blank_reference)
 
 
 def _is_long(outcome: Outcome, config: DataConfig) -> bool:

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING
 from tdistill.data.chat import ChatTemplate, chat_template_of
 from tdistill.data.config import DataConfig, Template
 from tdistill.data.conversation import Rendered, render_row
-from tdistill.data.formats import Prompt, PromptRecord, Response, text_of_response
+from tdistill.data.formats import (
+    Prompt,
+    PromptRecord,
+    Response,
+    is_blank_response,
+    text_of_response,
+)
 from tdistill.data.messages import Message
 from tdistill.data.rendering import render_prompt
 from tdistill.data.response_tokens import ResponseTokeniser, ResponseTokens, all_text
@@ -36,6 +42,7 @@ class Example:
         row_prompt: the prompt as the source has it, before rendering.
         row_response: the first response likewise.
         tools: JSON schemas of the tools that the row offers.
+        system: the row's own system message, where a column gives it.
     """
 
     prompt: str
@@ -47,6 +54,7 @@ class Example:
     row_prompt: Prompt = ""
     row_response: Response = ""
     tools: tuple[Message, ...] = ()
+    system: str | None = None
 
 
 @dataclass(frozen=True)
@@ -154,8 +162,10 @@ def _without_end(
                 f"{record.where}: expected a response that ends with its end token; found {name}, "
                 "which ends it, before its end. Remove it from the text, or end the response there."
             )
-    changed = tuple(cut) != record.references
-    return (replace(record, references=tuple(cut)), True) if changed else (record, False)
+    if tuple(cut) == record.references:
+        return record, False
+    said = tuple(response for response in cut if not is_blank_response(response))
+    return replace(record, references=said), True
 
 
 def _cut(response: Response, names: tuple[str, str]) -> Response:
@@ -194,6 +204,7 @@ def _outcome(
             record.prompt,
             record.references[0] if record.references else "",
             record.tools,
+            record.system,
         )
     return Outcome(
         record,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from tdistill.data.formats import Response
@@ -52,12 +51,12 @@ def block_of_prompt(prompt: str) -> ThinkBlock | None:
         True
     """
     for opening, closing in TAGS:
-        found = re.search(
-            rf"{re.escape(opening)}(?P<space>\s*)(?P<closed>{re.escape(closing)}\s*)?\Z", prompt
-        )
-        if found:
-            closed, base = found["closed"] is not None, prompt[: found.start()]
-            return ThinkBlock((opening, closing), base, found["space"], closed)
+        base, opened, block = prompt.rpartition(opening)
+        inside, closed, after = block.partition(closing)
+        # An open block is empty still; a closed one may say that there is no time to think.
+        if opened and not after.strip() and (closed or not inside.strip()):
+            space = inside[: len(inside) - len(inside.lstrip())]
+            return ThinkBlock((opening, closing), base, space, bool(closed))
     return None
 
 
@@ -92,6 +91,16 @@ def divide(answer: Message) -> tuple[str | None, str, str]:
     return reasoning, "", content
 
 
+def without_reasoning(text: str) -> str:
+    """What a text answers: what stands after its reasoning.
+
+    Example:
+        >>> without_reasoning("<think>\\nTwo and two.\\n</think>\\n\\n4"), without_reasoning("4")
+        ('4', '4')
+    """
+    return divide({"content": text})[2]
+
+
 def with_answer_alone(answer: Message) -> Message:
     """The turn without its reasoning."""
     rest = {key: value for key, value in answer.items() if key != "reasoning_content"}
@@ -99,11 +108,11 @@ def with_answer_alone(answer: Message) -> Message:
     return rest | ({"content": text} if "content" in answer else {})
 
 
-def with_reasoning_apart(answer: Message) -> Message:
-    """The turn with its reasoning as a field, where it stands in the content."""
+def with_reasoning_apart(answer: Message) -> Message | None:
+    """The turn with its reasoning as a field, where it stands in the content; else None."""
     reasoning, between, _ = divide(answer)
     if not between:
-        return answer
+        return None
     return {**with_answer_alone(answer), "reasoning_content": (reasoning or "").strip()}
 
 

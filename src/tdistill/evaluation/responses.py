@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tdistill.data.examples import Example
+from tdistill.data import Example
+from tdistill.data.thinking import without_reasoning
 from tdistill.evaluation.intervals import Sample
 from tdistill.evaluation.metrics import pass_at_k, repetition, rouge_l
 from tdistill.evaluation.places import metrics_by_place
@@ -143,7 +144,8 @@ def overlap(made: Responses, examples: Sequence[Example], model: LanguageModel) 
     """Rouge-L with the references; None where prompts have no references."""
     if not all(example.references for example in examples):
         return None
-    return _of_texts(made, model, lambda text, i: rouge_l(text, examples[i].references))
+    references = [tuple(map(without_reasoning, e.references)) for e in examples]
+    return _of_texts(made, model, lambda text, i: rouge_l(text, references[i]))
 
 
 def verified(
@@ -179,8 +181,8 @@ def pass_metrics(verdicts: Sample, ks: Sequence[int]) -> dict[str, Sample]:
 
 
 def _of_texts(made: Responses, model: LanguageModel, value: Callable[[str, int], float]) -> Sample:
-    """A value of each response's text and of the number of its prompt."""
-    return Sample(_table(made, lambda i, r: value(text_of(model, r), i)))
+    """A value of what each response answers, after its reasoning, and of its prompt's number."""
+    return Sample(_table(made, lambda i, r: value(without_reasoning(text_of(model, r)), i)))
 
 
 def text_of(model: LanguageModel, response: Response) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from tdistill import strict
 from tdistill.data import Example
+from tdistill.data.thinking import without_reasoning
 from tdistill.errors import DataError, InvalidValueError
 
 EXACT = "exact"
@@ -43,7 +44,8 @@ class Verifier:
             InvalidValueError: the function gives something else.
         """
         prompt = example.question or example.prompt
-        found = self.judge(response, list(example.references), prompt)
+        references = [without_reasoning(reference) for reference in example.references]
+        found = self.judge(response, references, prompt)
         if not (isinstance(found, (bool, int, float)) and 0 <= found <= 1):
             raise InvalidValueError(
                 f"evaluation.verify: expected true, false or a number in [0, 1] from {self.named}, "

@@ -7,6 +7,7 @@ load data and the teacher.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -18,7 +19,10 @@ from tdistill.data.config import AUTO
 from tdistill.data.sources import DEMO_PREFIX, HUB_PREFIX, matching_paths
 from tdistill.errors import InvalidValueError, StorageError, TdistillError
 from tdistill.files import existing_parent, free_bytes, in_world, resolve_path
+from tdistill.models.head_form import head_form
 from tdistill.models.language_model import load_config
+from tdistill.models.readers import open_reader
+from tdistill.models.row_trials import check_reading
 from tdistill.recipe import Recipe, placed
 from tdistill.run.folders import world_folder
 from tdistill.run.groundwork import Groundwork
@@ -194,8 +198,20 @@ def _prompts(ground: Groundwork) -> str:
 
 
 def _teacher(ground: Groundwork) -> str:
+    """Loads it, and tries every way in which it is going to be read."""
     teacher = ground.load_teacher()
-    return f"{type(teacher.model).__name__}, {teacher.num_parameters:,} parameters"
+    with warnings.catch_warnings(record=True) as doubts:
+        warnings.simplefilter("always")
+        reader = type(open_reader(teacher, 2)).__name__
+        check_reading(teacher.model)
+        head = "linear" if head_form(teacher.model) is not None else "read through full logits"
+    if doubts:
+        raise Doubt("; ".join(str(doubt.message) for doubt in doubts))
+    ends = ", ".join(str(teacher.tokenizer.convert_ids_to_tokens(i)) for i in teacher.end_ids)
+    return (
+        f"{type(teacher.model).__name__}, {teacher.num_parameters:,} parameters; output layer "
+        f"{head}; decoded by {reader}; responses end at {ends}"
+    )
 
 
 def _student(ground: Groundwork) -> str:

@@ -95,14 +95,10 @@ class Run:
         Raises:
             TdistillError: if something is wrong; nothing was written then, but for a world.
         """
-        found = list(findings(quick_checks(self.recipe, self.folder)))
-        refuse_wrong(found)
-        for finding in found:
-            if finding.level == "doubtful":
-                self.say(f"  doubtful: {finding.text}")
+        self._check(quick_checks(self.recipe, self.folder))
         self.groundwork.make_world()
         if not self.groundwork.prepared():
-            refuse_wrong(list(findings(thorough_checks(self.groundwork, self.folder))))
+            self._check(thorough_checks(self.groundwork, self.folder))
         with locked(self.folder / "locks" / "recipe", wait=True):
             replaced = replacement(self.recipe, self.folder)
             if replaced:
@@ -111,6 +107,14 @@ class Run:
             resolved = yaml.safe_dump(recipe_dict(self.recipe), sort_keys=False)
             write_atomically(self.folder / RESOLVED_RECIPE, resolved)
             self.groundwork.keep_clock()
+
+    def _check(self, checks: dict[str, Callable[[], str]]) -> None:
+        """Refuse what is wrong, say what is doubtful."""
+        found = list(findings(checks))
+        refuse_wrong(found)
+        for finding in found:
+            if finding.level == "doubtful":
+                self.say(f"  doubtful: {finding.text}")
 
     def _publish(self) -> None:
         """A copy of the distilled student where people look for it."""

@@ -68,7 +68,7 @@ def beside(document: Any, folder: Path) -> Any:
         return {key: beside(value, folder) for key, value in document.items()}
     if isinstance(document, list):
         return [beside(value, folder) for value in document]
-    if not is_import_path(document):
+    if not is_import_path(document) or "\0" in document:
         return document
     place, _, name = document.rpartition(":")
     file = (folder / place).resolve()
