@@ -21,6 +21,7 @@ from tdistill.files import in_world, locked
 from tdistill.models import language_model
 from tdistill.models.adoption import adopt, shared_vocabulary
 from tdistill.models.language_model import LanguageModel
+from tdistill.models.positions import check_positions
 from tdistill.progress import Progress
 from tdistill.recipe import Recipe, named_paths, placed
 from tdistill.run.examples import load_splits
@@ -139,16 +140,14 @@ class Groundwork:
     def count_vocabulary(self) -> int:
         """Tokens that teacher and student share."""
         path = self.placed.student.path
-        if path is not None:
-            return shared_vocabulary(self.load_teacher(), self.load_student(path))
-        return self.open_cache("train").manifest.identity.vocabulary_size
-
-    def load_student(self, path: str) -> LanguageModel:
-        """A student of the recipe's, with the teacher's tokenizer and ends; says what it takes."""
-        student, changes = adopt(language_model.load(path), self.load_teacher())
+        if path is None:
+            return self.open_cache("train").manifest.identity.vocabulary_size
+        teacher = self.load_teacher()
+        student, changes = adopt(language_model.load(path), teacher)
         for change in changes:
             self.say(f"  student: {change}")
-        return student
+        self._check_lengths(student)
+        return shared_vocabulary(teacher, student)
 
     # Data and evidence.
 
@@ -232,26 +231,46 @@ class Groundwork:
     # The student before training.
 
     def check_student(self) -> None:
-        """Refuse a student that cannot be made, or cannot be read, before any work is spent."""
+        """Refuse a student that cannot be made, or rows too long, before any work is spent."""
         config = self.recipe.student
         if config.path is not None:
             self.say(f"  {self.count_vocabulary()} tokens shared by teacher and student")
+        made = self.stages.finished("student", self.keys["student"], [self._untrained])
+        if made is not None:
+            return
+        self.convert_teacher()
         if config.layers is not None:
-            self.convert_teacher()
             depth = language_model.load_config(self.teacher_folder).num_hidden_layers
-            rule = "first" if config.choose == "first" else "even"
             evenly_spaced(depth, config.layers)
-            teacher = self.load_teacher()  # which layers a measured choice takes is known later
-            drop_layers(teacher, choose_layers(teacher, config.layers, rule).kept)
+            # Which layers a measured rule takes is known later; that some can be, now.
+            rule = "first" if config.choose == "first" else "even"
+            kept = choose_layers(self.load_teacher(), config.layers, rule).kept
+            drop_layers(self.load_teacher(), kept)
+        self._check_lengths(self.load_teacher())
+
+    def _check_lengths(self, model: LanguageModel) -> None:
+        """Refuse rows that a model has no positions for; say where it was not made for them."""
+        prompts = [e.prompt_ids for rows in self.load_examples().values() for e in rows]
+        longest = max(map(len, prompts), default=0)
+        for name in ("rollouts", "evaluation"):
+            new = getattr(self.recipe, name).max_new_tokens
+            # The last token is predicted, never read.
+            warning = check_positions(model, longest + new - 1, f"{name}.max_new_tokens")
+            if warning is not None:
+                self.say(f"  {warning}")
+
+    @property
+    def _untrained(self) -> Path:
+        return self.folder / "models" / "untrained"
 
     def make_student(self) -> Path:
         """The untrained student; returns its folder."""
-        config, folder = self.placed.student, self.folder / "models" / "untrained"
+        config, folder = self.placed.student, self._untrained
 
         def make() -> dict[str, Any]:
             record: dict[str, Any] = {}
             if config.layers is None:
-                student = self.load_student(str(config.path))
+                student, _ = adopt(language_model.load(str(config.path)), self.load_teacher())
             else:
                 teacher = self.load_teacher()
                 choice = choose_layers(
