@@ -237,8 +237,11 @@ def test_what_cannot_be_read_is_one_error(
     data = str(write_data(tmp_path))
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"prompt": "a b"}\n')
-    other = tokenizer().__class__.from_pretrained(teacher)
-    other.add_tokens(["another"])
+    other = copy.deepcopy(tokenizer())
+    words = other.backend_tokenizer.to_str().replace('"a":2,', '"a":3,').replace('"b":3,', '"b":2,')
+    other = type(other)(
+        tokenizer_object=type(other.backend_tokenizer).from_str(words), eos_token="<end>"
+    )
     save(LanguageModel(tiny_model("llama"), other, "other"), tmp_path / "other")
     cases = [
         (["--model", str(tmp_path / "none"), "--data", data], "expected a folder with a model"),

@@ -20,6 +20,7 @@ from tdistill.errors import InvalidValueError
 from tdistill.models.decoding import Decoding
 from tdistill.models.finite import has_numbers, refuse_step
 from tdistill.models.language_model import LanguageModel
+from tdistill.models.positions import check_positions
 
 if TYPE_CHECKING:
     from tdistill.models.reading import Reader
@@ -87,6 +88,7 @@ def generate(
 
     Raises:
         InvalidValueError: for an empty prompt.
+        ModelError: for rows that the model has no positions for.
         NonFiniteError: at the first step whose logits are no numbers.
     """
     from tdistill.models.readers import (
@@ -97,6 +99,9 @@ def generate(
         raise InvalidValueError("prompts: expected at least one token in each, found an empty one")
     queue = [tuple(prompt) for prompt in prompts]
     limits = [max_new_tokens] * len(queue) if isinstance(max_new_tokens, int) else max_new_tokens
+    longest = max((len(p) + n for p, n in zip(queue, limits, strict=True)), default=1) - 1
+    for model in _models(lm, companion):  # the last token is never read
+        check_positions(model, longest, "max_new_tokens")
     slots = min(batch_size or len(queue), len(queue))
     policy = _Policy([open_reader(m, slots) for m in _models(lm, companion)], lm.device, companion)
     tokens: list[list[int]] = [[] for _ in queue]

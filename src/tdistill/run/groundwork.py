@@ -22,6 +22,7 @@ from tdistill.files import in_world, locked, replacing_folder, write_atomically
 from tdistill.models import language_model
 from tdistill.models.adoption import adopt, shared_vocabulary
 from tdistill.models.language_model import LanguageModel
+from tdistill.models.positions import check_positions
 from tdistill.progress import Progress
 from tdistill.recipe import Recipe, named_paths, placed
 from tdistill.run.examples import load_splits, now, read_clock, references_field, write_clock
@@ -273,21 +274,42 @@ class Groundwork:
     # The student before training.
 
     def check_student(self) -> None:
-        """Refuse a student that cannot be made, or cannot be read, before any work is spent."""
+        """Refuse a student that cannot be made, or rows too long, before any work is spent."""
         config = self.recipe.student
         if config.path is not None:
             self.say(f"  {self.count_vocabulary()} tokens shared by teacher and student")
+            self._check_lengths(self.load_student())
+        made = self.stages.finished("student", self.keys["student"], [self._untrained])
+        if made is not None:
+            return
+        self.convert_teacher()
         if config.layers is not None:
-            self.convert_teacher()
             depth = language_model.load_config(self.teacher_folder).num_hidden_layers
-            rule = "first" if config.choose == "first" else "even"
             evenly_spaced(depth, config.layers)
-            teacher = self.load_teacher()  # which layers a measured choice takes is known later
-            drop_layers(teacher, choose_layers(teacher, config.layers, rule).kept)
+            # Which layers a measured rule takes is known later; that some can be, now.
+            rule = "first" if config.choose == "first" else "even"
+            kept = choose_layers(self.load_teacher(), config.layers, rule).kept
+            drop_layers(self.load_teacher(), kept)
+        self._check_lengths(self.load_teacher())
+
+    def _check_lengths(self, model: LanguageModel) -> None:
+        """Refuse rows that a model has no positions for; say where it was not made for them."""
+        prompts = [e.prompt_ids for rows in self.load_examples().values() for e in rows]
+        longest = max(map(len, prompts), default=0)
+        for name in ("rollouts", "evaluation"):
+            new = getattr(self.recipe, name).max_new_tokens
+            # The last token is predicted, never read.
+            warning = check_positions(model, longest + new - 1, f"{name}.max_new_tokens")
+            if warning is not None:
+                self.say(f"  {warning}")
+
+    @property
+    def _untrained(self) -> Path:
+        return self.folder / "models" / "untrained"
 
     def make_student(self) -> Path:
         """The untrained student; returns its folder."""
-        config, folder = self.placed.student, self.folder / "models" / "untrained"
+        config, folder = self.placed.student, self._untrained
 
         def make() -> dict[str, Any]:
             record: dict[str, Any] = {}

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from tdistill.data.tokens import response_end_id
 from tdistill.errors import DataError
-from tdistill.models.language_model import LanguageModel, also_end_at, load
+from tdistill.models import language_model
+from tdistill.models.language_model import LanguageModel, also_end_at
 
 if TYPE_CHECKING:
     from tdistill.data.config import Template
@@ -27,7 +28,7 @@ def load_stopping(path: str | Path, template: Template = "auto", **options: Any)
         DataError: the chat template that is to be used cannot render a conversation.
         ModelError: there is no such model, or it has no token for the end of a turn.
     """
-    lm = load(path, **options)
+    lm = language_model.load(path, **options)
     if not lm.tokenizer.chat_template:
         return lm
     try:

@@ -74,8 +74,8 @@ def drop_layers(teacher: LanguageModel, keep: Sequence[int]) -> LanguageModel:
     if apart is not None:
         raise ModelError(
             f"{type(teacher.model).__name__}: expected layers {_listed(keep)} to do what they do "
-            f"in {teacher.name}, found logits that differ {apart}: what a layer computes depends on "
-            "its index there; keep the first layers (choose: first), or start from a smaller "
+            f"in {teacher.name}, found logits that differ {apart}: what a layer computes depends "
+            "on its index there; keep the first layers (choose: first), or start from a smaller "
             "checkpoint of the same tokenizer (student.path)"
         )
     return student
