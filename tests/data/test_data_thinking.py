@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from chat_templates import EMPTY_BLOCK, FIELD_ONLY, FORGETFUL, HYBRID, LITERAL, THINKER, thinking
 
-from tdistill.data import DataConfig
+from tdistill.data import DataConfig, load_examples
 from tdistill.data.chat import chat_template_of
 from tdistill.data.formats import PromptRecord
 from tdistill.data.making import make_examples
@@ -107,6 +109,21 @@ def test_earlier_reasoning_is_left_to_the_template():
     assert "Add them." not in prompt
     assert "Four." in prompt
     assert found.fault is None
+
+
+@pytest.mark.parametrize("template", [HYBRID, FORGETFUL])
+def test_each_of_all_turns_has_its_own_reasoning_and_no_earlier_one(template, tmp_path):
+    talk = [*QUESTION, FIELD, {"role": "user", "content": "And three?"}, {**FIELD, "content": "7."}]
+    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": talk}))
+    tokenizer = thinking(template)
+    config = DataConfig(trained_turns="all")
+    (first, second), report = load_examples(str(tmp_path / "a.jsonl"), tokenizer, config)
+    for made, answer in ((first, "Four."), (second, "7.")):
+        whole = made.prompt + tokenizer.decode(list(made.reference_ids))
+        assert whole.count("Add them.") == whole.count("<think>") == whole.count("</think>") == 1
+        assert whole.endswith(f"Add them.\n</think>\n\n{answer}<|im_end|>")
+    assert "Four.<|im_end|>" in second.prompt
+    assert report.faults == {}
 
 
 def test_reasoning_that_the_template_does_not_write_is_said():
