@@ -18,14 +18,15 @@ OPENED = "<|im_start|>user\nTwo and two?<|im_end|>\n<|im_start|>assistant\n<thin
 BARE = OPENED.removesuffix("<think>\n")
 TAGS = "<think>\nAdd them.\n</think>\n\nFour."
 CLOSING_ALONE = "Add them.\n</think>\n\nFour."
+AIRY = "<think>\n\nAdd them.\n\n</think>\n\n\nFour."
 TIGHT = "<think>Add them.</think>Four."
 FIELD = {"role": "assistant", "content": "Four.", "reasoning_content": "Add them."}
 REASONED = "Add them.\n</think>\n\nFour.<|im_end|>"
-CLOSED = "\n</think>\n\nFour.<|im_end|>"
+CLOSED = "</think>\n\nFour.<|im_end|>"
 
 
-def outcome(template, response, prompt=QUESTION, *, special=False, **config):
-    tokenizer = thinking(template, special=special)
+def outcome(template, response, prompt=QUESTION, *, special=False, merges_lines=True, **config):
+    tokenizer = thinking(template, special=special, merges_lines=merges_lines)
     settings = DataConfig(**config)
     record = PromptRecord("f:1", prompt, (response,), False)
     chat = chat_template_of(tokenizer, settings)
@@ -36,7 +37,7 @@ def outcome(template, response, prompt=QUESTION, *, special=False, **config):
 
 @pytest.mark.parametrize("template", [THINKER, FORGETFUL, LITERAL, FIELD_ONLY, EMPTY_BLOCK])
 @pytest.mark.parametrize("special", [False, True])
-@pytest.mark.parametrize("response", [TAGS, CLOSING_ALONE, TIGHT, FIELD, "Four."])
+@pytest.mark.parametrize("response", [TAGS, AIRY, CLOSING_ALONE, TIGHT, FIELD, "Four."])
 def test_a_block_that_the_prompt_opens_is_opened_once_and_closed_before_the_answer(
     template, special, response
 ):
@@ -48,6 +49,7 @@ def test_a_block_that_the_prompt_opens_is_opened_once_and_closed_before_the_answ
     assert reasoning.strip() == ("" if response == "Four." else "Add them.")
     assert answer.strip() == "Four.<|im_end|>"
     assert found.fault is None
+    assert found.compared
     assert found.lost == ()
 
 
@@ -56,7 +58,7 @@ def test_a_block_that_the_prompt_opens_is_opened_once_and_closed_before_the_answ
     [
         (THINKER, TAGS, REASONED, True),
         (THINKER, FIELD, REASONED, True),
-        (THINKER, "Four.", CLOSED, True),
+        (THINKER, "Four.", CLOSED, False),
         (FIELD_ONLY, TAGS, REASONED, True),
         (LITERAL, TAGS, REASONED, True),
         (LITERAL, "Four.", CLOSED, False),
@@ -69,6 +71,14 @@ def test_it_is_known_where_the_template_writes_the_block_itself(template, respon
     found, _, text = outcome(template, response)
     assert (text, found.own, found.compared) == (trained, own, True)
     assert found.closed == (response == "Four." and not own)
+
+
+def test_line_feeds_on_both_sides_of_the_boundary_are_kept_where_they_stay_two_tokens():
+    response, own = "Four.", "\n</think>\n\nFour.<|im_end|>"
+    found, _, text = outcome(THINKER, response, merges_lines=False)
+    assert (text, found.own, found.closed, found.fault) == (own, True, False, None)
+    found, _, text = outcome(THINKER, response, merges_lines=True)
+    assert (text, found.own, found.closed, found.fault) == (CLOSED, False, True, None)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -51,6 +51,8 @@ class Rendered:
             is in a block that it only writes into generation prompts.
         lost: fields of the row that the template does not write.
         closed: whether a block was closed before an answer without reasoning.
+        instead: the same row with no white space at the start of the response, to be taken where
+            it would be one token with that at the end of the prompt.
     """
 
     prompt: str | None
@@ -60,6 +62,7 @@ class Rendered:
     own: bool = True
     lost: tuple[str, ...] = ()
     closed: bool = False
+    instead: Rendered | None = None
 
 
 def as_turns(prompt: Prompt, system: str | None) -> list[Message]:
@@ -180,11 +183,22 @@ def _continued(
     apart = with_reasoning_apart(answer)
     for turn in (answer,) if apart is None else (answer, apart):
         whole = rendered(turn)
-        if whole.startswith(prompt) and _thinks_once(block, whole[len(prompt) :], answer):
-            return _checked(answer, prompt, whole[len(prompt) :])
+        rest = whole[len(prompt) :]
+        if whole.startswith(prompt) and _thinks_once(block, rest, answer):
+            made = _checked(answer, prompt, rest)
+            if block is None or not (block.space and rest[:1].isspace()):
+                return made
+            return replace(made, instead=_beside_block(block, answer, prompt, rendered))
     if block is None:
         continued = rendered(answer).startswith(prompt)
         return Rendered(prompt, fault=THINKS_TWICE if continued else NOT_CONTINUED)
+    return _beside_block(block, answer, prompt, rendered)
+
+
+def _beside_block(
+    block: ThinkBlock, answer: Message, prompt: str, rendered: Callable[[Message], str]
+) -> Rendered:
+    """The response of which the template writes the answer alone, and the prompt the block."""
     if block.tags[0] in divide(answer)[2] and not block.closed:  # reasoning that never ends
         return Rendered(prompt, fault=THINKS_TWICE)
     whole = rendered(with_answer_alone(answer))
