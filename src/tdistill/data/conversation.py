@@ -163,9 +163,11 @@ def _fault_of_prompt(
     if unwritten is not None:
         return f"{unwritten}, in the prompt"
     for turn in turns:
+        # Results were tried; beside a call, text is a remark that templates may leave out.
+        if turn["role"] == "tool" or "tool_calls" in turn:
+            continue
         text = divide(turn)[2] if turn["role"] == "assistant" else turn["content"]
-        # Beside a call, text is a remark that templates may leave out.
-        if not _written(text, prompt) and "tool_calls" not in turn:
+        if not _written(text, prompt):
             return f"the chat template leaves out the text of a turn of role {turn['role']}"
     return None
 
