@@ -148,7 +148,7 @@ def _render(
         return Rendered(prompt, lost=lost)
     try:
         made = _continued(chat, turns, answer, prompt, record)
-        unwritten = None if made.fault else _unwritten(chat, [*turns, answer], record)
+        unwritten = None if made.fault else _unwritten(chat, [*turns, answer], record, prompt=False)
         made = made if unwritten is None else Rendered(prompt, fault=unwritten)
     except TemplateRefusal as refusal:
         made = Rendered(prompt, fault=f"the chat template refuses the response ({refusal.reason})")
@@ -159,7 +159,7 @@ def _fault_of_prompt(
     chat: ChatTemplate, turns: Sequence[Message], prompt: str, record: PromptRecord
 ) -> str | None:
     """What the template leaves out of what precedes the response; earlier reasoning is no fault."""
-    unwritten = _unwritten(chat, turns, record)
+    unwritten = _unwritten(chat, turns, record, prompt=True)
     if unwritten is not None:
         return f"{unwritten}, in the prompt"
     for turn in turns:
@@ -268,7 +268,9 @@ def _written(text: str, rendered: str) -> bool:
     return "".join(bare.split()) in "".join(rendered.split())
 
 
-def _unwritten(chat: ChatTemplate, turns: Sequence[Message], record: PromptRecord) -> str | None:
+def _unwritten(
+    chat: ChatTemplate, turns: Sequence[Message], record: PromptRecord, *, prompt: bool
+) -> str | None:
     """What of tool calls and their results the template leaves out.
 
     It is tried with names and texts that stand nowhere else in the row.
@@ -286,7 +288,7 @@ def _unwritten(chat: ChatTemplate, turns: Sequence[Message], record: PromptRecor
         else turn
         for turn in turns
     ]
-    text = chat.render(probe, record.tools, prompt=False, where=record.where)
+    text = chat.render(probe, record.tools, prompt=prompt, where=record.where)
     found = {kind: set(re.findall(rf"tdistill{kind}\d+", text)) for kind in _MARKS}
     if any(len(found[kind]) < len(calls) for kind in _MARKS[:3]):
         return CALL_LEFT_OUT
