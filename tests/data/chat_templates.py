@@ -65,9 +65,12 @@ EMPTY_BLOCK = FORGETFUL.replace(
 )
 
 
-def thinking(template: str, *, special: bool = False) -> PreTrainedTokenizerFast:
-    """A tokenizer whose think tags are tokens of their own."""
-    tokenizer = byte_level(template)
+def thinking(
+    template: str, *, special: bool = False, merges_lines: bool = True
+) -> PreTrainedTokenizerFast:
+    """A tokenizer whose think tags are tokens of their own; two line feeds may be one."""
+    tokenizer = byte_level(template, merges_lines=merges_lines)
+    assert len(tokenizer("\n\n")["input_ids"]) == (1 if merges_lines else 2)
     tags = ["<think>", "</think>", "<tool_call>", "</tool_call>"]
     tokenizer.add_tokens(tags, special_tokens=special)
     return tokenizer

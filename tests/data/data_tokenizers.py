@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 CHATML = (
@@ -26,11 +26,20 @@ WORDY = (
 SENTENCES = ["Who wrote the play about the prince?", "William Shakespeare wrote the play."] * 3
 
 
-def byte_level(chat_template: str | None = None, **special: str) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer; the end token ``<|endoftext|>`` is not the end of a turn."""
+def byte_level(
+    chat_template: str | None = None, *, merges_lines: bool = False, **special: str
+) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer; the end token ``<|endoftext|>`` is not the end of a turn.
+
+    With ``merges_lines`` two line feeds in a row are one token, as in most tokenizers of today.
+    """
     names = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     inner = Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if merges_lines:
+        lines = pre_tokenizers.Split(Regex(r"\s*[\r\n]+|\S+|\s+"), "isolated")
+        bytes_alone = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        inner.pre_tokenizer = pre_tokenizers.Sequence([lines, bytes_alone])
     inner.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=320,
@@ -38,7 +47,7 @@ def byte_level(chat_template: str | None = None, **special: str) -> PreTrainedTo
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    inner.train_from_iterator(SENTENCES, trainer)
+    inner.train_from_iterator([*SENTENCES, *(["a\n\nb"] * 9 if merges_lines else [])], trainer)
     options: dict[str, Any] = {"eos_token": "<|endoftext|>", **special}
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=inner, additional_special_tokens=names[1:], **options

@@ -5,7 +5,7 @@ import json
 import pytest
 from data_tokenizers import CHATML, byte_level, word_level
 
-from tdistill.data import DataConfig, load_examples
+from tdistill.data import DataConfig, load_examples, making
 from tdistill.errors import DataError
 
 CHAT = byte_level(CHATML)
@@ -248,3 +248,18 @@ def test_a_template_may_change_white_space_but_no_words(write):
     other = byte_level(CHATML.replace("['content']", "['content'].replace('did', 'does')"))
     _, report = load_examples(write(rows), other, DataConfig())
     assert report.faults == {"the chat template rewrites the response": 1}
+
+
+def test_a_prompt_far_too_long_is_not_tokenised(write, monkeypatch):
+    rows = [*ROWS[:1], {**ROWS[0], "instruction": "word " * 2_000_000}]
+    monkeypatch.setattr("tdistill.data.making.encode_prompts", forbid_long(making.encode_prompts))
+    _, report = load_examples(write(rows), CHAT, DataConfig())
+    assert (report.rows_kept, report.long_prompts) == (1, 1)
+
+
+def forbid_long(encode):
+    def encode_short(tokenizer, template, prompts):
+        assert all(len(prompt) < 10_000 for prompt in prompts)
+        return encode(tokenizer, template, prompts)
+
+    return encode_short

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from chat_templates import EMPTY_BLOCK, FIELD_ONLY, FORGETFUL, HYBRID, LITERAL, THINKER, thinking
 
-from tdistill.data import DataConfig
+from tdistill.data import DataConfig, load_examples
 from tdistill.data.chat import chat_template_of
 from tdistill.data.formats import PromptRecord
 from tdistill.data.making import make_examples
@@ -16,14 +18,15 @@ OPENED = "<|im_start|>user\nTwo and two?<|im_end|>\n<|im_start|>assistant\n<thin
 BARE = OPENED.removesuffix("<think>\n")
 TAGS = "<think>\nAdd them.\n</think>\n\nFour."
 CLOSING_ALONE = "Add them.\n</think>\n\nFour."
+AIRY = "<think>\n\nAdd them.\n\n</think>\n\n\nFour."
 TIGHT = "<think>Add them.</think>Four."
 FIELD = {"role": "assistant", "content": "Four.", "reasoning_content": "Add them."}
 REASONED = "Add them.\n</think>\n\nFour.<|im_end|>"
-CLOSED = "\n</think>\n\nFour.<|im_end|>"
+CLOSED = "</think>\n\nFour.<|im_end|>"
 
 
-def outcome(template, response, prompt=QUESTION, *, special=False, **config):
-    tokenizer = thinking(template, special=special)
+def outcome(template, response, prompt=QUESTION, *, special=False, merges_lines=True, **config):
+    tokenizer = thinking(template, special=special, merges_lines=merges_lines)
     settings = DataConfig(**config)
     record = PromptRecord("f:1", prompt, (response,), False)
     chat = chat_template_of(tokenizer, settings)
@@ -34,7 +37,7 @@ def outcome(template, response, prompt=QUESTION, *, special=False, **config):
 
 @pytest.mark.parametrize("template", [THINKER, FORGETFUL, LITERAL, FIELD_ONLY, EMPTY_BLOCK])
 @pytest.mark.parametrize("special", [False, True])
-@pytest.mark.parametrize("response", [TAGS, CLOSING_ALONE, TIGHT, FIELD, "Four."])
+@pytest.mark.parametrize("response", [TAGS, AIRY, CLOSING_ALONE, TIGHT, FIELD, "Four."])
 def test_a_block_that_the_prompt_opens_is_opened_once_and_closed_before_the_answer(
     template, special, response
 ):
@@ -46,6 +49,7 @@ def test_a_block_that_the_prompt_opens_is_opened_once_and_closed_before_the_answ
     assert reasoning.strip() == ("" if response == "Four." else "Add them.")
     assert answer.strip() == "Four.<|im_end|>"
     assert found.fault is None
+    assert found.compared
     assert found.lost == ()
 
 
@@ -54,7 +58,7 @@ def test_a_block_that_the_prompt_opens_is_opened_once_and_closed_before_the_answ
     [
         (THINKER, TAGS, REASONED, True),
         (THINKER, FIELD, REASONED, True),
-        (THINKER, "Four.", CLOSED, True),
+        (THINKER, "Four.", CLOSED, False),
         (FIELD_ONLY, TAGS, REASONED, True),
         (LITERAL, TAGS, REASONED, True),
         (LITERAL, "Four.", CLOSED, False),
@@ -67,6 +71,14 @@ def test_it_is_known_where_the_template_writes_the_block_itself(template, respon
     found, _, text = outcome(template, response)
     assert (text, found.own, found.compared) == (trained, own, True)
     assert found.closed == (response == "Four." and not own)
+
+
+def test_line_feeds_on_both_sides_of_the_boundary_are_kept_where_they_stay_two_tokens():
+    response, own = "Four.", "\n</think>\n\nFour.<|im_end|>"
+    found, _, text = outcome(THINKER, response, merges_lines=False)
+    assert (text, found.own, found.closed, found.fault) == (own, True, False, None)
+    found, _, text = outcome(THINKER, response, merges_lines=True)
+    assert (text, found.own, found.closed, found.fault) == (CLOSED, False, True, None)
 
 
 @pytest.mark.parametrize(
@@ -107,6 +119,21 @@ def test_earlier_reasoning_is_left_to_the_template():
     assert "Add them." not in prompt
     assert "Four." in prompt
     assert found.fault is None
+
+
+@pytest.mark.parametrize("template", [HYBRID, FORGETFUL])
+def test_each_of_all_turns_has_its_own_reasoning_and_no_earlier_one(template, tmp_path):
+    talk = [*QUESTION, FIELD, {"role": "user", "content": "And three?"}, {**FIELD, "content": "7."}]
+    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": talk}))
+    tokenizer = thinking(template)
+    config = DataConfig(trained_turns="all")
+    (first, second), report = load_examples(str(tmp_path / "a.jsonl"), tokenizer, config)
+    for made, answer in ((first, "Four."), (second, "7.")):
+        whole = made.prompt + tokenizer.decode(list(made.reference_ids))
+        assert whole.count("Add them.") == whole.count("<think>") == whole.count("</think>") == 1
+        assert whole.endswith(f"Add them.\n</think>\n\n{answer}<|im_end|>")
+    assert "Four.<|im_end|>" in second.prompt
+    assert report.faults == {}
 
 
 def test_reasoning_that_the_template_does_not_write_is_said():

@@ -160,6 +160,12 @@ def test_the_end_token_of_the_tokenizer_wins_in_a_row_of_two():
     assert turn_end(tokenizer, "chat").written
 
 
+def test_templates_without_a_default_end_turns_alike():
+    tokenizer = byte_level()
+    tokenizer.chat_template = {"rag": CHATML, "plain": CHATML}
+    assert response_end_id(tokenizer, "chat") == tokenizer.convert_tokens_to_ids("<|im_end|>")
+
+
 def test_a_start_token_ends_no_turn():
     template = CHATML.replace("<|im_end|>\n", "").replace("<|im_start|>", "<|endoftext|>")
     tokenizer = byte_level(template, bos_token="<|endoftext|>", eos_token="<|im_end|>")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -51,6 +51,8 @@ class Rendered:
             is in a block that it only writes into generation prompts.
         lost: fields of the row that the template does not write.
         closed: whether a block was closed before an answer without reasoning.
+        instead: the same row with no white space at the start of the response, to be taken where
+            it would be one token with that at the end of the prompt.
     """
 
     prompt: str | None
@@ -60,6 +62,7 @@ class Rendered:
     own: bool = True
     lost: tuple[str, ...] = ()
     closed: bool = False
+    instead: Rendered | None = None
 
 
 def as_turns(prompt: Prompt, system: str | None) -> list[Message]:
@@ -145,7 +148,7 @@ def _render(
         return Rendered(prompt, lost=lost)
     try:
         made = _continued(chat, turns, answer, prompt, record)
-        unwritten = None if made.fault else _unwritten(chat, [*turns, answer], record)
+        unwritten = None if made.fault else _unwritten(chat, [*turns, answer], record, prompt=False)
         made = made if unwritten is None else Rendered(prompt, fault=unwritten)
     except TemplateRefusal as refusal:
         made = Rendered(prompt, fault=f"the chat template refuses the response ({refusal.reason})")
@@ -156,13 +159,15 @@ def _fault_of_prompt(
     chat: ChatTemplate, turns: Sequence[Message], prompt: str, record: PromptRecord
 ) -> str | None:
     """What the template leaves out of what precedes the response; earlier reasoning is no fault."""
-    unwritten = _unwritten(chat, turns, record)
+    unwritten = _unwritten(chat, turns, record, prompt=True)
     if unwritten is not None:
         return f"{unwritten}, in the prompt"
     for turn in turns:
+        # Results were tried; beside a call, text is a remark that templates may leave out.
+        if turn["role"] == "tool" or "tool_calls" in turn:
+            continue
         text = divide(turn)[2] if turn["role"] == "assistant" else turn["content"]
-        # Beside a call, text is a remark that templates may leave out.
-        if not _written(text, prompt) and "tool_calls" not in turn:
+        if not _written(text, prompt):
             return f"the chat template leaves out the text of a turn of role {turn['role']}"
     return None
 
@@ -180,11 +185,22 @@ def _continued(
     apart = with_reasoning_apart(answer)
     for turn in (answer,) if apart is None else (answer, apart):
         whole = rendered(turn)
-        if whole.startswith(prompt) and _thinks_once(block, whole[len(prompt) :], answer):
-            return _checked(answer, prompt, whole[len(prompt) :])
+        rest = whole[len(prompt) :]
+        if whole.startswith(prompt) and _thinks_once(block, rest, answer):
+            made = _checked(answer, prompt, rest)
+            if block is None or not (block.space and rest[:1].isspace()):
+                return made
+            return replace(made, instead=_beside_block(block, answer, prompt, rendered))
     if block is None:
         continued = rendered(answer).startswith(prompt)
         return Rendered(prompt, fault=THINKS_TWICE if continued else NOT_CONTINUED)
+    return _beside_block(block, answer, prompt, rendered)
+
+
+def _beside_block(
+    block: ThinkBlock, answer: Message, prompt: str, rendered: Callable[[Message], str]
+) -> Rendered:
+    """The response of which the template writes the answer alone, and the prompt the block."""
     if block.tags[0] in divide(answer)[2] and not block.closed:  # reasoning that never ends
         return Rendered(prompt, fault=THINKS_TWICE)
     whole = rendered(with_answer_alone(answer))
@@ -252,7 +268,9 @@ def _written(text: str, rendered: str) -> bool:
     return "".join(bare.split()) in "".join(rendered.split())
 
 
-def _unwritten(chat: ChatTemplate, turns: Sequence[Message], record: PromptRecord) -> str | None:
+def _unwritten(
+    chat: ChatTemplate, turns: Sequence[Message], record: PromptRecord, *, prompt: bool
+) -> str | None:
     """What of tool calls and their results the template leaves out.
 
     It is tried with names and texts that stand nowhere else in the row.
@@ -270,7 +288,7 @@ def _unwritten(chat: ChatTemplate, turns: Sequence[Message], record: PromptRecor
         else turn
         for turn in turns
     ]
-    text = chat.render(probe, record.tools, prompt=False, where=record.where)
+    text = chat.render(probe, record.tools, prompt=prompt, where=record.where)
     found = {kind: set(re.findall(rf"tdistill{kind}\d+", text)) for kind in _MARKS}
     if any(len(found[kind]) < len(calls) for kind in _MARKS[:3]):
         return CALL_LEFT_OUT

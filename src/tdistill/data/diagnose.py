@@ -104,7 +104,7 @@ def diagnose(
 def _count_specials(tokenizer: PreTrainedTokenizerBase, kept: Sequence[Outcome]) -> tuple[int, int]:
     """Rows that spell a special token in their own prompt text, and in their response."""
     records = [outcome.record for outcome in kept]
-    in_prompts = sum(spells_special(tokenizer, _own_text(record.prompt)) for record in records)
+    in_prompts = sum(spells_special(tokenizer, own_text(record.prompt)) for record in records)
     in_responses = sum(
         spells_special(tokenizer, text_of_response(record.references[0]))
         for record in records
@@ -175,7 +175,7 @@ def _decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     return str(text)
 
 
-def _own_text(prompt: Prompt) -> str:
+def own_text(prompt: Prompt) -> str:
     """The prompt's text before rendering."""
     if isinstance(prompt, Instruction):
         return f"{prompt.instruction}\n{prompt.input}"

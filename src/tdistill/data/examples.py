@@ -16,7 +16,7 @@ from tdistill.data.columns import (
     named_columns,
 )
 from tdistill.data.config import DataConfig, Template
-from tdistill.data.diagnose import diagnose
+from tdistill.data.diagnose import diagnose, own_text
 from tdistill.data.doctor import DoctorReport
 from tdistill.data.formats import PromptRecord, parse_records
 from tdistill.data.making import Example, Outcome, make_examples
@@ -28,6 +28,11 @@ from tdistill.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+# No token of any vocabulary is longer: a prompt of more characters for each token that it may have
+# is too long, and is not tokenised to find out.
+MOST_CHARACTERS = 1024
 
 
 def load_examples(
@@ -73,10 +78,12 @@ def load_examples(
     if every_response:
         records = [apart for record in records for apart in _apart(record)]
     filled = [r for r in records if not _is_empty(r, require_references)]
-    outcomes = make_examples(tokenizer, template, filled, config, chat)
+    most = MOST_CHARACTERS * config.max_prompt_tokens
+    worth_it = [record for record in filled if len(own_text(record.prompt)) <= most]
+    outcomes = make_examples(tokenizer, template, worth_it, config, chat)
     fitting = [outcome for outcome in outcomes if not _is_long(outcome, config)]
     kept = [outcome for outcome in fitting if _is_usable(outcome, require_references)]
-    empty, long = len(records) - len(filled), len(outcomes) - len(fitting)
+    empty, long = len(records) - len(filled), len(filled) - len(fitting)
     if not kept:
         found = f"{len(rows)} rows, {empty} empty"
         raise DataError(_nothing_left(source, found, long, fitting, config))

@@ -117,6 +117,7 @@ def make_examples(
     prompt_ids = encode_prompts(tokenizer, template, [row.prompt or "" for row in rendered])
     tokeniser = ResponseTokeniser(tokenizer, end)
     if chat is not None:
+        rendered = [tokeniser.apart(*pair) for pair in zip(rendered, prompt_ids, strict=True)]
         tokens = tokeniser.of_chat(rows, rendered, prompt_ids)
     else:
         tokens = tokeniser.of_text(rows, rendered)

@@ -60,6 +60,13 @@ class ResponseTokeniser:
     tokenizer: PreTrainedTokenizerBase
     end: TurnEnd
 
+    def apart(self, row: Rendered, prompt_ids: list[int]) -> Rendered:
+        """The row, or what is to be taken in its place where tokens of its two parts merge."""
+        if row.instead is None:
+            return row
+        whole = encode_rendered(self.tokenizer, f"{row.prompt}{row.response}")
+        return row if whole[: len(prompt_ids)] == prompt_ids else row.instead
+
     def of_text(
         self, records: Sequence[PromptRecord], rendered: Sequence[Rendered]
     ) -> list[ResponseTokens]:

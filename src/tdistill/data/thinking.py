@@ -119,20 +119,20 @@ def with_reasoning_apart(answer: Message) -> Message | None:
 def inside_open_block(block: ThinkBlock, answer: Message) -> str:
     """What continues a prompt that has opened a block, up to where the answer begins.
 
-    The reasoning goes into the block; without any the block is closed at once, with the line feeds
-    that templates write there.
+    The reasoning goes into the block; without any the block is closed at once. It begins with no
+    white space where the prompt ends with some, since the tokens of both would merge.
 
     Example:
         >>> block = block_of_prompt("<think>\\n")
         >>> inside_open_block(block, {"content": "<think>\\nYes.\\n</think>\\n\\n4"})
         'Yes.\\n</think>\\n\\n'
         >>> inside_open_block(block, {"content": "4"})
-        '\\n</think>\\n\\n'
+        '</think>\\n\\n'
     """
     reasoning, between, _ = divide(answer)
     closing = block.tags[1]
     if reasoning is None or not reasoning.strip():
-        return f"{block.space}{closing}\n\n"
+        return f"{closing}\n\n"
     if between:
         inner = reasoning.lstrip() if block.space else reasoning
         return f"{inner}{closing}{between[len(between.rstrip()) :]}"

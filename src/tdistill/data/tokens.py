@@ -54,16 +54,16 @@ def turn_end(
     Args:
         tokenizer: the tokenizer.
         template: ``chat``, ``alpaca`` or ``plain``.
-        chat: the chat template with its variables; None: as it stands.
+        chat: the chat template with its variables; None: the default without any, or the first of
+            several without a default, since those of one tokenizer end turns alike.
 
     Raises:
         ModelError: the tokenizer has no end token either.
-        DataError: the template refuses a question and its answer, or leaves the answer out; or
-            several templates, none of which is the default.
+        DataError: the template refuses a question and its answer, or leaves the answer out.
     """
     tail = ""
     if template == "chat":
-        tail, following = _after_answer(chat or chat_template_of(tokenizer, DataConfig()))
+        tail, following = _after_answer(chat or _some_template(tokenizer))
         both = _common_start(tail, following)
         if found := _controls_in(tokenizer, both):
             own = end_token_id(tokenizer)
@@ -80,6 +80,13 @@ def turn_end(
             f"({tokenizer.name_or_path or 'unnamed'}). Set tokenizer.eos_token."
         )
     return TurnEnd(end, trimmed=tail[len(tail.rstrip()) :])
+
+
+def _some_template(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
+    templates: Any = tokenizer.chat_template
+    several = isinstance(templates, dict) and "default" not in templates
+    name = min(templates) if several else None
+    return chat_template_of(tokenizer, DataConfig(template_name=name))
 
 
 def _after_answer(chat: ChatTemplate) -> tuple[str, str]:
