@@ -9,26 +9,25 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tdistill.checks import check
 from tdistill.data import Example, check_text_source, load_text_chunks
-from tdistill.errors import InvalidValueError
 from tdistill.evaluation import evaluate
 from tdistill.evaluation.evaluate import Exam
 from tdistill.evaluation.imitation import hold_out
 from tdistill.evaluation.sweep import sweep
 from tdistill.evaluation.verifier import load_verifier
 from tdistill.evidence.rows import Row
-from tdistill.files import in_world, locked, replacing_folder, write_atomically
+from tdistill.files import replacing_folder, write_atomically
 from tdistill.models import language_model
 from tdistill.models.adoption import adopt, shared_vocabulary
 from tdistill.models.language_model import LanguageModel
 from tdistill.models.positions import check_positions
 from tdistill.progress import Progress
-from tdistill.recipe import Recipe, named_paths, placed
+from tdistill.recipe import Recipe, placed
 from tdistill.run.examples import load_splits, now, read_clock, references_field, write_clock
 from tdistill.run.folders import model_folder, world_folder
 from tdistill.run.keys import stage_keys
-from tdistill.run.stages import Say, Stages, open_workplace, workplace_key
+from tdistill.run.stages import Say, Stages
+from tdistill.run.worlds import make_world
 from tdistill.teacher.cache.reader import Cache
 from tdistill.teacher.cache.writer import CacheWriter, identity_of
 from tdistill.teacher.loading import load_stopping
@@ -78,25 +77,8 @@ class Groundwork:
 
     def make_world(self) -> None:
         """Let the recipe's own class make what the run starts from, once for all that share it."""
-        config, folder, key = self.recipe.world, self.world, self.keys.get("world", "")
-        if config is None:
-            return
-        before, after = named_paths(self.recipe), named_paths(self.placed)
-        outputs = {path: Path(after[field]) for field, path in before.items() if in_world(path)}
-
-        def make() -> dict[str, Any]:
-            open_workplace(folder, key)
-            config.maker().make(folder)
-            for path, output in outputs.items():
-                found = ", ".join(sorted(p.name for p in folder.iterdir()))
-                check("world.make", output.exists(), f"it to leave {path}", f"{found} in {folder}")
-            return {}
-
-        with locked(folder.parent / "locks" / folder.name, wait=True):
-            beside, files = Stages(folder.parent, self.say), list(outputs.values())
-            if beside.finished(folder.name, key, files) is None:
-                _refuse_others(folder, None if config.folder is None else key)
-            beside.run(folder.name, key, files, make)
+        if self.recipe.world is not None:
+            make_world(self.recipe, self.placed, self.world, self.keys["world"], self.say)
 
     # The teacher.
 
@@ -385,25 +367,3 @@ def _counted(name: str, counts: Any, total: int) -> int:
         bar.update(done, "responses")
     bar.close()
     return done
-
-
-def _refuse_others(folder: Path, shared: str | None) -> None:
-    """Refuse a folder for a world whose files are someone's, or another world that is shared.
-
-    Args:
-        folder: what is in it would be deleted.
-        shared: the key of the world, if other runs may use the folder.
-    """
-    if not folder.exists() or not any(folder.iterdir()):
-        return
-    found = workplace_key(folder)
-    if found is None:
-        raise InvalidValueError(
-            f"world.folder: expected a folder that is new or that a run made, found files of "
-            f"another origin in {folder}; name another folder"
-        )
-    if shared not in (None, found):
-        raise InvalidValueError(
-            f"world.folder: expected the world of this class, code and settings, found another in "
-            f"{folder}, which other runs may use; name another folder, or delete this one"
-        )
