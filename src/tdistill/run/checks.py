@@ -59,18 +59,21 @@ class Doubt(Exception):
 
 
 def findings(checks: dict[str, Callable[[], str]]) -> Iterator[Finding]:
-    """Do checks, each of which returns what is fine, or raises.
+    """Do checks, each of which returns what is fine, or raises; a problem is told once.
 
     Args:
         checks: by the part of the recipe that they look at.
     """
+    told: set[str] = set()
     for what, look in checks.items():
         try:
             yield Finding("fine", what, look())
         except Doubt as doubt:
             yield Finding("doubtful", what, str(doubt))
         except TdistillError as error:
-            yield Finding("wrong", what, str(error), error)
+            if str(error) not in told:
+                yield Finding("wrong", what, str(error), error)
+            told.add(str(error))
 
 
 def quick_checks(recipe: Recipe, folder: Path) -> dict[str, Callable[[], str]]:
