@@ -22,6 +22,8 @@ from tdistill.models import language_model
 from tdistill.models.adoption import adopt, shared_vocabulary
 from tdistill.models.language_model import LanguageModel
 from tdistill.models.positions import check_positions
+from tdistill.models.row_trials import check_reading
+from tdistill.models.scores import check_head
 from tdistill.progress import Progress
 from tdistill.recipe import Recipe, named_paths, placed
 from tdistill.run.examples import load_splits
@@ -146,7 +148,7 @@ class Groundwork:
         student, changes = adopt(language_model.load(path), teacher)
         for change in changes:
             self.say(f"  student: {change}")
-        self._check_lengths(student)
+        self._check_model(student)
         return shared_vocabulary(teacher, student)
 
     # Data and evidence.
@@ -246,10 +248,13 @@ class Groundwork:
             rule = "first" if config.choose == "first" else "even"
             kept = choose_layers(self.load_teacher(), config.layers, rule).kept
             drop_layers(self.load_teacher(), kept)
-        self._check_lengths(self.load_teacher())
+        self._check_model(self.load_teacher())
 
-    def _check_lengths(self, model: LanguageModel) -> None:
-        """Refuse rows that a model has no positions for; say where it was not made for them."""
+    def _check_model(self, model: LanguageModel) -> None:
+        """Refuse a model that cannot be read as asked, or rows that it has no positions for."""
+        check_reading(model.model)
+        head, size = self.recipe.training.head, model.vocabulary_size
+        check_head(model.model, vocabulary_size=size, head=head)
         prompts = [e.prompt_ids for rows in self.load_examples().values() for e in rows]
         longest = max(map(len, prompts), default=0)
         for name in ("rollouts", "evaluation"):
