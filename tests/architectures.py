@@ -28,6 +28,7 @@ _WIDTHS: dict[str, Any] = {
     **dict.fromkeys(("n_group", "topk_group", "n_groups", "mamba_n_groups"), 1),
     **dict.fromkeys(("chunk_size", "mamba_chunk_size", "sliding_window", "head_dim"), 8),
     "num_key_value_heads": 1,
+    "intermediate_size_mlp": 32,
     "vocab_size": VOCABULARY,
     "expand": 2,
     "mamba_expand": 2,
@@ -36,6 +37,7 @@ _WIDTHS: dict[str, Any] = {
     "attention_window_size": 8,
 }
 _DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers")
+_ALL_HEADS = {"num_key_value_heads": 2}
 _SPECIAL: dict[str, dict[str, Any]] = {
     "mamba2": {"num_heads": 4},
     "falcon_h1": {"lm_head_multiplier": 0.25},
@@ -50,7 +52,7 @@ _SPECIAL: dict[str, dict[str, Any]] = {
     "smollm3": {"no_rope_layer_interval": 2},
     "gemma3_text": {"sliding_window_pattern": 2},
     "granitemoehybrid": {"layer_types": ["mamba", "attention", "mamba", "attention"]},
-    "deepseek_v3": {"num_key_value_heads": 2, "num_attention_heads": 2},
+    **dict.fromkeys(("deepseek_v2", "deepseek_v3", "minicpm3"), {"head_dim": 4} | _ALL_HEADS),
     "codegen": {"n_embd": 64, "rotary_dim": 8, "n_head": 4},
     "gptj": {"n_embd": 32, "rotary_dim": 8, "n_head": 4},
     "gpt_neo": {"num_layers": 4, "attention_types": [[["global", "local"], 2]]},

@@ -40,6 +40,9 @@ SLOW = [
     ("cohere", (0.25, None), "InPlaceReader"),
     ("cohere2", (0.0625, None), "InPlaceReader"),
     ("cwm", (1.0, None), "InPlaceReader"),
+    ("deepseek_v2", (1.0, None), "InPlaceReader"),
+    ("deepseek_v3", (1.0, None), "InPlaceReader"),
+    ("minicpm3", (16.0, None), "InPlaceReader"),
     ("doge", (1.0, None), "InPlaceReader"),
     ("ernie4_5", (1.0, None), "InPlaceReader"),
     ("ernie4_5_moe", (1.0, None), "InPlaceReader"),
@@ -130,6 +133,32 @@ def test_scores_and_samples_are_those_of_whole_rows(
         logits = opened.begin(PROMPTS) if step == 0 else opened.read(tokens)
         at = [log_probs[len(p) - 1 + step] for p, log_probs in zip(PROMPTS, own, strict=True)]
         torch.testing.assert_close(logits.log_softmax(-1), torch.stack(at), atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("model_type", "reader"),
+    [("llama", "InPlaceReader"), ("qwen3_moe", "InPlaceReader"), ("mamba", "LibraryReader")],
+)
+def test_rounding_of_lower_precisions_is_no_disagreement(
+    model_type: str, reader: str, dtype: torch.dtype
+):
+    lm = architecture_lm(model_type, layers=8)
+    lm.model.to(dtype)  # pyright: ignore
+    with warnings.catch_warnings(action="error"):
+        assert type(open_reader(lm, 2)).__name__ == reader
+        head = linear_head(lm.model, VOCABULARY)
+    assert head is not None
+    assert (head.scale, head.softcap) == (1.0, None)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_wrong_scale_is_seen_in_lower_precisions(dtype: torch.dtype):
+    model = architecture("llama")
+    model.to(dtype)
+    model.lm_head.register_forward_hook(lambda module, given, made: made * 0.93)
+    with pytest.warns(UserWarning, match="scores come from full logits"):
+        assert linear_head(model, VOCABULARY) is None
 
 
 @pytest.mark.parametrize("model_type", ["bert", "roberta", "xlnet", "prophetnet"])

@@ -20,6 +20,14 @@ IDS = torch.tensor([[3, 4, 5, 9, 12, 7, 30, 22, 11, 13, 14, 40]])
 
 # How the kind of a layer follows from its index, layers to keep, and how the student's says it.
 FREE: list[tuple[str, dict[str, Any], tuple[int, ...], dict[str, Any]]] = [
+    ("deepseek_v3", {"first_k_dense_replace": 3}, (0, 2, 5), {"first_k_dense_replace": 2}),
+    ("minicpm3", {"scale_depth": 1.4}, (1, 4), {}),  # shares of layers follow from their number
+    (
+        "llama4_text",
+        {"interleave_moe_layer_step": 2, "no_rope_layer_interval": 3},
+        (1, 2, 4),
+        {"moe_layers": [0], "no_rope_layers": [1, 0, 1]},
+    ),
     ("glm4_moe", {"first_k_dense_replace": 2}, (0, 2, 5), {"first_k_dense_replace": 1}),
     ("glm4_moe", {"first_k_dense_replace": 2}, (3, 5), {"first_k_dense_replace": 0}),
     (

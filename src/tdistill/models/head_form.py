@@ -48,6 +48,11 @@ def body_of(lm: PreTrainedModel) -> Any:
     return getattr(lm, "model", lm) if body is lm else body
 
 
+def narrowed(hidden: Tensor, weight: Tensor) -> Tensor:
+    """Hidden states in the dtype of an output layer that is narrower, as networks hand them on."""
+    return hidden.to(weight.dtype) if weight.dtype.itemsize < hidden.dtype.itemsize else hidden
+
+
 @remembered
 def head_form(lm: Any) -> HeadForm | None:
     """What follows the output layer, or None where no linear form gives the model's own logits.
@@ -82,7 +87,7 @@ def _find(lm: Any) -> tuple[HeadForm | None, str]:
     own = own_logits(lm, tokens)
     with on_trial(lm):
         try:
-            hidden = body_of(lm)(**inputs).last_hidden_state[0]
+            hidden = narrowed(body_of(lm)(**inputs).last_hidden_state[0], head.weight)
             linear: Tensor = LinearHead(head.weight, head.bias).logits(hidden)
         except FAILURES as error:
             return None, f"hidden states are not what the output layer reads ({one_line(error)})"

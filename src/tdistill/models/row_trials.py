@@ -38,7 +38,7 @@ def check_reading(model: nn.Module) -> None:
         ModelError: it is not causal, or padding on the right changes what it gives.
     """
     network: Any = inner_model(model)
-    problem = _row_problem(network)
+    problem, _ = _trial_of_rows(network)
     if problem is not None:
         raise ModelError(
             f"{type(network).__name__}: expected a causal language model, whose scores depend on "
@@ -81,29 +81,24 @@ def counts_positions(lm: Any) -> bool:
     return disagreement(given, own, lm.dtype) is None
 
 
-@remembered
-def _row_problem(lm: Any) -> str | None:
-    """What is wrong with rows that are padded on the right, or None."""
-    own, rows = _alone(lm)
-    beginning = own_logits(lm, rows[0][: _LENGTHS[1]])
-    apart = disagreement(beginning, own[0][: len(beginning)], lm.dtype)
-    if apart is not None:
-        return f"more tokens behind a row change its scores {apart}"
-    apart = _padding_problem(lm, rows, own, "right")
-    return None if apart is None else f"padding behind a row changes its scores ({apart})"
-
-
-@remembered
-def reads_left_padding(lm: Any) -> bool:
+def reads_left_padding(model: nn.Module) -> bool:
     """Whether padding before a row changes nothing: recurrent states may take it in."""
-    own, rows = _alone(lm)
-    return _padding_problem(lm, rows, own, "left") is None
+    return _trial_of_rows(model)[1]
 
 
-def _alone(lm: Any) -> tuple[list[Tensor], list[tuple[int, ...]]]:
-    """Logits of rows that are read one by one, and the rows."""
+@remembered
+def _trial_of_rows(lm: Any) -> tuple[str | None, bool]:
+    """What is wrong with rows padded on the right, or None; whether they can be on the left."""
     rows = [probe_tokens(lm, length, skip=i) for i, length in enumerate(_LENGTHS)]
-    return [own_logits(lm, row) for row in rows], rows
+    own = [own_logits(lm, row) for row in rows]
+    beginning = own_logits(lm, rows[0][: _LENGTHS[1]])
+    problem = disagreement(beginning, own[0][: len(beginning)], lm.dtype)
+    if problem is not None:
+        return f"more tokens behind a row change its scores {problem}", False
+    problem = _padding_problem(lm, rows, own, "right")
+    if problem is not None:
+        return f"padding behind a row changes its scores ({problem})", False
+    return None, _padding_problem(lm, rows, own, "left") is None
 
 
 def _padding_problem(

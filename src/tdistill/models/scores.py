@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tdistill.errors import ModelError
 from tdistill.models.finite import has_numbers, refuse_step
 from tdistill.models.head import LinearHead, dense_gradient
-from tdistill.models.head_form import body_of, head_form
+from tdistill.models.head_form import body_of, head_form, narrowed
 from tdistill.models.language_model import inner_model
 from tdistill.models.layout import Layout, padded_behind, separate
 from tdistill.models.row_trials import (
@@ -93,7 +93,7 @@ def step_scores(
         return DenseStepScores(logits, None if hidden is None else hidden[row, position])
     hidden = network(**inputs).last_hidden_state[row, position]
     _check_numbers(lm, layout, lambda: hidden.isfinite().all(-1))
-    return LinearStepScores(linear, hidden)
+    return LinearStepScores(linear, narrowed(hidden, linear.weight))
 
 
 def _check_numbers(lm: Any, layout: Layout, sound: Callable[[], Tensor]) -> None:

@@ -21,6 +21,8 @@ from tdistill.models import language_model
 from tdistill.models.adoption import adopt, shared_vocabulary
 from tdistill.models.language_model import LanguageModel
 from tdistill.models.positions import check_positions
+from tdistill.models.row_trials import check_reading
+from tdistill.models.scores import check_head
 from tdistill.progress import Progress
 from tdistill.recipe import Recipe, placed
 from tdistill.run.examples import load_splits, now, read_clock, references_field, write_clock
@@ -260,7 +262,7 @@ class Groundwork:
         config = self.recipe.student
         if config.path is not None:
             self.say(f"  {self.count_vocabulary()} tokens shared by teacher and student")
-            self._check_lengths(self.load_student())
+            self._check_model(self.load_student())
         made = self.stages.finished("student", self.keys["student"], [self._untrained])
         if made is not None:
             return
@@ -272,10 +274,13 @@ class Groundwork:
             rule = "first" if config.choose == "first" else "even"
             kept = choose_layers(self.load_teacher(), config.layers, rule).kept
             drop_layers(self.load_teacher(), kept)
-        self._check_lengths(self.load_teacher())
+        self._check_model(self.load_teacher())
 
-    def _check_lengths(self, model: LanguageModel) -> None:
-        """Refuse rows that a model has no positions for; say where it was not made for them."""
+    def _check_model(self, model: LanguageModel) -> None:
+        """Refuse a model that cannot be read as asked, or rows that it has no positions for."""
+        check_reading(model.model)
+        head, size = self.recipe.training.head, model.vocabulary_size
+        check_head(model.model, vocabulary_size=size, head=head)
         prompts = [e.prompt_ids for rows in self.load_examples().values() for e in rows]
         longest = max(map(len, prompts), default=0)
         for name in ("rollouts", "evaluation"):

@@ -26,7 +26,7 @@ from tdistill.evidence.collator import Item
 from tdistill.evidence.rows import Row
 from tdistill.models.language_model import inner_model
 from tdistill.models.layout import Layout
-from tdistill.models.row_trials import shares_prompts
+from tdistill.models.row_trials import check_reading, shares_prompts
 from tdistill.models.score_forms import StepScores
 from tdistill.models.scores import check_head, step_scores
 from tdistill.models.set_scores import SetScores
@@ -96,6 +96,8 @@ class DistillTrainer(Trainer):
         self._rows: RowGradient | None = None
         self._loss = torch.zeros((), device=self.args.device)  # of the present update
         self._clock = time.perf_counter()
+        # Before the network is wrapped: what it allows is tried once and remembered.
+        check_reading(model)
         check_head(model, vocabulary_size=vocabulary_size, head=config.head)
         if config.share_prefix:
             readers: list[nn.Module] = [model]
