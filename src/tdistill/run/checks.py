@@ -149,7 +149,7 @@ def _data(recipe: Recipe, folder: Path) -> str:
             continue
         matching_paths(source)
         seen.append(name)
-    return f"{', '.join(seen)} found" if seen else "not files of this machine, or not made yet"
+    return f"{', '.join(seen)} found" if seen else "none are files of the user"
 
 
 def _packages(recipe: Recipe) -> str:
@@ -197,7 +197,7 @@ def thorough_checks(ground: Groundwork, folder: Path) -> dict[str, Callable[[], 
 
 def _prompts(ground: Groundwork) -> str:
     examples = ground.load_examples()
-    return ", ".join(f"{len(found)} to {_USES[split]}" for split, found in examples.items())
+    return ", ".join(f"{len(examples[split])} to {use}" for split, use in _USES.items())
 
 
 def _teacher(ground: Groundwork) -> str:
