@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from tdistill.data import DataConfig
 from tdistill.errors import DataError, ModelError
 from tdistill.models.decoding import Decoding
 from tdistill.models.generation import decoding_sampler, generate
@@ -84,4 +85,14 @@ def test_a_broken_template_matters_only_where_it_is_used(tmp_path: Path):
     folder = checkpoint(tmp_path, template="{{ raise_exception('no') }}")
     with pytest.raises(DataError):
         load_stopping(folder)
-    assert load_stopping(folder, "plain").end_ids == (1,)
+    assert load_stopping(folder, DataConfig(template="plain")).end_ids == (1,)
+
+
+def test_the_template_that_the_recipe_names_says_where_a_turn_ends(tmp_path: Path):
+    own: Any = copy.deepcopy(tokenizer())
+    own.add_special_tokens({"additional_special_tokens": ["<|stop|>", "<|over|>"]})
+    own.chat_template = {"default": TEMPLATE, "other": TEMPLATE.replace("<|stop|>", "<|over|>")}
+    save(LanguageModel(tiny_model(vocab_size=72), own, "base"), tmp_path)
+    assert load_stopping(tmp_path).end_ids == (1, STOP)
+    named = DataConfig(template_name="other")
+    assert load_stopping(tmp_path, named).end_ids == (1, STOP + 1)

@@ -197,10 +197,10 @@ def _read(command: RewardCommand, wanted: _Settings) -> tuple[list[Example], lis
     from tdistill.teacher.loading import load_stopping
     from tdistill.training.critic import load_critic
 
-    template, teacher = wanted.data.template, None
-    model = load_stopping(wanted.model, template, gguf_file=command.gguf_file)
+    data, teacher = wanted.data, None
+    model = load_stopping(wanted.model, data, gguf_file=command.gguf_file)
     if wanted.teacher is not None:
-        teacher = load_stopping(wanted.teacher, template, gguf_file=command.teacher_gguf_file)
+        teacher = load_stopping(wanted.teacher, data, gguf_file=command.teacher_gguf_file)
     examples, _ = load_examples(
         command.data,
         model.tokenizer,

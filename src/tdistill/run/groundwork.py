@@ -107,7 +107,7 @@ class Groundwork:
     def load_teacher(self) -> LanguageModel:
         """The teacher."""
         self.convert_teacher()
-        return load_stopping(self.teacher_folder, self.recipe.data.template)
+        return load_stopping(self.teacher_folder, self.recipe.data)
 
     @once
     def load_live_teacher(self) -> LiveTeacher:

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from tdistill.data.chat import chat_template_of
+from tdistill.data.config import DataConfig
 from tdistill.data.tokens import response_end_id
 from tdistill.errors import DataError
 from tdistill.models import language_model
 from tdistill.models.language_model import LanguageModel, also_end_at
 
-if TYPE_CHECKING:
-    from tdistill.data.config import Template
 
-
-def load_stopping(path: str | Path, template: Template = "auto", **options: Any) -> LanguageModel:
+def load_stopping(
+    path: str | Path, data: DataConfig | None = None, **options: Any
+) -> LanguageModel:
     """A model that ends responses also at the token that ends turns in its chat template.
 
     Tokenizer and generation config may name another: those of base checkpoints do.
 
     Args:
         path: of the model, see :func:`tdistill.models.language_model.load`.
-        template: ``data.template``.
+        data: says which chat template, with which variables; None: the default, without any.
         options: for loading.
 
     Raises:
@@ -32,8 +33,9 @@ def load_stopping(path: str | Path, template: Template = "auto", **options: Any)
     if not lm.tokenizer.chat_template:
         return lm
     try:
-        also_end_at(lm, response_end_id(lm.tokenizer, "chat"))
+        chat = None if data is None else chat_template_of(lm.tokenizer, data)
+        also_end_at(lm, response_end_id(lm.tokenizer, "chat", chat))
     except DataError:
-        if template in ("auto", "chat"):
+        if data is None or data.template in ("auto", "chat"):
             raise
     return lm
