@@ -23,6 +23,17 @@ def printable(text: str) -> str:
     return _ACTING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
+def excerpt(text: object, most: int = 100) -> str:
+    """A name of a stranger's, as it can stand in a line: short, nothing that a terminal acts on.
+
+    Example:
+        >>> excerpt("a\\n\\x1b[2Jb"), excerpt("abc", 2)
+        ('a\\\\n\\\\x1b[2Jb', 'ab...')
+    """
+    shown = printable(str(text)[: most + 1]).replace("\n", "\\n").replace("\t", "\\t")
+    return shown if len(str(text)) <= most else f"{shown[:most]}..."
+
+
 class TdistillError(Exception):
     """Base class: ``except TdistillError`` catches everything the library raises on purpose."""
 
@@ -62,10 +73,10 @@ def one_line(error: BaseException) -> str:
     """What an error of a library says, in one line that is not long.
 
     Example:
-        >>> one_line(ValueError("no file named\n  x.safetensors"))
+        >>> one_line(ValueError("no file named\\n  x.safetensors"))
         'no file named x.safetensors'
     """
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, LookupError):  # whose text is only the key
         text = f"{type(error).__name__} {text}"
-    return text if len(text) <= 300 else f"{text[:300]}..."
+    return excerpt(text, 300)

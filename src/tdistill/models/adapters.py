@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tdistill.errors import ModelError, one_line
+from tdistill.errors import ModelError, excerpt, one_line
 from tdistill.files import hub_name
 from tdistill.models.model_files import (
     ADAPTER_CONFIG,
@@ -43,7 +43,7 @@ def adapter_base(path: str) -> str | None:
     if adapter.get("task_type") not in (None, "CAUSAL_LM"):
         raise ModelError(
             f"{folder}: expected an adapter of a causal language model, found one for "
-            f"{adapter['task_type']}"
+            f"{excerpt(adapter['task_type'])}"
         )
     base = adapter.get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
@@ -52,9 +52,9 @@ def adapter_base(path: str) -> str | None:
     local = next((place for place in places if Path(place).expanduser().exists()), None)
     if local is None and hub_name(base) is None:
         raise ModelError(
-            f"{folder}: expected the base of the adapter at {base}, found nothing there; write its "
-            f"folder, or hub:NAME for one on the Hugging Face hub, as base_model_name_or_path into "
-            f"{ADAPTER_CONFIG}"
+            f"{folder}: expected the base of the adapter at {excerpt(base)}, found nothing there;"
+            " write its folder, or hub:NAME for one on the Hugging Face hub, as "
+            f"base_model_name_or_path into {ADAPTER_CONFIG}"
         )
     return local or base
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tdistill.errors import ModelError
+from tdistill.errors import ModelError, excerpt
 from tdistill.models.language_model import LanguageModel, output_rows
 
 if TYPE_CHECKING:
@@ -100,20 +100,22 @@ def _changes(student: LanguageModel, teacher: LanguageModel) -> list[str]:
     own, others = student.tokenizer, teacher.tokenizer
     lines = []
     for name in ("bos_token", "eos_token", "pad_token"):
-        before, after = getattr(own, name), getattr(others, name)
+        before, after = (getattr(side, name) for side in (own, others))
         if before != after:
-            lines.append(f"{name} {before or 'none'} becomes {after or 'none'}")
+            lines.append(f"{name} {excerpt(before or 'none')} becomes {excerpt(after or 'none')}")
     if student.end_ids != teacher.end_ids:
-        ends = ", ".join(str(others.convert_ids_to_tokens(i)) for i in teacher.end_ids)
+        ends = ", ".join(excerpt(others.convert_ids_to_tokens(i)) for i in teacher.end_ids)
         lines.append(f"responses end at {ends}")
     if own.chat_template != others.chat_template:
-        lines.append("the chat template is the teacher's" if others.chat_template else "no chat")
+        taken = "the teacher's" if others.chat_template else "left out: the teacher has none"
+        lines.append(f"the chat template is {taken}")
     theirs, ours = _tokens(others), _tokens(own)
     renamed = [i for i in ours if i in theirs and ours[i] != theirs[i]]
     if renamed:
-        first = f"{ours[renamed[0]]} becomes {theirs[renamed[0]]}"
+        first = f"{excerpt(ours[renamed[0]])} becomes {excerpt(theirs[renamed[0]])}"
         lines.append(f"{len(renamed)} special tokens are renamed ({first})")
-    if own.encode(_SAMPLE) != others.encode(_SAMPLE):
+    pieces = [side.encode(_SAMPLE, add_special_tokens=False) for side in (own, others)]
+    if pieces[0] != pieces[1]:
         lines.append("text is split into tokens as for the teacher, which it was not before")
     return lines
 

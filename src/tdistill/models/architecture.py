@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from tdistill.errors import ModelError
+from tdistill.errors import ModelError, excerpt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -38,7 +38,7 @@ def causal_config(config: PreTrainedConfig, path: str) -> PreTrainedConfig:
     """
     from transformers import AutoModelForCausalLM
 
-    name = (config.architectures or [type(config).__name__])[0]
+    name = excerpt((config.architectures or [type(config).__name__])[0])
     found = f"{path}: expected a causal language model (decoder only), found {name}"
     if config.is_encoder_decoder:
         raise ModelError(f"{found}, an encoder-decoder; its two parts cannot be read as one")

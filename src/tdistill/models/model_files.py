@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tdistill.errors import ModelError
+from tdistill.errors import ModelError, excerpt, one_line
 
 CONFIG = "config.json"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -58,7 +58,9 @@ def read_object(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path}: expected a JSON object, found none: {error}") from error
+        raise ModelError(
+            f"{path}: expected a JSON object, found none: {one_line(error)}"
+        ) from error
     if not isinstance(found, dict):
         raise ModelError(f"{path}: expected a JSON object, found {type(found).__name__}")
     return found
@@ -101,12 +103,12 @@ def _check_index(folder: Path) -> None:
         ):
             raise ModelError(
                 f"{folder / _INDEX}: expected names of safetensors files in its own folder, found "
-                f"{name[:100]}; take the checkpoint from a source that you trust"
+                f"{excerpt(name)}; take the checkpoint from a source that you trust"
             )
         if not (folder / path).exists():
             raise ModelError(
-                f"{folder}: expected {name}, which {_INDEX} names, found none; the download may be "
-                "incomplete"
+                f"{folder}: expected {excerpt(name)}, which {_INDEX} names, found none; the "
+                "download may be incomplete"
             )
 
 
