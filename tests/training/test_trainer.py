@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -350,12 +351,17 @@ def test_lora_on_the_output_layer_falls_back_to_full_logits_with_a_notice(tmp_pa
     assert any("lm_head.lora_A" in name for name in gradients)
 
 
-def test_a_head_that_is_not_what_it_looks_like_is_refused_at_the_start(tmp_path: Path) -> None:
+@pytest.mark.parametrize("head", ["auto", "full"])
+def test_a_head_that_is_not_what_it_looks_like_is_read_in_full(tmp_path: Path, head: str) -> None:
     model = student()
     model.get_output_embeddings().register_forward_hook(lambda module, inputs, out: 1.5 * out)
-    with pytest.raises(ModelError, match=r"set training\.head to full"):
-        make_trainer(tmp_path, PLAIN, model=model)
-    trainer = make_trainer(tmp_path, SFT(), model=model, head="full")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        trainer = make_trainer(tmp_path, SFT(), model=model, head=head)
+    assert any("scores come from full logits" in str(w.message) for w in said) == (head == "auto")
+    refused = pytest.raises(ModelError, match=r"set training\.head to auto or full")
+    with warnings.catch_warnings(action="ignore"), refused:
+        make_trainer(tmp_path, SFT(), model=model, head="linear")
     row = mixed_rows()[0]
     ids = torch.tensor([[*row.prompt_ids, *row.response_ids]])
     labels = ids.clone()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -19,6 +20,8 @@ _Verdict = TypeVar("_Verdict")
 FAILURES = (LookupError, RuntimeError, TypeError, ValueError, AttributeError, AssertionError)
 """What a network raises that cannot be read some way."""
 
+_BLOCKS = re.compile("chunk|compress|block_size|window")
+_LONGEST_BLOCK = 256
 _ROUNDING = 1e-5  # of the largest logit, float32: that of another order of summing
 _LOW_ROUNDING = 2.0**-7  # likewise of bfloat16 and float16
 
@@ -69,6 +72,28 @@ def probe_tokens(network: Any, count: int, *, skip: int = 0) -> tuple[int, ...]:
 def _ids(config: Any, name: str) -> list[int]:
     value = getattr(config, name)
     return [value] if isinstance(value, int) else list(value or [])
+
+
+def block_length(network: Any) -> int:
+    """The longest block of tokens that a network treats together, of those short enough to try.
+
+    What goes wrong between blocks, of attention or of a recurrence, is not seen in shorter rows.
+    """
+    sizes = [
+        size
+        for name, value in vars(network.config.get_text_config()).items()
+        if _BLOCKS.search(name)
+        for size in _numbers_in(value)
+        if 0 < size <= _LONGEST_BLOCK
+    ]
+    return max(sizes, default=0)
+
+
+def _numbers_in(value: Any) -> list[int]:
+    if isinstance(value, dict):
+        value = list(value.values())
+    items = value if isinstance(value, list | tuple) else [value]
+    return [item for item in items if type(item) is int]
 
 
 def disagreement(

@@ -22,7 +22,8 @@ from tdistill.errors import one_line
 from tdistill.models.head_form import own_logits
 from tdistill.models.in_place import InPlaceReader
 from tdistill.models.language_model import LanguageModel, inner_model
-from tdistill.models.probes import FAILURES, disagreement, on_trial, probe_tokens
+from tdistill.models.positions import position_limit
+from tdistill.models.probes import FAILURES, block_length, disagreement, on_trial, probe_tokens
 from tdistill.models.reading import PromptTokens, Reader, last_logits, left_padded
 from tdistill.models.row_trials import check_reading
 
@@ -87,7 +88,11 @@ def _candidates(lm: LanguageModel) -> list[_Opener]:
 def _reading_problem(lm: LanguageModel, opener: _Opener) -> str | None:
     """What a reader makes wrong of a small ragged batch whose rows move, end and begin; or None."""
     network: Any = inner_model(lm.model)
-    rows = [probe_tokens(network, length, skip=i) for i, length in enumerate((8, 5, 6, 4))]
+    block, limit = block_length(network), position_limit(network)
+    if limit is not None and block + 8 > limit.tokens:
+        block = 0
+    sizes = block + 8, 5, block // 2 + 6
+    rows = [probe_tokens(network, size, skip=i) for i, size in enumerate(sizes)]
     own = [own_logits(network, row)[:, : lm.vocabulary_size] for row in rows]
     found, expected = [], []
     lengths = [len(row) - 3 for row in rows]  # of the prompts
@@ -111,9 +116,8 @@ def _reading_problem(lm: LanguageModel, opener: _Opener) -> str | None:
             active = [2, 1]
             read(reader, active)
             if reader.refills:
-                begun = reader.begin([rows[3][: lengths[3]]])
-                step([3], begun)
-                active.append(3)
+                step([0], reader.begin([rows[0][: lengths[0]]]))
+                active.append(0)
             read(reader, active)
         except FAILURES as error:
             return one_line(error)

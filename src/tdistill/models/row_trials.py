@@ -17,8 +17,10 @@ from tdistill.errors import ModelError, one_line
 from tdistill.models.head_form import own_logits
 from tdistill.models.language_model import inner_model
 from tdistill.models.layout import Layout, Pair, lay_out, pack, separate
+from tdistill.models.positions import position_limit
 from tdistill.models.probes import (
     FAILURES,
+    block_length,
     disagreement,
     on_trial,
     probe_tokens,
@@ -28,7 +30,7 @@ from tdistill.models.probes import (
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_LENGTHS = (6, 3, 4)  # tokens of the rows that are tried
+_LENGTHS = (9, 6, 4)  # tokens of the rows that are tried, beyond a block
 
 
 def check_reading(model: nn.Module) -> None:
@@ -89,10 +91,14 @@ def reads_left_padding(model: nn.Module) -> bool:
 @remembered
 def _trial_of_rows(lm: Any) -> tuple[str | None, bool]:
     """What is wrong with rows padded on the right, or None; whether they can be on the left."""
-    rows = [probe_tokens(lm, length, skip=i) for i, length in enumerate(_LENGTHS)]
+    block, limit = block_length(lm), position_limit(lm)
+    longest = block + _LENGTHS[0]
+    if limit is not None and longest > limit.tokens:
+        block = 0
+    lengths = block + _LENGTHS[0], block + _LENGTHS[1], block // 2 + _LENGTHS[2]
+    rows = [probe_tokens(lm, length) for length in lengths]  # each is the beginning of the first
     own = [own_logits(lm, row) for row in rows]
-    beginning = own_logits(lm, rows[0][: _LENGTHS[1]])
-    problem = disagreement(beginning, own[0][: len(beginning)], lm.dtype)
+    problem = disagreement(own[2], own[0][: lengths[2]], lm.dtype)
     if problem is not None:
         return f"more tokens behind a row change its scores {problem}", False
     problem = _padding_problem(lm, rows, own, "right")
