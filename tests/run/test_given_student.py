@@ -23,7 +23,7 @@ from tiny import VOCABULARY, tiny_lm, tiny_model, tokenizer
 
 STOP = VOCABULARY  # the token that the teacher's template ends turns with
 TEMPLATE = (
-    "{% for m in messages %}<|user|> {{ m['content'] }} <|stop|> {% endfor %}"
+    "{% for m in messages %}<|{{ m['role'] }}|> {{ m['content'] }} <|stop|> {% endfor %}"
     "{% if add_generation_prompt %}<|assistant|> {% endif %}"
 )
 
