@@ -59,9 +59,27 @@ def test_killed_at_fifty_random_moments(finished: Finished, tmp_path: Path):
     assert_same_run(finished, out)
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_ends_any_command_in_one_line(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def stopped(words: list[str]) -> int:
+        os.kill(os.getpid(), number)
+        time.sleep(10)
+        return 0
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("tdistill.cli.tools.objectives", stopped)
+    try:
+        assert cli.main(["objectives"]) == 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    said = capsys.readouterr().err
+    assert said == "\ninterrupted; the same command continues from here\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_is_clean_and_the_same_command_goes_on(
     finished: Finished, tmp_path: Path, number: signal.Signals
 ):

@@ -226,6 +226,7 @@ def shards_of(folder: Path) -> int:
     return len(list(folder.glob("*.arrow")))
 
 
+@pytest.mark.slow  # run/test_seeds.py kills a whole run
 def test_killed_at_random_moments_and_resumed_is_the_same_cache(tmp_path: Path):
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(PRELOAD)
