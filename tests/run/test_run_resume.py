@@ -61,6 +61,7 @@ def test_killed_again_and_again_it_gives_the_uninterrupted_result(
     assert_same_run(finished, out)
 
 
+@pytest.mark.slow
 def test_checkpoints_of_other_settings_are_not_continued_from(finished: Finished, tmp_path: Path):
     out = tmp_path / "out"
     words = command(finished, out)

@@ -66,6 +66,7 @@ def test_what_is_finished_stays_when_the_disk_is_full(
     assert digest(out / "models") == digest(finished.folder / "models")
 
 
+@pytest.mark.slow
 def test_a_model_that_does_not_fit_is_not_there_in_part(finished: Finished, tmp_path: Path):
     teacher = str(finished.recipe.parent / "teacher")
     out = tmp_path / "student"
