@@ -68,12 +68,15 @@ def test_a_stop_ends_any_command_in_one_line(
         time.sleep(10)
         return 0
 
-    before = signal.getsignal(signal.SIGTERM)
+    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
+    # A process that was started in the background may have been told to ignore Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     monkeypatch.setattr("tdistill.cli.tools.objectives", stopped)
     try:
         assert cli.main(["objectives"]) == 130
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for each, handler in before.items():
+            signal.signal(each, handler)
     said = capsys.readouterr().err
     assert said == "\ninterrupted; the same command continues from here\n"
 
