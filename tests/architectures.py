@@ -8,7 +8,7 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from tdistill.models.language_model import LanguageModel
-from tiny import VOCABULARY, tokenizer
+from tiny import VOCABULARY, spread, tokenizer
 
 _WIDTHS: dict[str, Any] = {
     **dict.fromkeys(("hidden_size", "n_embd", "d_model", "lru_width", "attention_hidden_size"), 16),
@@ -78,11 +78,7 @@ def architecture(model_type: str, *, layers: int = 4, seed: int = 0, **changes: 
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     assert sum(weight.numel() for weight in model.parameters()) < 1_000_000, model_type
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.dim() > 1:
-                weight.normal_(0.0, 0.3)
-    return model.eval()
+    return spread(model, 0.3)
 
 
 def architecture_lm(model_type: str, **options: Any) -> LanguageModel:

@@ -55,6 +55,15 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+def spread(model: Any, deviation: float) -> Any:
+    """The network with matrices so large that its logits differ by nats, in evaluation mode."""
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() > 1:
+                weight.normal_(0.0, deviation)
+    return model.eval()
+
+
 def tiny_model(family: str = "llama", *, seed: int = 0, scale: float = 1.0, **changes: Any) -> Any:
     """A random network of a family; ``scale`` widens its logits, ``changes`` its configuration."""
     settings = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 1}

@@ -16,12 +16,13 @@ from pathlib import Path
 from tdistill.errors import ModelError, StorageError, TdistillError
 from tdistill.hashing import file_sample_sha256, file_sha256, key_of
 
-_HUB = "hub:"
+DEMO_PREFIX = "demo:"
+HUB_PREFIX = "hub:"
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _PACKAGE = "package:"
 _WORLD = "world:"
 _WORDS = ("", "auto")
-_PREFIXES = (_PACKAGE, _WORLD, "demo:", _HUB)  # of what is named, not found by its path
+_PREFIXES = (_PACKAGE, _WORLD, DEMO_PREFIX, HUB_PREFIX)  # of what is named, not found by its path
 _WEIGHTS = (".safetensors", ".gguf")
 _WHOLE_BELOW = 1 << 24
 _FULL = ("No space left on device", "File too large", "Disk quota exceeded")
@@ -45,8 +46,8 @@ def resolve_path(path: str) -> str:
         if spec is None or not spec.submodule_search_locations:
             raise ModelError(f"{path}: expected an installed package of that name, found none")
         return str(spec.submodule_search_locations[0])
-    if path.startswith(_HUB):
-        if not _HUB_NAME.fullmatch(path.removeprefix(_HUB)):
+    if path.startswith(HUB_PREFIX):
+        if not _HUB_NAME.fullmatch(path.removeprefix(HUB_PREFIX)):
             raise ModelError(f"{path}: expected hub:NAME or hub:OWNER/NAME")
         return path
     local = Path(path).expanduser()
@@ -66,7 +67,7 @@ def hub_name(path: str) -> str | None:
         >>> hub_name("hub:owner/model"), hub_name("model")
         ('owner/model', None)
     """
-    return path.removeprefix(_HUB) if path.startswith(_HUB) else None
+    return path.removeprefix(HUB_PREFIX) if path.startswith(HUB_PREFIX) else None
 
 
 def path_from(folder: Path, path: str) -> str:
@@ -105,7 +106,7 @@ def fingerprint(path: str | None) -> str:
     matches = sorted(glob.glob(path, recursive=True)) if glob.has_magic(path) else []  # noqa: PTH207
     if matches:
         return key_of([(Path(match).name, fingerprint(match)) for match in matches])
-    if path.startswith("demo:"):
+    if path.startswith(DEMO_PREFIX):
         return f"{path}={fingerprint(str(Path(__file__).parent / 'demo' / 'prompts.jsonl'))}"
     try:
         place = Path(resolve_path(path))

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoModelForSe
 
 from tdistill.errors import ModelError
 from tdistill.models.language_model import LanguageModel, load, load_config, load_tokenizer, save
-from tiny import VOCABULARY, tiny_lm, tiny_model, tokenizer
+from tiny import VOCABULARY, spread, tiny_lm, tiny_model, tokenizer
 
 IDS = torch.tensor([[3, 4, 5, 9]])
 peft_asks = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
@@ -217,11 +217,7 @@ def multimodal(model_type: str, text_type: str, vision_type: str, **more: Any) -
     )
     torch.manual_seed(0)
     model: Any = AutoModelForImageTextToText.from_config(config, attn_implementation="eager")
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.dim() > 1:
-                weight.normal_(0.0, 0.3)
-    return model.eval()
+    return spread(model, 0.3)
 
 
 WRAPPERS = [

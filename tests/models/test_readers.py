@@ -25,7 +25,7 @@ from tdistill.models.generation import (
 from tdistill.models.in_place import InPlaceReader
 from tdistill.models.language_model import LanguageModel
 from tdistill.models.readers import LibraryReader, open_reader
-from tiny import FAMILIES, VOCABULARY, tiny_lm, tokenizer
+from tiny import FAMILIES, VOCABULARY, spread, tiny_lm, tokenizer
 
 END, LIMIT, SEED = 1, 12, 3
 # Prompts of 1 to 7 tokens; some are asked several times in a row, one again later.
@@ -111,10 +111,7 @@ def hybrid() -> LanguageModel:
     )
     torch.manual_seed(0)
     model: Any = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.dim() > 1:
-                weight.normal_(0.0, 0.4)
+    spread(model, 0.4)
     return LanguageModel(model.eval(), tokenizer(), "hybrid")
 
 

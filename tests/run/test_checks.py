@@ -13,7 +13,7 @@ from pipeline import Finished, digest
 from tdistill import cli
 from tdistill.errors import InvalidValueError, StorageError
 from tdistill.recipe import read_recipe
-from tdistill.run import checks
+from tdistill.run import Run, checks
 from tdistill.run.checks import Doubt, findings, planned_bytes, quick_checks, refuse_wrong
 from tdistill.run.groundwork import Groundwork
 
@@ -55,9 +55,16 @@ def test_the_doctor_names_what_is_doubtful_and_what_will_fail(
 
 def test_a_run_says_what_is_doubtful_and_goes_on(finished: Finished, tmp_path: Path):
     recipe = read_recipe(finished.recipe, ["--start.training.warmup_steps", "4"])
-    found = list(findings(quick_checks(recipe, tmp_path)))
-    assert [f.what for f in found if f.level == "doubtful"] == ["training"]
-    refuse_wrong(found)
+    lines: list[str] = []
+    Run(recipe, tmp_path / "out", lines.append).begin()
+    assert lines[0].startswith("  doubtful: start.training.warmup_steps: 4 of 6 updates, so")
+    assert (tmp_path / "out/recipe.resolved.yaml").exists()
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "none"])
+def test_trackers_that_can_be_used_are_fine(finished: Finished, tmp_path: Path, name: str):
+    recipe = read_recipe(finished.recipe, ["--training.report_to", f'["{name}"]'])
+    refuse_wrong(list(findings(quick_checks(recipe, tmp_path))))
 
 
 def test_several_problems_are_one_error_and_one_keeps_its_kind():
@@ -80,7 +87,8 @@ def test_several_problems_are_one_error_and_one_keeps_its_kind():
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        (["--training.report_to", '["no_such"]'], "training.report_to: no_such: expected the pack"),
+        (["--training.report_to", '["no_such"]'], "report_to: no_such: expected one of .*wandb"),
+        (["--training.report_to", '["comet_ml"]'], "comet_ml: expected the package of comet_ml to"),
         (
             ["--teacher.gguf_file", "no.gguf"],
             r"teacher.gguf_file: expected a file in .*found no.gg",

@@ -54,11 +54,11 @@ def test_one_generation_is_kept(finished: Finished, out: Path):
 
 
 def test_what_was_only_added_replaces_nothing_but_the_report(finished: Finished, out: Path):
-    found = replacement(read_recipe(finished.recipe, ["--seeds", "2"]), out)
+    found = replacement(read_recipe(finished.recipe, ["--seeds", "2"]), out, lambda: None)
     assert found
     assert found.again == ()
     assert "made again: the report" in found.text()
-    assert not replacement(read_recipe(finished.recipe), out)
+    assert not replacement(read_recipe(finished.recipe), out, lambda: None)
 
 
 def test_the_evidence_of_another_teacher_is_moved_away(finished: Finished, out: Path):
@@ -89,6 +89,27 @@ def test_a_moved_teacher_and_moved_data_are_the_same_run(finished: Finished, out
     assert lines == [f"{out}: this run is complete; nothing to do, its results follow"]
 
 
+def test_a_moved_teacher_and_another_setting_sample_nothing_again(finished: Finished, out: Path):
+    moved = shutil.copytree(finished.recipe.parent / "teacher", out.parent / "moved")
+    options = ["--teacher.path", str(moved), "--objectives.kd.discount", "0.5"]
+    lines: list[str] = []
+    Run(read_recipe(finished.recipe, options), out, lines.append).train()
+    assert "[rollouts] reused" in lines
+    assert "[start] reused" in lines
+    assert digest(out / "cache") == digest(finished.folder / "cache")
+    assert not (out / "replaced/cache").exists()
+
+
+def test_evidence_of_another_teacher_that_was_not_finished_is_moved_away_too(
+    finished: Finished, out: Path
+):
+    (out / "stages/rollouts.json").unlink()
+    save(tiny_lm("llama", scale=3.0, seed=5), out.parent / "other")
+    recipe = read_recipe(finished.recipe, ["--teacher.path", str(out.parent / "other")])
+    Run(recipe, out, lambda line: None).sample_rollouts()
+    assert digest(out / "replaced/cache") == digest(finished.folder / "cache")
+
+
 def test_weights_that_differ_in_one_number_are_another_teacher(finished: Finished, tmp_path: Path):
     keys = []
     for place in ("a", "b"):
@@ -109,7 +130,7 @@ def test_weights_that_differ_in_one_number_are_another_teacher(finished: Finishe
         (["--teacher.path", "./nowhere"], "./nowhere: expected a folder with a model"),
         (
             ["--training.report_to", '["no_such_tracker"]'],
-            "package no_such_tracker to be installed",
+            "no_such_tracker: expected one of",
         ),
         (["--student.layers", "7"], "from 1 to the teacher's 3, found 7"),
         (["--data.lm_text", "nowhere.txt"], "found nothing at nowhere.txt"),
@@ -141,6 +162,6 @@ def test_all_problems_are_named_at_once(
 
 def test_a_damaged_record_of_the_old_run_is_no_obstacle(finished: Finished, out: Path):
     (out / "recipe.resolved.yaml").write_text("{{{")
-    assert not replacement(read_recipe(finished.recipe), out)
+    assert not replacement(read_recipe(finished.recipe), out, lambda: None)
     (out / "recipe.resolved.yaml").write_text(json.dumps([1]))
-    assert replacement(read_recipe(finished.recipe), out).again == ()
+    assert replacement(read_recipe(finished.recipe), out, lambda: None).again == ()

@@ -12,9 +12,8 @@ from pathlib import Path
 
 from tdistill.data.readers import ROW_SUFFIXES, SourceRow, read_file, row_place, without_nulls
 from tdistill.errors import DataError
+from tdistill.files import DEMO_PREFIX, HUB_PREFIX
 
-DEMO_PREFIX = "demo:"
-HUB_PREFIX = "hub:"
 UNDERSTOOD = (
     f"a file ({', '.join(ROW_SUFFIXES)}), a pattern of such files (train-*.parquet), a folder "
     "saved by datasets.save_to_disk, demo:SPLIT, or hub:OWNER/NAME for a data set of the hub"

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from tdistill.data.messages import check_text
 from tdistill.data.readers import ROW_SUFFIXES, read_text, type_name
-from tdistill.data.sources import DEMO_PREFIX, HUB_PREFIX, matching_paths, read_rows
+from tdistill.data.sources import matching_paths, read_rows
 from tdistill.data.tokens import encode_responses, end_token_id
 from tdistill.errors import DataError
+from tdistill.files import DEMO_PREFIX, HUB_PREFIX
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

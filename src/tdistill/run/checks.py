@@ -16,9 +16,16 @@ from typing import Literal
 
 from tdistill.checks import check
 from tdistill.data.config import AUTO
-from tdistill.data.sources import DEMO_PREFIX, HUB_PREFIX, matching_paths
+from tdistill.data.sources import matching_paths
 from tdistill.errors import InvalidValueError, StorageError, TdistillError
-from tdistill.files import existing_parent, free_bytes, in_world, resolve_path
+from tdistill.files import (
+    DEMO_PREFIX,
+    HUB_PREFIX,
+    existing_parent,
+    free_bytes,
+    in_world,
+    resolve_path,
+)
 from tdistill.models.head_form import head_form
 from tdistill.models.language_model import load_config
 from tdistill.models.readers import open_reader
@@ -30,7 +37,6 @@ from tdistill.training.student import layer_stack
 
 Level = Literal["fine", "doubtful", "wrong"]
 
-_TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",)}
 _USES = {"train": "train on", "valid": "choose on", "test": "judge on"}
 _BYTES_PER_WEIGHT = 4
 _CHECKPOINTS = 2 * 3  # two of them, each with the weights and both moments of Adam
@@ -153,18 +159,23 @@ def _data(recipe: Recipe, folder: Path) -> str:
 
 
 def _packages(recipe: Recipe) -> str:
-    wanted = {
-        f"training.report_to: {name}": _TRACKERS.get(name, (name,))
-        for name in recipe.training.report_to
-    }
+    from transformers.integrations import integration_utils as trackers
+
+    wanted = {}
     if recipe.training.lora is not None:
-        wanted["training.lora"] = ("peft",)
+        wanted["training.lora"] = "peft"
     if recipe.teacher.gguf_file is not None:
-        wanted["teacher.gguf_file"] = ("gguf",)
-    for field, names in wanted.items():
-        there = any(find_spec(name) for name in names)
-        check(field, there, f"the package {' or '.join(names)} to be installed", "none")
-    return ", ".join(wanted) or "none needed beyond its own"
+        wanted["teacher.gguf_file"] = "gguf"
+    for field, name in wanted.items():
+        there = find_spec(name) is not None
+        check(field, there, f"the package {name} to be installed", "none")
+    known = list(trackers.INTEGRATION_TO_CALLBACK)
+    usable = ("all", "none", *trackers.get_available_reporting_integrations())
+    for name in recipe.training.report_to:
+        field = f"training.report_to: {name}"
+        check(field, name in ("all", "none", *known), f"one of {', '.join(known)}", "another name")
+        check(field, name in usable, f"the package of {name} to be installed", "none")
+    return ", ".join((*wanted.values(), *recipe.training.report_to)) or "none beyond its own"
 
 
 def _training(recipe: Recipe) -> str:

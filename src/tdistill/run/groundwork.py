@@ -30,6 +30,7 @@ from tdistill.run.folders import model_folder, world_folder
 from tdistill.run.keys import stage_keys
 from tdistill.run.stages import Say, Stages
 from tdistill.run.worlds import make_world
+from tdistill.teacher.cache.manifest import CacheIdentity
 from tdistill.teacher.cache.reader import Cache
 from tdistill.teacher.cache.writer import CacheWriter, identity_of
 from tdistill.teacher.loading import load_stopping
@@ -201,6 +202,12 @@ class Groundwork:
     def sample_held_out(self) -> list[Row]:
         """Teacher responses to the test prompts, in ``cache-test/``; never trained on."""
         return self._sample("held-out", "test", self.recipe.evaluation.rollouts_per_prompt)
+
+    def wanted_identity(self) -> CacheIdentity | None:
+        """Of the caches that rollouts will be written to; None if they all are there."""
+        if self.stages.finished("rollouts", self.keys["rollouts"], []) is not None:
+            return None
+        return identity_of(self.load_teacher(), self.recipe.rollouts.capture)
 
     def prepared(self) -> bool:
         """Whether responses and student are there, so that all checks were passed before."""

@@ -100,7 +100,7 @@ class Run:
         if not self.groundwork.prepared():
             self._check(thorough_checks(self.groundwork, self.folder))
         with locked(self.folder / "locks" / "recipe", wait=True):
-            replaced = replacement(self.recipe, self.folder)
+            replaced = replacement(self.recipe, self.folder, self.groundwork.wanted_identity)
             if replaced:
                 self.say(replaced.text())
                 replaced.keep()

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from tdistill.recipe import Recipe, differences, recipe_dict
 from tdistill.run.folders import RESOLVED_RECIPE, STUDENT, seed_folder
 from tdistill.run.keys import seeded, stage_keys
+from tdistill.teacher.cache.manifest import MANIFEST, CacheIdentity, read_manifest
+from tdistill.teacher.cache.writer import differences_of
+
+Evidence = Callable[[], CacheIdentity | None]
 
 REPLACED = "replaced"
 _RESULTS = ("metrics.json", "report.html", "data-doctor.txt", RESOLVED_RECIPE)
@@ -30,17 +33,21 @@ class Replacement:
         folder: of the run.
         changes: fields with both values.
         again: finished stages that the recipe makes anew, by their path in the folder.
-        caches: whether the evidence is of another teacher, or captured otherwise.
+        caches: whether the evidence there is of another teacher, or was captured otherwise.
     """
 
     folder: Path
     changes: tuple[str, ...] = ()
-    again: tuple[Path, ...] = field(default=())
+    again: tuple[Path, ...] = ()
     caches: bool = False
 
     def __bool__(self) -> bool:
         """Whether anything that was finished will be replaced."""
-        return bool(self.again) or (bool(self.changes) and (self.folder / "metrics.json").exists())
+        return (
+            bool(self.again)
+            or self.caches
+            or (bool(self.changes) and (self.folder / "metrics.json").exists())
+        )
 
     def text(self) -> str:
         """What is going to happen, in lines for people."""
@@ -70,12 +77,13 @@ class Replacement:
             yield record.parent.parent / _OUTPUTS.get(record.stem, f"models/{record.stem}")
 
 
-def replacement(recipe: Recipe, folder: Path) -> Replacement:
+def replacement(recipe: Recipe, folder: Path, evidence: Evidence) -> Replacement:
     """What the run in a folder has that a recipe would replace.
 
     Args:
         recipe: what is going to be done.
         folder: of the run; nothing is written.
+        evidence: the identity that caches must have; None where they are not written to any more.
     """
     try:
         before = yaml.safe_load((folder / RESOLVED_RECIPE).read_text(encoding="utf-8"))
@@ -93,12 +101,13 @@ def replacement(recipe: Recipe, folder: Path) -> Replacement:
             seed_folder(folder, number) / "stages", stage_keys(seeded(recipe, number))
         )
     ]
-    kept = folder / "stages"
-    teacher = any(path.stem == "teacher" for path in again) or _teacher_of(before) != _teacher_of(
-        after
-    )
-    caches = bool(again) and teacher and kept.exists()
-    return Replacement(folder, tuple(changes), tuple(again), caches)
+    return Replacement(folder, tuple(changes), tuple(again), _others(folder / "cache", evidence))
+
+
+def _others(cache: Path, evidence: Evidence) -> bool:
+    """Whether a cache holds what may not be mixed with the evidence that will be written."""
+    expected = evidence() if (cache / MANIFEST).exists() else None
+    return expected is not None and bool(differences_of(read_manifest(cache).identity, expected))
 
 
 def _outdated(stages: Path, keys: Mapping[str, str]) -> Iterator[Path]:
@@ -111,14 +120,6 @@ def _outdated(stages: Path, keys: Mapping[str, str]) -> Iterator[Path]:
             continue
         if found != key:
             yield path
-
-
-def _teacher_of(plain: Any) -> Any:
-    """What the identity of a cache hangs on."""
-    try:
-        return plain["teacher"], plain["student"]["path"], plain["rollouts"]["capture"]
-    except (KeyError, TypeError):
-        return None
 
 
 def _some(texts: Sequence[str]) -> str:

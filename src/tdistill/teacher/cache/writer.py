@@ -147,11 +147,18 @@ def _manifest_of(folder: Path, identity: CacheIdentity) -> Manifest:
     return manifest
 
 
-def _check_identity(folder: Path, found: CacheIdentity, expected: CacheIdentity) -> None:
+def differences_of(found: CacheIdentity, expected: CacheIdentity) -> str:
+    """What keeps evidence of one identity out of a cache of another, in words; "" if nothing.
+
+    A teacher's name does not count, its weights do.
+    """
     wanted, held = asdict(expected), asdict(found)
     different = [k for k in held if held[k] != wanted[k] and k != "teacher"]
-    if different:
-        details = "; ".join(f"{k}: expected {wanted[k]}, found {held[k]}" for k in different)
+    return "; ".join(f"{k}: expected {wanted[k]}, found {held[k]}" for k in different)
+
+
+def _check_identity(folder: Path, found: CacheIdentity, expected: CacheIdentity) -> None:
+    if details := differences_of(found, expected):
         raise CacheError(
             f"{folder}: this cache holds other evidence ({details}); write to another folder, or "
             "use the settings and the teacher it was made with"
