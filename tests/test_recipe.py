@@ -11,7 +11,8 @@ import yaml
 
 import tdistill
 from tdistill import strict
-from tdistill.errors import RecipeError
+from tdistill.errors import ModelError, RecipeError
+from tdistill.files import resolve_path
 from tdistill.recipe import Recipe, read_recipe, read_recipes, recipe_dict
 from tdistill.training.config import LoraConfig
 from tdistill.training.objectives import KD, SFT, BellmanDistill, SeqKD
@@ -233,3 +234,14 @@ def test_an_objective_can_be_added_and_flags_written_either_way(tmp_path: Path):
         assert read_recipe(path, words).training.bf16 is wanted
         given = read_recipe(path, ["--training.bf16", str(wanted).lower()])
         assert given.training.bf16 is wanted
+
+
+def test_a_hub_name_in_a_recipe_is_a_folder_and_the_error_says_how_to_mean_the_hub(tmp_path: Path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("teacher: {path: gpt2}\nstudent: {layers: 2}\n")
+    recipe = read_recipe(path)
+    assert recipe.teacher.path == str(tmp_path / "gpt2")
+    with pytest.raises(ModelError, match=r"or hub:OWNER/NAME for one of the Hugging Face hub"):
+        resolve_path(recipe.teacher.path)
+    path.write_text("teacher: {path: 'hub:gpt2'}\nstudent: {layers: 2}\n")
+    assert read_recipe(path).teacher.path == "hub:gpt2"

@@ -53,7 +53,7 @@ def resolve_path(path: str) -> str:
     local = Path(path).expanduser()
     if path and local.exists():
         return str(local)
-    cure = "give the folder of a model"
+    cure = "give the folder of a model, or hub:OWNER/NAME for one of the Hugging Face hub"
     if _HUB_NAME.fullmatch(path):
         cure = f"if you mean the model of that name on the Hugging Face hub, write hub:{path}"
     where = "" if local.is_absolute() else f" (searched in {Path.cwd()})"
