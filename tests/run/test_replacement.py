@@ -7,13 +7,16 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import save_file
 
 from pipeline import Finished, digest, read_json
 from tdistill import cli
 from tdistill.models.language_model import save
 from tdistill.recipe import read_recipe
 from tdistill.run import Run, run_recipe
+from tdistill.run.keys import stage_keys
 from tdistill.run.replacement import replacement
 from tiny import tiny_lm
 
@@ -121,6 +124,20 @@ def test_weights_that_differ_in_one_number_are_another_teacher(finished: Finishe
         recipe = read_recipe(finished.recipe, ["--teacher.path", str(folder)])
         keys.append(Run(recipe, tmp_path / "out", print).groundwork.keys["teacher"])
     assert keys[0] != keys[1]
+
+
+def test_an_adapter_is_another_model_when_its_base_is(finished: Finished, tmp_path: Path):
+    base = shutil.copytree(finished.recipe.parent / "teacher", tmp_path / "base")
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    config = {"task_type": "CAUSAL_LM", "base_model_name_or_path": str(base)}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    save_file({"weight": torch.zeros(2)}, adapter / "adapter_model.safetensors")
+    recipe = read_recipe(finished.recipe, ["--teacher.path", str(adapter)])
+    first = stage_keys(recipe)["teacher"]
+    assert stage_keys(recipe)["teacher"] == first
+    save(tiny_lm("llama", scale=3.0, seed=5), base)
+    assert stage_keys(recipe)["teacher"] != first
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,16 @@ or the recipe's folder finds all work again.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 from tdistill import strict
+from tdistill.errors import ModelError
 from tdistill.evaluation.verifier import load_verifier
-from tdistill.files import fingerprint, in_world
+from tdistill.files import fingerprint, in_world, resolve_path
 from tdistill.hashing import key_of
+from tdistill.models.adapters import adapter_base
 from tdistill.recipe import Recipe, WorldConfig, named_paths, recipe_dict
 from tdistill.report.result import FORMAT
 
@@ -60,15 +63,13 @@ def _shared_keys(recipe: Recipe) -> dict[str, str]:
     plain, data = recipe_dict(recipe), recipe.data
     keys = {} if recipe.world is None else {"world": _world_key(recipe.world)}
     places = named_paths(recipe)
-    keys["teacher"] = key_of(
-        _without("teacher", plain, places), _content(recipe.teacher.path, keys)
-    )
+    keys["teacher"] = key_of(_without("teacher", plain, places), _model(recipe.teacher.path, keys))
     read = _without("data", plain, places)
     files = {s: _content(getattr(data, s), keys) for s in ("train", "valid", "test")}
     keys["rollouts"] = key_of(keys["teacher"], read, files, plain["rollouts"])
     keys["references"] = key_of(keys["rollouts"], "references")
     keys["held-out"] = key_of(keys["rollouts"], recipe.evaluation.rollouts_per_prompt)
-    student = _content(recipe.student.path, keys)
+    student = _model(recipe.student.path, keys)
     origin = keys["rollouts"] if recipe.student.measured else keys["teacher"]
     keys["student"] = key_of(origin, _without("student", plain, places), student)
     return keys
@@ -83,6 +84,15 @@ def _world_key(world: WorldConfig) -> str:
     maker = type(world.maker())
     code = [fingerprint(str(file)) for file in strict.source_files_of(maker)]
     return key_of(maker.__qualname__, world.settings, code)
+
+
+def _model(path: str | None, keys: Mapping[str, str]) -> str:
+    """What is at the path of a model; of an adapter, its base as well."""
+    own, base = _content(path, keys), None
+    if path is not None and not in_world(path):
+        with suppress(ModelError):  # what cannot be used is refused before any work
+            base = adapter_base(resolve_path(path))
+    return own if base is None else key_of(own, fingerprint(base))
 
 
 def _content(path: str | None, keys: Mapping[str, str]) -> str:
