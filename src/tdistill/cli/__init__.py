@@ -13,6 +13,7 @@ from pathlib import Path
 from tdistill import __version__
 from tdistill.errors import InvalidValueError, TdistillError
 from tdistill.files import storage_error
+from tdistill.processes import ProcessEnded, is_first_process, process_rank
 from tdistill.progress import tell
 from tdistill.strict import nearest
 
@@ -83,10 +84,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         told = error if isinstance(error, TdistillError) else storage_error(error, Path.cwd())
         if told is None:
             raise
-        tell(f"error: {told}", error=True)
+        if not isinstance(told, ProcessEnded):  # the one that did says why
+            who = "" if is_first_process() else f"process {process_rank()}: "
+            tell(f"error: {who}{told}", error=True)
         return 2
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command continues from here", file=sys.stderr)
+        if is_first_process():
+            print("\ninterrupted; the same command continues from here", file=sys.stderr)
         return 130
 
 
