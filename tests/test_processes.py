@@ -1,4 +1,4 @@
-"""The processes of a launch between trainings: one leads, the others follow, none waits for ever."""
+"""The processes of a launch between trainings: one leads, the others follow, none for ever."""
 
 from __future__ import annotations
 

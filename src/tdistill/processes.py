@@ -194,6 +194,8 @@ def launched_team() -> Team:
     import torch
     from torch.distributed.rendezvous import rendezvous
 
+    # Else transformers would load every model without weights in all processes but the first.
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     store, rank, count = next(iter(rendezvous("env://", timeout=timedelta(minutes=30))))

@@ -65,6 +65,8 @@ class Run:
         self.team = team or launched_team()
         self.recipe, self.folder = recipe, folder
         self.say: Say = say if self.team.leads else lambda line: None
+        if self.team.count > 1:
+            self.say(f"  {self.team.count} processes train together; all else is done by the first")
         self.groundwork = Groundwork(recipe, folder, self.say)
         self.seeds = [Students(self.groundwork, number) for number in range(recipe.seeds)]
         self.failed: dict[tuple[int, str], str] = {}
@@ -106,8 +108,6 @@ class Run:
         self.team.lead(self._begin)
 
     def _begin(self) -> None:
-        if self.team.count > 1:
-            self.say(f"  {self.team.count} processes train together; all else is done by the first")
         self._check(quick_checks(self.recipe, self.folder))
         self.groundwork.make_world()
         if not self.groundwork.prepared():

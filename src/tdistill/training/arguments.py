@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +13,54 @@ from tdistill.errors import InvalidValueError
 from tdistill.processes import process_count
 from tdistill.teacher.source import LiveTeacher
 from tdistill.training.config import TrainConfig
-from tdistill.training.mixing import EvidenceMix
+from tdistill.training.objectives import Objective
+from tdistill.training.sharded import is_sharded
 
 
-def check_launch(trainer: Trainer, config: TrainConfig, mix: EvidenceMix | None) -> None:
+def check_launch(trainer: Trainer, objective: Objective, config: TrainConfig) -> None:
     """Refuse what weights in shards, or batches made by other processes, do not allow.
 
     Raises:
         InvalidValueError: with what to do instead.
     """
-    if mix is not None and mix.reads_student:
-        _check_whole_weights(trainer)
-    if config.tokens_per_forward is not None:
-        _check_free_passes(trainer)
+    if is_sharded(trainer):
+        _check_loading(trainer)
+        check_in_shards(objective, config)
     if config.loader_workers > 0:
         _check_evidence_is_stored(trainer)
+
+
+def launched_in_shards() -> bool:
+    """Whether the launcher's environment asks for FSDP or DeepSpeed."""
+    names = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
+    return any(os.environ.get(name, "").lower() == "true" for name in names)
+
+
+def check_in_shards(objective: Objective, config: TrainConfig, label: str | None = None) -> None:
+    """Refuse what no process can do that has a part of the student's weights.
+
+    Args:
+        objective: what is minimised.
+        config: of the training.
+        label: of the objective, for the message; its name by default.
+
+    Raises:
+        InvalidValueError: with what to do instead.
+    """
+    filters = objective.keep_share < 1.0 and objective.keep_when == "update"
+    if objective.uses_student_rows or filters:
+        raise InvalidValueError(
+            f"{label or objective.name}: student_share, keep_when: expected the student's whole "
+            "weights in every process, to sample from or to score rows, found a sharded run (FSDP "
+            "or DeepSpeed); use plain data parallelism, or a student_share of 0 and keep_when: "
+            "start"
+        )
+    if config.tokens_per_forward is not None:
+        raise InvalidValueError(
+            "training.tokens_per_forward: expected processes that may differ in their number of "
+            "forward passes, found a sharded run (FSDP or DeepSpeed); use plain data parallelism, "
+            "or gradient_accumulation"
+        )
 
 
 def training_arguments(config: TrainConfig, folder: Path) -> TrainingArguments:
@@ -72,21 +106,12 @@ def training_arguments(config: TrainConfig, folder: Path) -> TrainingArguments:
     return args
 
 
-def _check_whole_weights(trainer: Trainer) -> None:
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+def _check_loading(trainer: Trainer) -> None:
+    plugin: Any = getattr(trainer.accelerator.state, "fsdp_plugin", None)
+    if plugin is not None and plugin.cpu_ram_efficient_loading:
         raise InvalidValueError(
-            "student_share, keep_when: expected the student's whole weights in every process, to "
-            "sample from or to score rows, found a sharded run (FSDP or DeepSpeed); use plain data "
-            "parallelism, or a student_share of 0 and keep_when: start"
-        )
-
-
-def _check_free_passes(trainer: Trainer) -> None:
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        raise InvalidValueError(
-            "training.tokens_per_forward: expected processes that may differ in their number of "
-            "forward passes, found a sharded run (FSDP or DeepSpeed); use plain data parallelism, "
-            "or gradient_accumulation"
+            "FSDP_CPU_RAM_EFFICIENT_LOADING: expected false, found true, with which all processes "
+            "but the first load models without weights; set it to false"
         )
 
 

@@ -26,6 +26,7 @@ from tdistill.training.likelihood_filter import LikelihoodFilter, likelihood_fil
 from tdistill.training.mixing import EvidenceMix, StudentSampler
 from tdistill.training.objectives import Objective
 from tdistill.training.replay import BufferedSource
+from tdistill.training.sharded import is_sharded, with_weights_of, without_weights
 from tdistill.training.trainer import DistillTrainer, RowDataset
 
 History = list[dict[str, float]]
@@ -121,16 +122,19 @@ def train_student(
         callbacks=[progress, _NoLastCheckpoint()],
     )
     trainer.remove_callback(PrinterCallback)  # the progress line is enough
+    empty = without_weights(model) if is_sharded(trainer) else None
     try:
         newest = of_first(lambda: newest_checkpoint(checkpoints))
         trainer.train(resume_from_checkpoint=newest)
     finally:
         progress.close()
     refuse_non_finite_weights(objective.name, trainer.state.global_step, model)
+    if empty is not None:
+        model = with_weights_of(empty, trainer)
     if critic_folder is not None and trainer.beside.critic is not None:
         trainer.beside.critic.keep(critic_folder)
-    for weight in frozen:
-        weight.requires_grad_(True)
+    if frozen:
+        model.get_input_embeddings().requires_grad_(True)
     if config.lora is not None:
         model = model.merge_and_unload()
     history = [entry for entry in trainer.state.log_history if "loss" in entry]

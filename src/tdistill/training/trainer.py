@@ -85,7 +85,7 @@ class DistillTrainer(Trainer):
     ) -> None:
         super().__init__(model=model, **kwargs)
         self.mix = mix
-        check_launch(self, config, mix)
+        check_launch(self, objective, config)
         self.objective, self.config = objective, config
         self.vocabulary_size, self.live_teacher = vocabulary_size, live_teacher
         self.beside = Beside(model, objective, device=self.args.device, reduce=self._over_processes)
@@ -305,7 +305,7 @@ class DistillTrainer(Trainer):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the means of the interval to what the Trainer logs."""
         if "loss" in logs:
-            means, steps = self.diagnostics.take(lambda sums: self._over_processes(sums, "sum"))
+            means, steps = self.diagnostics.take(gathered)
             now = time.perf_counter()
             logs |= means | {"tokens_per_second": steps / max(now - self._clock, 1e-9)}
             self._clock = now
