@@ -142,11 +142,6 @@ class EvidenceMix:
         self.config, self.seed, self.likelier = config, seed, likelier
         self.buffer = ReplayBuffer(config)
 
-    @property
-    def reads_student(self) -> bool:
-        """Whether the student is sampled from, or scores rows, between updates."""
-        return self.sampler is not None or self.likelier is not None
-
     def student_share(self, update: int) -> float:
         """Share of student rows at an update: constant, or linear to the last one."""
         first, last = self.objective.student_share, self.objective.student_share_end

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from tdistill.errors import ModelError
+from tdistill.models.language_model import inner_model
 from tdistill.processes import is_first_process
 
 
@@ -23,6 +24,21 @@ def whole(weight: Tensor) -> Tensor:
     from torch.distributed.tensor import DTensor
 
     return weight.full_tensor() if isinstance(weight, DTensor) else weight
+
+
+def expose_head(trainer: Trainer) -> None:
+    """Let ZeRO-3 gather the output layer, whose rows are read outside its forward, with the model.
+
+    FSDP2 gathers it with the last norm, and keeps it until the backward pass.
+    """
+    plugin: Any = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
+    if plugin is None or plugin.zero_stage < 3:
+        return
+    from deepspeed.zero import register_external_parameter  # pyright: ignore
+
+    head: Any = inner_model(trainer.model).get_output_embeddings()
+    for weight in head.parameters(recurse=False):
+        register_external_parameter(trainer.model, weight)
 
 
 def without_weights(model: nn.Module) -> Any:

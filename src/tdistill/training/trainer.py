@@ -42,6 +42,7 @@ from tdistill.training.mixing import EvidenceMix, own_parts
 from tdistill.training.objectives import Objective
 from tdistill.training.row_gradient import RowGradient, sparse_gradient
 from tdistill.training.sampling import MicroBatches, Order, prompt_order, uniform_order
+from tdistill.training.sharded import expose_head
 
 
 class RowDataset(Dataset):
@@ -117,6 +118,12 @@ class DistillTrainer(Trainer):
             result = super().train(*args, **kwargs)
         self._rows = None
         return result
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's wrapping of the network."""
+        prepared = super()._prepare_for_training(*args, **kwargs)
+        expose_head(self)
+        return prepared
 
     def get_train_dataloader(self) -> DataLoader:
         """Lists of batches of this process; of rows of all where others are to be mixed in."""
