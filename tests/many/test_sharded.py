@@ -26,7 +26,7 @@ def sharded(folder: Path, states: str = "SHARDED_STATE_DICT", **wanted: Any) -> 
     """The weights after training in shards, by the name of the objective."""
     folder.mkdir(exist_ok=True)
     words = [HERE / "updates.py", folder, folder / "out.pt", json.dumps(wanted)]
-    launched(words, **ENVIRONMENT, FSDP_STATE_DICT_TYPE=states)
+    launched(words, **(ENVIRONMENT | {"FSDP_STATE_DICT_TYPE": states}))
     return torch.load(folder / "out.pt", weights_only=True)
 
 
