@@ -9,12 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tdistill.errors import TdistillError
+from tdistill.errors import StorageError, TdistillError
 from tdistill.files import storage_error, write_atomically
 from tdistill.models.finite import keeping_bad_batch
+from tdistill.processes import is_first_process, process_rank
 
 Say = Callable[[str], None]
 _NOTE = "key.txt"
+_SEEN_WITHIN = 120.0  # seconds until files that another machine wrote are seen
 
 
 def open_workplace(folder: Path, key: str) -> None:
@@ -63,14 +65,20 @@ class Stages:
         key: str,
         outputs: Sequence[Path],
         work: Callable[[], dict[str, Any]],
+        *,
+        together: bool = False,
     ) -> dict[str, Any]:
         """Do a stage, or reuse it.
+
+        Of the processes of a launched run the first one does it and keeps the record; the others
+        come when it is done.
 
         Args:
             name: of the stage.
             key: hash of all it depends on.
             outputs: files and folders it leaves; a missing one means that it is done again.
             work: does it, and returns what is worth recording.
+            together: all processes do it, and come at the same time.
 
         Returns:
             The record: what ``work`` returned, with ``key`` and ``seconds``.
@@ -83,6 +91,8 @@ class Stages:
         if record is not None:
             self.say(f"[{name}] reused")
             return record
+        if not is_first_process():
+            return work() if together else self._seen(name, key, outputs)
         self.say(f"[{name}]")
         path = self.folder / f"{name}.json"
         started = time.monotonic()
@@ -99,4 +109,16 @@ class Stages:
                 raise
             raise told from error
         self.say(f"[{name}] done in {record['seconds']:.0f} s")
+        return record
+
+    def _seen(self, name: str, key: str, outputs: Sequence[Path]) -> dict[str, Any]:
+        """The record that the first process has made."""
+        until = time.monotonic() + _SEEN_WITHIN
+        while (record := self.finished(name, key, outputs)) is None:
+            if time.monotonic() > until:
+                raise StorageError(
+                    f"{self.folder}: process {process_rank()} expected {name} there, which process "
+                    "0 made, found none; give --out a folder that all machines of the run share"
+                )
+            time.sleep(0.5)
         return record

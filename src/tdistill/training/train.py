@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,15 +16,18 @@ from tdistill.evidence.collator import Collator
 from tdistill.evidence.evidence import EvidenceSource
 from tdistill.evidence.rows import Row
 from tdistill.models.language_model import LanguageModel
+from tdistill.processes import is_first_process, of_first
 from tdistill.progress import Progress
 from tdistill.teacher.source import LiveTeacher
+from tdistill.training.arguments import training_arguments
 from tdistill.training.config import LoraConfig, TrainConfig
 from tdistill.training.divergence import refuse_non_finite_weights, signs_of_failure
 from tdistill.training.likelihood_filter import LikelihoodFilter, likelihood_filter
 from tdistill.training.mixing import EvidenceMix, StudentSampler
 from tdistill.training.objectives import Objective
 from tdistill.training.replay import BufferedSource
-from tdistill.training.trainer import DistillTrainer, RowDataset, training_arguments
+from tdistill.training.sharded import is_sharded, with_weights_of, without_weights
+from tdistill.training.trainer import DistillTrainer, RowDataset
 
 History = list[dict[str, float]]
 
@@ -46,6 +48,9 @@ def train_student(
     critic_folder: Path | None = None,
 ) -> tuple[LanguageModel, History]:
     """Train a student; continues from the newest whole checkpoint, as if never interrupted.
+
+    All processes of a launched run call it with the same arguments, on however many the
+    checkpoint was written.
 
     Args:
         student: the start; trained in place.
@@ -70,6 +75,7 @@ def train_student(
         DivergenceError: if a loss, a gradient or a weight is not finite.
     """
     _check_evidence(objective, rows, source, live_teacher, references)
+    arguments = training_arguments(config, checkpoints)  # which joins the processes
     model: Any = (
         student.model if config.lora is None else _with_adapters(student.model, config.lora)
     )
@@ -110,21 +116,25 @@ def train_student(
         vocabulary_size=vocabulary_size,
         live_teacher=live_teacher,
         mix=mix,
-        args=training_arguments(config, checkpoints),
+        args=arguments,
         train_dataset=RowDataset(rows),
         data_collator=collator,
         callbacks=[progress, _NoLastCheckpoint()],
     )
     trainer.remove_callback(PrinterCallback)  # the progress line is enough
+    empty = without_weights(model) if is_sharded(trainer) else None
     try:
-        trainer.train(resume_from_checkpoint=newest_checkpoint(checkpoints))
+        newest = of_first(lambda: newest_checkpoint(checkpoints))
+        trainer.train(resume_from_checkpoint=newest)
     finally:
         progress.close()
     refuse_non_finite_weights(objective.name, trainer.state.global_step, model)
+    if empty is not None:
+        model = with_weights_of(empty, trainer)
     if critic_folder is not None and trainer.beside.critic is not None:
         trainer.beside.critic.keep(critic_folder)
-    for weight in frozen:
-        weight.requires_grad_(True)
+    if frozen:
+        model.get_input_embeddings().requires_grad_(True)
     if config.lora is not None:
         model = model.merge_and_unload()
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
@@ -156,8 +166,7 @@ def _evidence_mix(
         sampler=sampler,
         references=references,
         config=config.replay,
-        # Each process of a data-parallel run has its own responses.
-        seed=config.seed + 1_000_003 * int(os.environ.get("RANK", "0")),
+        seed=config.seed,
         likelier=likelier,
     )
 
@@ -254,7 +263,8 @@ class _ShowProgress(TrainerCallback):
         self.warned: set[str] = set()  # quantities
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.bar = Progress(f"train {self.label}", state.max_steps, done=state.global_step)
+        if is_first_process():
+            self.bar = Progress(f"train {self.label}", state.max_steps, done=state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         logs = kwargs.get("logs") or {}
