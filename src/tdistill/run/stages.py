@@ -12,6 +12,7 @@ from typing import Any
 from tdistill.errors import TdistillError
 from tdistill.files import storage_error, write_atomically
 from tdistill.models.finite import keeping_bad_batch
+from tdistill.progress import emit
 
 Say = Callable[[str], None]
 _NOTE = "key.txt"
@@ -81,9 +82,9 @@ class Stages:
         """
         record = self.finished(name, key, outputs)
         if record is not None:
-            self.say(f"[{name}] reused")
+            self._tell(name, "reused")
             return record
-        self.say(f"[{name}]")
+        self._tell(name, "begun")
         path = self.folder / f"{name}.json"
         started = time.monotonic()
         try:
@@ -98,5 +99,11 @@ class Stages:
             if told is None:
                 raise
             raise told from error
-        self.say(f"[{name}] done in {record['seconds']:.0f} s")
+        self._tell(name, "done", record["seconds"])
         return record
+
+    def _tell(self, name: str, state: str, seconds: float | None = None) -> None:
+        """Say how far a stage is: to people in a line, to programs as an event."""
+        told = {"begun": "", "reused": " reused", "done": f" done in {seconds or 0.0:.0f} s"}
+        self.say(f"[{name}]{told[state]}")
+        emit("stage", name=name, state=state, seconds=seconds, run=str(self.folder.parent))

@@ -17,7 +17,7 @@ from tdistill.evidence.collator import Collator
 from tdistill.evidence.evidence import EvidenceSource
 from tdistill.evidence.rows import Row
 from tdistill.models.language_model import LanguageModel
-from tdistill.progress import Progress
+from tdistill.progress import Progress, emit
 from tdistill.teacher.source import LiveTeacher
 from tdistill.training.config import LoraConfig, TrainConfig
 from tdistill.training.divergence import refuse_non_finite_weights, signs_of_failure
@@ -250,20 +250,28 @@ class _ShowProgress(TrainerCallback):
     def __init__(self, label: str) -> None:
         self.label = label
         self.bar: Progress | None = None
+        self.noted = ""
         self.logged: History = []
         self.warned: set[str] = set()  # quantities
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.bar = Progress(f"train {self.label}", state.max_steps, done=state.global_step)
+        done = state.global_step
+        self.bar = Progress(f"train {self.label}", state.max_steps, "updates", done=done)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.bar is not None:
+            self.bar.update(state.global_step, self.noted)
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         logs = kwargs.get("logs") or {}
         if self.bar is not None and "loss" in logs:
-            note = f"loss {logs['loss']:.3f}"
+            self.noted = f"loss {logs['loss']:.3f}"
+            emit("log", what=f"train {self.label}", step=state.global_step, **logs)
             if "replay_rows" in logs:
                 rows, size = int(logs["replay_rows"]), logs["replay_mib"]
-                note += f", replay {rows} rows, {size:.1f} MiB, age {logs['replay_age']:.1f}"
-            self.bar.update(state.global_step, note)
+                held = f"replay {rows} rows, {size:.1f} MiB, age {logs['replay_age']:.1f}"
+                self.noted = f"{self.noted}, {held}"
+            self.bar.update(state.global_step, self.noted)
             self._warn(state.log_history)
 
     def _warn(self, log_history: Sequence[Any]) -> None:
