@@ -76,9 +76,7 @@ def test_a_prompt_is_answered_as_the_run_s_own_were(finished: Finished):
         assert [len(text) for text in heard] == sorted(len(text) for text in heard)
 
 
-def test_a_conversation_holds_what_was_said(
-    finished: Finished, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_conversation_holds_what_was_said(finished: Finished, monkeypatch: pytest.MonkeyPatch):
     voice = chatting(finished)
     monkeypatch.setattr(voice, "_text", lambda ids: "k </think> m")
     assert voice.answer("a b", GREEDY, max_new_tokens=3) == "k </think> m"

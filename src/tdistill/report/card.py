@@ -30,7 +30,8 @@ from tdistill.report.result import START, TEACHER, Estimate, Result
 from tdistill.report.tables import Column, shown_first, table_columns
 
 _SAMPLES = 2
-_MARKS = re.compile(r"([!-/:-@\[-`{-~])")
+# What begins a link, markup, code, emphasis, a table cell or a formula; addresses link themselves.
+_MARKS = re.compile(r"([\\`*_{}\[\]<>#|~&!$@]|:(?=//)|(?<=www)\.)")
 _FENCE = re.compile(r"`+")
 _UNIT_OF_SIZE = re.compile(r"[^A-Za-z0-9._-]+")
 
@@ -63,7 +64,7 @@ def model_card(result: Result, origin: Origin) -> str:
     labels = [TEACHER, START, result.distilled]
     environment = templates().overlay(autoescape=False)
     environment.filters |= {"md": in_a_line, "fenced": fenced}
-    return environment.get_template("card.md.j2").render(
+    page = environment.get_template("card.md.j2").render(
         metadata=_metadata(result, origin, columns),
         title=student_title(result, origin),
         lead=_lead(result, origin),
@@ -80,14 +81,15 @@ def model_card(result: Result, origin: Origin) -> str:
         samples=_samples(result),
         license=_license(origin),
     )
+    return page.rstrip() + "\n"
 
 
 def in_a_line(text: str) -> str:
     r"""A text that is only read, wherever it stands in a line of Markdown.
 
     Example:
-        >>> print(in_a_line("a|b\n<script> [x](y)"))
-        a\|b \<script\> \[x\]\(y\)
+        >>> print(in_a_line("a|b\n<script> [x](y) http://z 0.5"))
+        a\|b \<script\> \[x\](y) http\://z 0.5
     """
     return _MARKS.sub(r"\\\1", printable(" ".join(str(text).split())))
 
