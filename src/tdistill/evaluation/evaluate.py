@@ -18,6 +18,7 @@ from tdistill.evaluation.responses import (
     score_responses,
     text_of,
 )
+from tdistill.evaluation.tasks import judge_by_tasks
 from tdistill.evaluation.verifier import Verifier, load_verifier
 from tdistill.models.decoding import Decoding
 from tdistill.models.language_model import LanguageModel
@@ -102,7 +103,7 @@ def judge(label: str, model: LanguageModel, exam: Exam) -> dict[str, Any]:
         decodings["tuned"] = Decoding(temperature=tuned_temperature(label, model, exam))
     total = sum(1 if d.greedy else config.seeds for d in decodings.values()) * len(exam.test)
     bar = Progress(f"evaluate {label}", total, "responses")
-    imitated = imitation(model, exam.held_out)
+    imitated = imitation(model, exam.held_out) | judge_by_tasks(model, config)
     scores, samples, per_prompt = [], [], {}
     for name, decoding in decodings.items():
 

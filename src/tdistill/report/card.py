@@ -9,11 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import PurePath
 from typing import Any
 
 from tdistill.errors import excerpt, printable
-from tdistill.files import hub_name
+from tdistill.files import hub_name, last_name
 from tdistill.report.facts import Fact, facts
 from tdistill.report.findings import caveat, headline
 from tdistill.report.measures import (
@@ -195,13 +194,14 @@ def _made(result: Result, origin: Origin) -> list[Fact]:
     recipe, counts = result.recipe, result.counts
     teacher = origin.name if origin.repository is None else f"hub:{origin.repository}"
     layers = ", ".join(map(str, result.layers.get("kept", ())))
-    student = f"the teacher's layers {layers}" if layers else _place(recipe["student"]["path"])
+    own = last_name(recipe["student"]["path"] or "")
+    student = f"the teacher's layers {layers}" if layers else own
     start, training = recipe["start"], recipe["training"]
     objective = facts(recipe["objectives"][result.distilled])
     told = [
         Fact("teacher", teacher),
         Fact("student before training", student),
-        Fact("prompts", f"{counts['train_prompts']} of {_place(recipe['data']['train'])}"),
+        Fact("prompts", f"{counts['train_prompts']} of {last_name(recipe['data']['train'])}"),
         Fact(
             "teacher responses",
             f"{counts['rollout_rows']} with {counts['rollout_steps']:,} tokens, from its "
@@ -230,18 +230,7 @@ def _without_places(value: Any) -> Any:
         return {key: _without_places(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_without_places(inner) for inner in value]
-    return _place(value) if isinstance(value, str) else value
-
-
-def _place(text: str | None) -> str:
-    """A path's last name, any other text as it is.
-
-    Example:
-        >>> _place("/home/me/train.jsonl"), _place("hub:a/b"), _place("/x/mine.py:Mine")
-        ('train.jsonl', 'hub:a/b', 'mine.py:Mine')
-    """
-    text = text or ""
-    return PurePath(text).name if text.startswith(("/", "~")) or text[1:3] == ":\\" else text
+    return last_name(value) if isinstance(value, str) else value
 
 
 def _samples(result: Result) -> list[dict[str, Any]]:

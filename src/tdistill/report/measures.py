@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from tdistill.evaluation.config import HIGHER, LOWER
 from tdistill.report.result import Estimate
 
 MINUS = "\N{MINUS SIGN}"
@@ -172,6 +173,10 @@ PHRASES = {
 
 def measure(name: str) -> Measure:
     """The measure of a metric; an unknown metric keeps its own name and claims no direction."""
+    for start, better in ((HIGHER, 1), (LOWER, -1)):
+        if name.startswith(start):
+            meaning = "A task of lm-evaluation-harness, and its metric."
+            return Measure(name.removeprefix(start), "", better, 3, meaning)
     k = name.removeprefix(_PASS)
     if k != name:
         meaning = f"Chance that one of {k} samples is right, unbiased."

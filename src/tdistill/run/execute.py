@@ -18,6 +18,7 @@ from tdistill.run.keys import result_key
 from tdistill.run.origin import CARD, origin_of, write_card
 from tdistill.run.pipeline import Run
 from tdistill.run.stages import Say, Stages
+from tdistill.run.trackers import attach
 
 
 def run_recipe(recipe: Recipe, folder: Path | str, say: Say = tell) -> Result:
@@ -70,6 +71,7 @@ def _write_result(run: Run, key: str) -> None:
         chat = bool(ground.load_tokenizer().chat_template)
         origin = origin_of(ground.placed, ground.teacher_folder, chat=chat)
         write_card(result, origin, run.folder / STUDENT)
+        attach(run.recipe.training.report_to, result, run.folder, run.say)
         return {}
 
     # Where something failed, the next call must try it again.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tdistill.files import last_name
 from tdistill.recipe import Recipe
 from tdistill.report.measures import listed
 
@@ -17,16 +18,17 @@ trains the start (1000 updates), then sft, seqkd, kd and bellman_distill (1000 u
 and judges 6 models on held-out prompts in 3 decodings
     """
     student, start = recipe.student, recipe.start
-    into = student.path if student.layers is None else f"{student.layers} of its layers"
+    teacher, prompts = last_name(recipe.teacher.path), last_name(recipe.data.train)
+    into = last_name(student.path) if student.path else f"{student.layers} of its layers"
     first = "" if start is None else f"the start ({start.training.steps} updates), then "
     seeds = "" if recipe.seeds == 1 else f", from {recipe.seeds} training seeds"
     made = "makes its own data and models, " if recipe.world else ""
     models = 1 + recipe.seeds * (1 + len(recipe.objectives))
     each = " each" if len(recipe.objectives) > 1 else ""
-    held_out = "held-out prompts" if recipe.data.test == "auto" else recipe.data.test
+    test = "held-out prompts" if recipe.data.test == "auto" else last_name(recipe.data.test)
     return (
-        f"distils {recipe.teacher.path} into {into}: {made}samples {recipe.rollouts.n} responses "
-        f"to each prompt of {recipe.data.train}, trains {first}{listed(list(recipe.objectives))} "
+        f"distils {teacher} into {into}: {made}samples {recipe.rollouts.n} responses to each "
+        f"prompt of {prompts}, trains {first}{listed(list(recipe.objectives))} "
         f"({recipe.training.steps} updates{each}){seeds}, and judges {models} models on "
-        f"{held_out} in {len(recipe.evaluation.decodings)} decodings"
+        f"{test} in {len(recipe.evaluation.decodings)} decodings"
     )

@@ -14,7 +14,7 @@ from tdistill.evidence.evidence import EvidenceSource
 from tdistill.evidence.rows import Row
 from tdistill.files import replacing_folder
 from tdistill.models import language_model
-from tdistill.run.folders import model_folder, seed_folder
+from tdistill.run.folders import model_folder, seed_folder, tracking_folder
 from tdistill.run.groundwork import Groundwork
 from tdistill.run.keys import seeded, stage_keys
 from tdistill.run.stages import Stages, open_workplace
@@ -161,7 +161,8 @@ class Students:
                     live_teacher=ground.load_live_teacher() if wants_teacher else None,
                     references=references,
                     text=ground.load_text(config.text_chunk_tokens),
-                    label=label,
+                    label=f"{label}-seed-{self.number}" if self.number else label,
+                    logs=tracking_folder(ground.folder),
                     critic_folder=partial if config.keep_critic else None,
                 )
                 language_model.save(trained, partial)

@@ -25,6 +25,7 @@ from tdistill.training.likelihood_filter import LikelihoodFilter, likelihood_fil
 from tdistill.training.mixing import EvidenceMix, StudentSampler
 from tdistill.training.objectives import Objective
 from tdistill.training.replay import BufferedSource
+from tdistill.training.tracking import tracked
 from tdistill.training.trainer import DistillTrainer, RowDataset, training_arguments
 
 History = list[dict[str, float]]
@@ -43,6 +44,7 @@ def train_student(
     references: Sequence[Row] = (),
     text: Sequence[tuple[int, ...]] = (),
     label: str | None = None,
+    logs: Path | None = None,
     critic_folder: Path | None = None,
 ) -> tuple[LanguageModel, History]:
     """Train a student; continues from the newest whole checkpoint, as if never interrupted.
@@ -59,7 +61,8 @@ def train_student(
             scores the student's own responses.
         references: ground-truth responses whose evidence ``source`` has, for a reference share.
         text: chunks of plain text for the language-model stream.
-        label: what the progress line calls the run; the objective's name by default.
+        label: what the progress line and trackers call the run; by default the objective's name.
+        logs: folder of the files that trackers write; None: ``tracking`` beside the checkpoints.
         critic_folder: where the critic of the finished student goes; None: it is not kept.
 
     Returns:
@@ -110,14 +113,15 @@ def train_student(
         vocabulary_size=vocabulary_size,
         live_teacher=live_teacher,
         mix=mix,
-        args=training_arguments(config, checkpoints),
+        args=training_arguments(config, checkpoints, name=label or objective.name),
         train_dataset=RowDataset(rows),
         data_collator=collator,
         callbacks=[progress, _NoLastCheckpoint()],
     )
     trainer.remove_callback(PrinterCallback)  # the progress line is enough
     try:
-        trainer.train(resume_from_checkpoint=newest_checkpoint(checkpoints))
+        with tracked(trainer, logs or checkpoints.parent / "tracking"):
+            trainer.train(resume_from_checkpoint=newest_checkpoint(checkpoints))
     finally:
         progress.close()
     refuse_non_finite_weights(objective.name, trainer.state.global_step, model)
