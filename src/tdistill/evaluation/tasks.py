@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import lru_cache
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -61,18 +62,15 @@ def judge_by_tasks(model: LanguageModel, config: EvaluationConfig) -> dict[str, 
     """
     if not config.tasks:
         return {}
-    from lm_eval import simple_evaluate
-    from lm_eval.models.huggingface import HFLM
-
     with _in_silence(), _keeping_random_state():
-        wrapped: Any = HFLM
-        network = wrapped(
+        harness = import_module("lm_eval")
+        network = import_module("lm_eval.models.huggingface").HFLM(
             pretrained=model.model,
             tokenizer=copy.deepcopy(model.tokenizer),  # it is given a padding token
             batch_size=config.batch_size,
         )
         try:
-            found: Any = simple_evaluate(
+            found = harness.simple_evaluate(
                 network,
                 tasks=list(_load(config.tasks).values()),
                 task_manager=_manager(config.tasks),
@@ -104,9 +102,7 @@ def _manager(tasks: Sequence[str]) -> Any:
 @lru_cache
 def _index(files_alone: bool) -> Any:
     """Made once: to read all tasks of the harness takes seconds."""
-    from lm_eval.tasks import TaskManager
-
-    return TaskManager(include_defaults=not files_alone)
+    return import_module("lm_eval.tasks").TaskManager(include_defaults=not files_alone)
 
 
 def _refused(tasks: Sequence[str], error: Exception) -> InvalidValueError:

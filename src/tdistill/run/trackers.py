@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +72,7 @@ def _written(value: Any) -> str:
 
 
 def _to_wandb(result: Result, folder: Path) -> None:
-    import wandb
-
+    wandb: Any = import_module("wandb")
     heads, rows = score_rows(result)
     with wandb.init(project=project_name(), name=f"{folder.name}-{RESULT}", job_type=RESULT) as run:
         page = wandb.Html((folder / _KEPT[0]).read_text(encoding="utf-8"), inject=False)
@@ -84,9 +84,7 @@ def _to_wandb(result: Result, folder: Path) -> None:
 
 
 def _to_trackio(result: Result, folder: Path) -> None:
-    import pandas
-    import trackio
-
+    trackio, pandas = import_module("trackio"), import_module("pandas")
     heads, rows = score_rows(result)
     trackio.init(project=project_name(), name=f"{folder.name}-{RESULT}")
     try:
