@@ -2,8 +2,8 @@
 
     python benchmarks/one_minute.py [FOLDER]
 
-It needs what the package needs and nothing else: no hub, no file of a checkout. `make release` runs it
-with the wheel alone in an empty environment.
+It needs what the package needs and nothing else: no hub, no file of a checkout. `make release` runs
+it with the wheel alone in an empty environment.
 """
 
 from __future__ import annotations
