@@ -161,8 +161,8 @@ class Students:
                     live_teacher=ground.load_live_teacher() if wants_teacher else None,
                     references=references,
                     text=ground.load_text(config.text_chunk_tokens),
-                    label=f"{label}-seed-{self.number}" if self.number else label,
-                    logs=tracking_folder(ground.folder),
+                    label=label,
+                    logs=tracking_folder(ground.folder) / self._tracked_as(label),
                     critic_folder=partial if config.keep_critic else None,
                 )
                 language_model.save(trained, partial)
@@ -172,6 +172,10 @@ class Students:
             return record | ({} if chosen is None else {"sets": asdict(chosen)})
 
         self.stages.run(label, self.keys[label], [folder / "config.json"], work)
+
+    def _tracked_as(self, label: str) -> str:
+        """What trackers call a training."""
+        return f"{label}-seed-{self.number}" if self.number else label
 
     def _source_for(self, objective: Objective) -> EvidenceSource | None:
         # The teacher's sets are also what diagnostics are measured on, where there are any.

@@ -61,8 +61,9 @@ def train_student(
             scores the student's own responses.
         references: ground-truth responses whose evidence ``source`` has, for a reference share.
         text: chunks of plain text for the language-model stream.
-        label: what the progress line and trackers call the run; by default the objective's name.
-        logs: folder of the files that trackers write; None: ``tracking`` beside the checkpoints.
+        label: what the progress line calls the run; the objective's name by default.
+        logs: folder of the files that trackers write, whose name is what they call the run; None:
+            that of the label in ``tracking`` beside the checkpoints.
         critic_folder: where the critic of the finished student goes; None: it is not kept.
 
     Returns:
@@ -105,7 +106,9 @@ def train_student(
         share_prefix=config.share_prefix,
         tokens_per_forward=config.tokens_per_forward,
     )
-    progress = _ShowProgress(label or objective.name)
+    label = label or objective.name
+    logs = logs or checkpoints.parent / "tracking" / label
+    progress = _ShowProgress(label)
     trainer = DistillTrainer(
         model,
         objective=objective,
@@ -113,14 +116,14 @@ def train_student(
         vocabulary_size=vocabulary_size,
         live_teacher=live_teacher,
         mix=mix,
-        args=training_arguments(config, checkpoints, name=label or objective.name),
+        args=training_arguments(config, checkpoints, name=logs.name),
         train_dataset=RowDataset(rows),
         data_collator=collator,
         callbacks=[progress, _NoLastCheckpoint()],
     )
     trainer.remove_callback(PrinterCallback)  # the progress line is enough
     try:
-        with tracked(trainer, logs or checkpoints.parent / "tracking"):
+        with tracked(trainer, logs.parent):
             trainer.train(resume_from_checkpoint=newest_checkpoint(checkpoints))
     finally:
         progress.close()
