@@ -243,6 +243,7 @@ def test_every_objective_of_a_seed_gets_the_same(
     assert timeless(tmp_path) == timeless(world.folder)
 
 
+@pytest.mark.slow
 def test_killed_it_goes_on_to_the_same_result(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -313,6 +314,7 @@ def test_what_another_process_works_on_is_left_to_it(world: World, tmp_path: Pat
     assert run._pending(tasks) == []
 
 
+@pytest.mark.slow
 def test_processes_on_one_folder_share_the_work(world: World, tmp_path: Path):
     """Two at once: every model is made once, by either, and both end with the whole result."""
     out = tmp_path / "out"

@@ -41,6 +41,7 @@ VERDICTS = ("exact_match", "verified")  # the metrics of verifiers
 _SECONDS = Measure("Training", "s", 0, 0, "Seconds to train one model, mean over seeds.")
 _MOST_TASKS, _WIDEST = 2, 8  # on a terminal: tasks, and characters of their heads
 _MODELS = ""  # the family of teacher and start
+_FAILED = "failed"  # that of objectives that left no student
 _COLOURS = {"better": "green", "worse": "red"}
 
 
@@ -115,6 +116,12 @@ def table_rows(result: Result) -> list[TableRow]:
     return rows
 
 
+def score_rows(result: Result) -> list[TableRow]:
+    """The rows of :func:`table_rows`, then the objectives that failed, which have no number."""
+    failed = dict.fromkeys(who.rpartition(", seed ")[0] for who in result.failed)
+    return table_rows(result) + [TableRow(x, _FAILED, model_name(x)) for x in failed]
+
+
 def table_columns(result: Result) -> list[Column]:
     """Divergences, Rouge-L, verdicts and teacher likelihood by decoding, length, training time.
 
@@ -145,7 +152,12 @@ def quality_metric(result: Result) -> str:
 
 
 def score_cell(result: Result, row: TableRow, column: Column) -> Cell:
-    """Mean and half-width of the interval, or the training seconds."""
+    """Mean and half-width of the interval, or the training seconds, or that training failed."""
+    if row.family == _FAILED:
+        why = "; ".join(
+            why for who, why in result.failed.items() if who.startswith(f"{row.label},")
+        )
+        return Cell("failed", hint=why) if column.metric == "seconds" else Cell("")
     if column.metric == "seconds":
         seconds = None if row.tuned else result.seconds.train.get(row.label)
         return Cell("" if seconds is None else number(seconds, 0))
@@ -242,7 +254,7 @@ def score_table(result: Result) -> Table:
         title = "train\ns" if column.metric == "seconds" else f"{place}\n{name}"
         table.add_column(Text(title), justify="right", no_wrap=True)
     family = _MODELS
-    for row in table_rows(result):
+    for row in score_rows(result):
         if row.family != family:
             family = row.family
             table.add_row(Text(family.replace("-", " "), style="dim italic"))  # a narrow column
@@ -278,7 +290,8 @@ def _caption(result: Result) -> str:
     if len(result.objectives) > 1:
         base = model_name(result.baseline)
         marks += f"; green, red: better, worse than {base} (paired interval)"
-    return f"{sizes}; mean \N{PLUS-MINUS SIGN}half-width\n{marks}"
+    failed = "".join(printable(f"\n{who} failed: {why}") for who, why in result.failed.items())
+    return f"{sizes}; mean \N{PLUS-MINUS SIGN}half-width\n{marks}{failed}"
 
 
 def sample_panel(result: Result, n: int = 2) -> Group:
