@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from pipeline import Finished, write_world
 from tdistill import cli
 from tdistill.report.result import read_result
-from tdistill.run.trackers import attach, score_rows
+from tdistill.run.trackers import attach, plain_scores
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_tensorboard_keeps_every_training_apart(tracked_run: Path, monkeypatch: 
 
 def test_the_table_has_every_model_with_its_intervals(finished: Finished):
     result = read_result(finished.folder / "metrics.json")
-    heads, rows = score_rows(result)
+    heads, rows = plain_scores(result)
     assert [row[0] for row in rows] == result.models
     place = heads.index("Teacher NLL, greedy")
     own = result.estimate("kd", "teacher_nll", "greedy")

@@ -38,7 +38,7 @@ def attach(names: Sequence[str], result: Result, folder: Path, say: Say) -> None
                 say(f"  {name} did not take the result: {one_line(error)}")
 
 
-def score_rows(result: Result) -> tuple[list[str], list[list[Any]]]:
+def plain_scores(result: Result) -> tuple[list[str], list[list[Any]]]:
     """The main table as plain values: its heads, and a row for each model."""
     columns = [column for column in table_columns(result) if column.metric != "seconds"]
     heads = ["model"]
@@ -58,7 +58,7 @@ def _to_tensorboard(result: Result, folder: Path) -> None:
     from torch.utils.tensorboard import SummaryWriter
 
     base = Path(os.environ.get("TENSORBOARD_LOGGING_DIR") or tracking_folder(folder))
-    heads, rows = score_rows(result)
+    heads, rows = plain_scores(result)
     cells = [heads, ["---"] * len(heads), *([_written(value) for value in row] for row in rows)]
     lines = [" | ".join(map(in_a_line, line)) for line in cells]
     writer = SummaryWriter(str(base / RESULT))
@@ -73,7 +73,7 @@ def _written(value: Any) -> str:
 
 def _to_wandb(result: Result, folder: Path) -> None:
     wandb: Any = import_module("wandb")
-    heads, rows = score_rows(result)
+    heads, rows = plain_scores(result)
     with wandb.init(project=project_name(), name=f"{folder.name}-{RESULT}", job_type=RESULT) as run:
         page = wandb.Html((folder / _KEPT[0]).read_text(encoding="utf-8"), inject=False)
         run.log({"scores": wandb.Table(columns=heads, data=rows), "report": page})
@@ -85,7 +85,7 @@ def _to_wandb(result: Result, folder: Path) -> None:
 
 def _to_trackio(result: Result, folder: Path) -> None:
     trackio, pandas = import_module("trackio"), import_module("pandas")
-    heads, rows = score_rows(result)
+    heads, rows = plain_scores(result)
     trackio.init(project=project_name(), name=f"{folder.name}-{RESULT}")
     try:
         trackio.log({"scores": trackio.Table(dataframe=pandas.DataFrame(rows, columns=heads))})

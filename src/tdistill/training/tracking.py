@@ -30,13 +30,15 @@ def tracked(trainer: Any, folder: Path) -> Iterator[None]:
     """A training whose trackers know it by its name, and have let go of it at the end.
 
     Args:
-        trainer: its ``args.run_name`` is the name.
-        folder: where TensorBoard's files go, by name; ``TENSORBOARD_LOGGING_DIR`` comes first.
+        trainer: not begun yet.
+        folder: where TensorBoard's files go, unless ``TENSORBOARD_LOGGING_DIR`` names another place
+            for folders of such names; its name is that of the training.
     """
-    base = Path(os.environ.get("TENSORBOARD_LOGGING_DIR") or folder)
+    base = Path(os.environ.get("TENSORBOARD_LOGGING_DIR") or folder.parent)
+    trainer.args.run_name, trainer.args.project = folder.name, project_name()
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, TensorBoardCallback):
-            callback.logging_dir = str(base / trainer.args.run_name)
+            callback.logging_dir = str(base / folder.name)
     named = os.environ.get("WANDB_PROJECT")
     os.environ["WANDB_PROJECT"] = project_name()  # transformers asks nothing else
     try:

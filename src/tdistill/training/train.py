@@ -107,7 +107,6 @@ def train_student(
         tokens_per_forward=config.tokens_per_forward,
     )
     label = label or objective.name
-    logs = logs or checkpoints.parent / "tracking" / label
     progress = _ShowProgress(label)
     trainer = DistillTrainer(
         model,
@@ -116,14 +115,14 @@ def train_student(
         vocabulary_size=vocabulary_size,
         live_teacher=live_teacher,
         mix=mix,
-        args=training_arguments(config, checkpoints, name=logs.name),
+        args=training_arguments(config, checkpoints),
         train_dataset=RowDataset(rows),
         data_collator=collator,
         callbacks=[progress, _NoLastCheckpoint()],
     )
     trainer.remove_callback(PrinterCallback)  # the progress line is enough
     try:
-        with tracked(trainer, logs.parent):
+        with tracked(trainer, logs or checkpoints.parent / "tracking" / label):
             trainer.train(resume_from_checkpoint=newest_checkpoint(checkpoints))
     finally:
         progress.close()

@@ -39,7 +39,6 @@ from tdistill.training.mixing import EvidenceMix
 from tdistill.training.objectives import Objective
 from tdistill.training.row_gradient import RowGradient, sparse_gradient
 from tdistill.training.sampling import PromptSampler
-from tdistill.training.tracking import project_name
 
 
 class RowDataset(Dataset):
@@ -334,20 +333,15 @@ def _check_evidence_is_stored(trainer: Trainer) -> None:
         )
 
 
-def training_arguments(
-    config: TrainConfig, folder: Path, *, name: str | None = None
-) -> TrainingArguments:
+def training_arguments(config: TrainConfig, folder: Path) -> TrainingArguments:
     """The Trainer's arguments for a configuration.
 
     Args:
         config: settings.
         folder: where checkpoints go.
-        name: what trackers call the training; the folder's where None.
     """
     return TrainingArguments(
         output_dir=str(folder),
-        run_name=name or folder.name,
-        project=project_name(),
         max_steps=config.steps,
         per_device_train_batch_size=config.batch_size // config.gradient_accumulation,
         gradient_accumulation_steps=config.gradient_accumulation,
