@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tdistill.errors import printable
+from tdistill.evaluation.config import HIGHER, LOWER
 from tdistill.evaluation.places import is_of_place
 from tdistill.report.measures import (
     DECODINGS,
@@ -38,6 +39,7 @@ _SHORT = {
 }
 VERDICTS = ("exact_match", "verified")  # the metrics of verifiers
 _SECONDS = Measure("Training", "s", 0, 0, "Seconds to train one model, mean over seeds.")
+_MOST_TASKS, _WIDEST = 2, 8  # on a terminal: tasks, and characters of their heads
 _MODELS = ""  # the family of teacher and start
 _FAILED = "failed"  # that of objectives that left no student
 _COLOURS = {"better": "green", "worse": "red"}
@@ -133,11 +135,18 @@ def table_columns(result: Result) -> list[Column]:
     wanted = [Column(name) for name in ("forward_kl", "leak", "set_kl")]
     metrics = ("rouge_l", *VERDICTS, "teacher_nll")
     wanted += [Column(name, d) for name in metrics for d in decodings]
+    wanted += [Column(name) for name in task_metrics(result)]
     wanted += [Column("response_tokens", SAMPLED if SAMPLED in decodings else decodings[0])]
     known = [
         c for c in wanted if any(result.estimate(x, c.metric, c.decoding) for x in result.models)
     ]
     return [*known, Column("seconds")]
+
+
+def task_metrics(result: Result) -> list[str]:
+    """The metrics of tasks, in their order."""
+    found = (name for row in result.imitation for name in row.metrics)
+    return [name for name in dict.fromkeys(found) if name.startswith((HIGHER, LOWER))]
 
 
 def quality_metric(result: Result) -> str:
@@ -233,7 +242,7 @@ def score_table(result: Result) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    columns = _terminal_columns(result)
+    columns, tasks = _terminal_columns(result), task_metrics(result)
     table = Table(
         box=box.SIMPLE_HEAD,
         padding=(0, 0),
@@ -244,6 +253,7 @@ def score_table(result: Result) -> Table:
     table.add_column("model", min_width=7, overflow="fold")  # only a name may wrap
     for column in columns:
         name = _SHORT.get(column.metric, column.measure.title.lower())
+        name = name[:_WIDEST] if column.metric in tasks else name
         place = {"nucleus": "nucl."}.get(column.place, column.place[:6])
         title = "train\ns" if column.metric == "seconds" else f"{place}\n{name}"
         table.add_column(Text(title), justify="right", no_wrap=True)
@@ -263,6 +273,8 @@ def _terminal_columns(result: Result) -> list[Column]:
     left_out = {"set_kl", "rouge_l", *VERDICTS} - {quality_metric(result)}
     columns = [c for c in table_columns(result) if c.metric not in left_out]
     decodings = in_order(result.decodings, list(DECODINGS))[:3]
+    left_out |= set(task_metrics(result)[_MOST_TASKS:])
+    columns = [c for c in columns if c.metric not in left_out]
     return [c for c in columns if c.decoding is None or c.decoding in decodings]
 
 
