@@ -6,13 +6,14 @@ export OMP_WAIT_POLICY ?= PASSIVE
 PYTHON ?= python3
 VENV := .venv
 PEERS := benchmarks/.peers
+RELEASE := .release
 BIN := $(VENV)/bin
 OUT ?= demo-run
 BENCH ?=
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-all test-architectures test-many check lint doctest docs figures bench clean
+.PHONY: demo test test-all test-architectures test-many check lint doctest docs figures bench release clean
 
 demo: $(VENV)/.demo
 	$(BIN)/tdistill demo --out $(OUT)
@@ -52,8 +53,19 @@ figures: $(VENV)/.dev
 bench: $(VENV)/.dev $(VENV)/.demo $(PEERS)/.installed
 	$(BIN)/python -m benchmarks.speed $(BENCH)
 
+# Wheel and sdist, checked; then the wheel does a whole job in an environment that has nothing else.
+release: $(VENV)/.dev
+	rm -rf dist $(RELEASE)
+	$(PIP) build twine
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
+	$(PYTHON) -m venv $(RELEASE)
+	$(RELEASE)/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint constraints.txt dist/*.whl
+	cd $(RELEASE) && bin/python $(CURDIR)/benchmarks/one_minute.py
+
 clean:
-	rm -rf $(VENV) $(PEERS) benchmarks/.work demo-run
+	rm -rf $(VENV) $(PEERS) $(RELEASE) dist benchmarks/.work demo-run
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

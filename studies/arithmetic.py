@@ -113,6 +113,14 @@ class Arithmetic(Lessons):
 
     def make(self, folder: Path) -> None:
         """Write ``teacher/``, the students and a JSONL file for each split."""
+        tokenizer = pieces(PIECE, self.write_problems(folder))
+        for name, (layers, width) in STUDENTS.items():
+            student = network(tokenizer, layers=layers, width=width, seed=self.seed + 1)
+            save(student, folder / f"student-{name}")
+        self.teach(self.beginner(tokenizer), self.lessons, folder)
+
+    def write_problems(self, folder: Path) -> list[str]:
+        """A JSONL file for each split; returns prompts and answers of all problems there are."""
         splits = self.problems()
         draw = random.Random(f"templates {self.seed}")
         texts: list[str] = []
@@ -123,11 +131,7 @@ class Arithmetic(Lessons):
             if split in SPLITS:
                 write_lines(folder / f"{split}.jsonl", rows)
             texts += [text for row in rows for text in (row["prompt"], *row["references"])]
-        tokenizer = pieces(PIECE, texts)
-        for name, (layers, width) in STUDENTS.items():
-            student = network(tokenizer, layers=layers, width=width, seed=self.seed + 1)
-            save(student, folder / f"student-{name}")
-        self.teach(tokenizer, self.lessons, folder)
+        return texts
 
     def problems(self) -> dict[str, list[Problem]]:
         """All problems, shared out to the splits; ``unused`` has the rest."""

@@ -74,11 +74,14 @@ class Lessons:
     learning_rate: float = 3e-3
     seed: int = 0
 
+    def beginner(self, tokenizer: PreTrainedTokenizerFast) -> LanguageModel:
+        """A teacher that has learned nothing yet."""
+        return network(
+            tokenizer, layers=self.teacher_layers, width=self.teacher_width, seed=self.seed
+        )
+
     def teach(
-        self,
-        tokenizer: PreTrainedTokenizerFast,
-        lessons: Callable[[int], Sequence[Pair]],
-        folder: Path,
+        self, beginner: LanguageModel, lessons: Callable[[int], Sequence[Pair]], folder: Path
     ) -> None:
         """Train a network on as many answers as it reads, and write it to ``folder/teacher``."""
         config = TrainConfig(
@@ -91,11 +94,8 @@ class Lessons:
             save_steps=200,
             logging_steps=100,
         )
-        start = network(
-            tokenizer, layers=self.teacher_layers, width=self.teacher_width, seed=self.seed
-        )
         pairs = lessons(self.teacher_steps * self.teacher_batch)
-        save(_trained(start, pairs, config, folder), folder / "teacher")
+        save(_trained(beginner, pairs, config, folder), folder / "teacher")
 
 
 def _trained(

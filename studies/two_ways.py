@@ -42,7 +42,7 @@ class TwoWays(Lessons):
         for split, prompts in self.prompts().items():
             rows = ({"prompt": p, "references": self.answers(p)} for p in prompts)
             write_lines(folder / f"{split}.jsonl", rows)
-        self.teach(tokenizer, self.lessons, folder)
+        self.teach(self.beginner(tokenizer), self.lessons, folder)
 
     @cached_property
     def table(self) -> dict[str, str]:

@@ -20,7 +20,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("__main__", "public"),
     ("cli",),
     ("run",),
-    ("report", "recipe"),
+    ("report", "recipe", "ready"),
     ("evaluation",),
     ("training",),
     ("teacher",),

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import yaml
 
+import tdistill
 from pipeline import digest, write_world
 from tdistill import cli, strict
 from tdistill.errors import RecipeError
 from tdistill.recipe import Recipe, read_recipe, recipe_dict
 
 DOCS = Path(__file__).parent.parent / "docs"
-EXAMPLE = DOCS / "own_objective.py"
+EXAMPLE = Path(tdistill.__file__).parent / "ready" / "own_objective.py"
 
 
 def mapping(objective: str, **fields: Any) -> dict[str, Any]:

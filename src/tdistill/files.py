@@ -82,6 +82,16 @@ def path_from(folder: Path, path: str) -> str:
     return os.path.normpath(folder.absolute() / path)
 
 
+def last_name(path: str) -> str:
+    """A local path's last name; what has a prefix, and any other text, as it is.
+
+    Example:
+        >>> last_name("/home/me/train.jsonl"), last_name("hub:a/b"), last_name("/x/mine.py:Mine")
+        ('train.jsonl', 'hub:a/b', 'mine.py:Mine')
+    """
+    return Path(path).name if path.startswith("~") or os.path.isabs(path) else path  # noqa: PTH117
+
+
 def in_world(path: str | None) -> bool:
     """Whether a path is ``world:NAME``: what the world of a run makes by that name."""
     return path is not None and path.startswith(_WORLD)

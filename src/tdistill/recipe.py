@@ -200,7 +200,15 @@ def _rooted(document: dict[str, Any], folder: Path) -> dict[str, Any]:
         if isinstance(values, dict):
             found = {name: values[name] for name in names if isinstance(values.get(name), str)}
             rooted[section] = values | {k: path_from(folder, path) for k, path in found.items()}
+    judged = document.get("evaluation")
+    if isinstance(judged, dict) and isinstance(judged.get("tasks"), list):
+        rooted["evaluation"] = judged | {"tasks": [_task(folder, x) for x in judged["tasks"]]}
     return rooted
+
+
+def _task(folder: Path, task: Any) -> Any:
+    """A task of a file by its whole path; a name is none."""
+    return path_from(folder, task) if isinstance(task, str) and task.endswith(".yaml") else task
 
 
 def unite(recipes: Mapping[str, Recipe]) -> Recipe:

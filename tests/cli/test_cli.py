@@ -24,6 +24,8 @@ from tdistill.teacher.inspection import inspect_cache
 
 COMMANDS = (
     "demo",
+    "init",
+    "doctor",
     "run",
     "rollouts",
     "train",
@@ -34,6 +36,10 @@ COMMANDS = (
     "verify",
     "objectives",
     "reward",
+    "chat",
+    "try",
+    "publish",
+    "export",
 )
 HEAVY = ("torch", "transformers", "datasets", "matplotlib", "pyarrow", "numpy", "pandas")
 
@@ -174,7 +180,7 @@ def test_a_bad_recipe_in_a_process_of_its_own(finished: Finished, tmp_path: Path
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["rum"], "rum: expected a command (demo, run, "),
+        (["rum"], "rum: expected a command (demo, init, run, "),
         (["rum"], "did you mean 'run'?"),
         (["run"], "tdistill run: expected RECIPE.yaml [RECIPE.yaml ...] --out DIR"),
         (["run", "{recipe}"], "expected RECIPE.yaml [RECIPE.yaml ...] --out DIR"),

@@ -4,7 +4,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from tdistill.core import sampled_log_normaliser, segment_logsumexp, set_membership, top_p_sets
+from tdistill.core import (
+    TopPSets,
+    sampled_log_normaliser,
+    segment_logsumexp,
+    set_membership,
+    top_p_sets,
+)
 
 STEPS, VOCABULARY = 12, 400
 
@@ -15,11 +21,17 @@ def logits(generator: torch.Generator) -> Tensor:
     return 3 * torch.randn(STEPS, VOCABULARY, generator=generator, dtype=torch.float64)
 
 
-def estimate(logits: Tensor, tokens: Tensor, log_weight: Tensor, p: float = 0.5) -> Tensor:
-    sets = top_p_sets(logits.detach().log_softmax(-1), p)
+def estimate(
+    logits: Tensor, tokens: Tensor, log_weight: Tensor, sets: TopPSets | None = None
+) -> Tensor:
+    sets = sets_of(logits) if sets is None else sets
     member = set_membership(sets.ids, sets.offsets, tokens)
     on_set = logits[sets.step, sets.ids]
     return sampled_log_normaliser(on_set, sets.offsets, logits[:, tokens], log_weight, member)
+
+
+def sets_of(logits: Tensor, p: float = 0.5) -> TopPSets:
+    return top_p_sets(logits.detach().log_softmax(-1), p)
 
 
 def uniform(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -70,9 +82,9 @@ def test_where_all_negatives_are_members_the_value_of_the_set_is_left():
 def test_the_sum_is_unbiased_and_its_logarithm_lies_below(
     logits: Tensor, generator: torch.Generator
 ):
-    exact = logits.logsumexp(1)
+    exact, sets = logits.logsumexp(1), sets_of(logits)
     ratio = torch.stack(
-        [(estimate(logits, *uniform(40, generator)) - exact).exp() for _ in range(3000)]
+        [(estimate(logits, *uniform(40, generator), sets) - exact).exp() for _ in range(3000)]
     )
     error = ratio.std(0) / 3000**0.5
     assert ((ratio.mean(0) - 1).abs() < 4 * error).all()
@@ -83,7 +95,7 @@ def test_the_sum_is_unbiased_and_its_logarithm_lies_below(
 def test_the_error_falls_as_one_over_the_root_of_the_number(generator: torch.Generator):
     """Of value and gradient; with replacement-free draws of a small share of the vocabulary."""
     logits = torch.randn(STEPS, 20_000, generator=generator, dtype=torch.float64)
-    exact, policy = logits.logsumexp(1), logits.softmax(1)
+    exact, policy, sets = logits.logsumexp(1), logits.softmax(1), sets_of(logits, p=0.02)
     sd, bias, slope = {}, {}, {}
     for count in (50, 200, 800):
         errors, gradients = [], []
@@ -91,7 +103,7 @@ def test_the_error_falls_as_one_over_the_root_of_the_number(generator: torch.Gen
             z = logits.clone().requires_grad_()
             tokens = torch.randperm(20_000, generator=generator)[:count]
             weight = torch.full((count,), 20_000 / count, dtype=torch.float64)
-            found = estimate(z, tokens, weight.log(), p=0.02)
+            found = estimate(z, tokens, weight.log(), sets)
             errors.append(found.detach() - exact)
             gradients.append((torch.autograd.grad(found.sum(), z)[0] - policy).norm())
         stacked = torch.stack(errors)

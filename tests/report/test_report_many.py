@@ -19,7 +19,13 @@ from tdistill.report.curves import LINES_A_PANEL, curve_groups
 from tdistill.report.figures import interval_figures
 from tdistill.report.page import render
 from tdistill.report.result import result_of
-from tdistill.report.tables import difference_cell, score_cell, table_columns, table_rows
+from tdistill.report.tables import (
+    difference_cell,
+    score_cell,
+    score_rows,
+    table_columns,
+    table_rows,
+)
 
 SMALL = {"cloning": 3, "temporal-difference": 2}
 
@@ -163,3 +169,18 @@ def test_failures_are_named_and_texts_escaped(small: Any):
     plain = small | {"failed": {"bad, seed 1": "RuntimeError: <script>inf</script>"}}
     page = render(result_of(plain))
     assert "Left out: bad, seed 1 failed (RuntimeError: &lt;script&gt;" in page
+
+
+def test_a_failed_objective_keeps_its_row_with_the_reason(small: Any):
+    why = "DivergenceError: no number after update 3\x1b[2J"
+    result = result_of(small | {"failed": {"bad, seed 0": why, "bad, seed 1": why}})
+    cells = [score_cell(result, score_rows(result)[-1], c) for c in table_columns(result)]
+    assert score_rows(result)[-1].label == "bad"
+    assert [cell.mean for cell in cells if cell.mean] == ["failed"]
+    assert cells[-1].hint == f"{why}; {why}"
+    stream = io.StringIO()
+    Console(file=stream, width=80).print(score_table(result))
+    said = " ".join(stream.getvalue().split())
+    assert "bad, seed 1 failed: DivergenceError: no number after update 3\\x1b[2J" in said
+    assert "bad failed" in said
+    assert all(row.label != "bad" for row in table_rows(result))

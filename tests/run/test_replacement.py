@@ -30,7 +30,8 @@ def test_what_is_made_again_is_said_with_the_reason_and_kept(finished: Finished,
     lines: list[str] = []
     recipe = read_recipe(finished.recipe, ["--objectives.kd.discount", "0.5"])
     run_recipe(recipe, out, lines.append)
-    assert lines[0] == (
+    assert lines[0].startswith("distils teacher into 2 of its layers: samples 2 responses to each")
+    assert lines[1] == (
         f"  {out} holds another run: objectives.kd.discount: 0.99 before, 0.5 now\n"
         "  made again: kd; evaluate-kd; what was finished before is kept in "
         f"{out / 'replaced'} until the next change"

@@ -42,7 +42,7 @@ def train(
 
 
 def weights(lm: LanguageModel) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in lm.model.state_dict().items()}
+    return {name: tensor.cpu().clone() for name, tensor in lm.model.state_dict().items()}
 
 
 @pytest.mark.parametrize("objective", [SeqKD(), KD(), BellmanDistill()], ids=lambda o: o.name)

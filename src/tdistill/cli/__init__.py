@@ -8,49 +8,65 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib import import_module
+from keyword import iskeyword
 from pathlib import Path
 
 from tdistill import __version__
 from tdistill.errors import InvalidValueError, TdistillError
 from tdistill.files import storage_error
 from tdistill.processes import ProcessEnded, is_first_process, process_count, process_rank
-from tdistill.progress import tell
+from tdistill.progress import speak, tell
 from tdistill.strict import nearest
 
 USAGE = f"""tdistill {__version__}: temporal-difference distillation on the teacher's top-p sets
 
 usage: tdistill COMMAND ...        tdistill COMMAND --help
 
+begin:
   demo                             the whole thing on the recipe that ships with the package
-  run RECIPE ... --out DIR         teacher to students, table and report; resumes what is there
-
+  init [--teacher T] [--data F]    a commented recipe for your models and data; --list: ready ones
   doctor RECIPE ...                looks for what is wrong or doubtful, without sampling or training
 
-the stages of a run, with what they need before them:
-  rollouts RECIPE --out DIR        sample the teacher and capture its top-p sets into DIR/cache
-  train RECIPE --out DIR           make the start and train every objective from it
-  evaluate RECIPE --out DIR        judge every model on the test prompts
+distil:
+  run RECIPE ... --out DIR         teacher to students, table and report; resumes what is there
+  rollouts RECIPE --out DIR        only so far: sample the teacher, capture its top-p sets
+  train RECIPE --out DIR           only so far: make the start, train every objective from it
+  evaluate RECIPE --out DIR        only so far: judge every model on the test prompts
 
-single tools:
-  student --from T --layers N --out DIR   a student that keeps N of the teacher's layers
+use what a run made:
+  chat RUN [--model LABEL ...]     talk to teacher, start and student, side by side
+  try RUN --prompts F              their responses to the prompts of a file
+  publish RUN --repo OWNER/NAME    the student to the Hugging Face hub; a dry run without --yes
+  export RUN --gguf OUT.gguf       the student for llama.cpp
+  reward --run RUN --data F --out DIR     implied reward of given responses; ranks, filters them
+
+evidence and models:
   score --teacher T --data F --cache C    teacher evidence for responses you already have
   inspect CACHE [--gap NATS] [--json]     what a cache holds, and what each p would cost
   verify CACHE                            check a cache: checksums and contents
   export-cache CACHE OUT.parquet          a cache for pandas, DuckDB and `datasets`
+  student --from T --layers N --out DIR   a student that keeps N of the teacher's layers
   objectives [--json]                     what can be minimised, and what each needs
-  reward --model M --data F --out DIR     implied reward of given responses; ranks, filters them
 
 Fields of a recipe can be set on the command line: --training.steps 200 --objectives.kd.support set
+Long work takes --quiet, which leaves out all but results and what goes wrong, and --json, which
+writes its events as JSON lines.
 """
 
-# The module of this package where the function of a command's name is (with _ for -).
+# The module of this package where the function of a command's name is: with _ for -, and _ after
+# a word of Python's own.
 COMMANDS = {
     "demo": "run",
+    "init": "init",
     "run": "run",
     "rollouts": "run",
     "train": "run",
     "evaluate": "run",
     "doctor": "doctor",
+    "chat": "talk",
+    "try": "talk",
+    "publish": "hand_over",
+    "export": "hand_over",
     "student": "tools",
     "score": "cache",
     "inspect": "cache",
@@ -59,6 +75,9 @@ COMMANDS = {
     "objectives": "tools",
     "reward": "reward",
 }
+
+LONG = ("demo", "run", "rollouts", "train", "evaluate", "score", "reward", "try")
+"""Commands that take --quiet and --json."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -78,8 +97,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # A scheduler that ends a job says so first: stop as on Ctrl-C, locks let go, bars closed.
     with suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGTERM, _stop)
+    speak("words")
     try:
-        return _command(words[0])(words[1:])
+        return _command(words[0])(_without_manner(*words))
     except BrokenPipeError:  # the reader of our output has gone
         return 1
     except (TdistillError, OSError) as error:
@@ -96,6 +116,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+def _without_manner(command: str, *words: str) -> list[str]:
+    """The words of a command without --quiet and --json, which are obeyed."""
+    if command not in LONG:
+        return list(words)
+    for manner in ("quiet", "json"):  # of both the second counts
+        if f"--{manner}" in words:
+            speak(manner)
+    return [word for word in words if word not in ("--quiet", "--json")]
+
+
 def _stop(*_: object) -> None:
     raise KeyboardInterrupt
 
@@ -104,4 +134,5 @@ def _command(name: str) -> Callable[[list[str]], int]:
     if name not in COMMANDS:
         known = ", ".join(COMMANDS)
         raise InvalidValueError(f"{name}: expected a command ({known}){nearest(name, COMMANDS)}")
-    return getattr(import_module(f"tdistill.cli.{COMMANDS[name]}"), name.replace("-", "_"))
+    function = name.replace("-", "_") + "_" * iskeyword(name)
+    return getattr(import_module(f"tdistill.cli.{COMMANDS[name]}"), function)

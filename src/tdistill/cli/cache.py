@@ -82,12 +82,12 @@ def score(words: list[str]) -> int:
     teacher = load_stopping(command.teacher, gguf_file=command.gguf_file)
     rows = read_responses(command.data, teacher.tokenizer, command.run)
     live = LiveTeacher(teacher, command.capture)
-    bar, done = Progress("score", len(rows)), 0
+    bar = Progress("score", len(rows), "responses")
     writer = CacheWriter(command.cache, identity_of(teacher, command.capture))
     with writer, keeping_bad_batch(command.cache / "failed.json"):
-        for count in collect_scores(live, rows, writer, batch_size=command.batch_size):
-            done += count
-            bar.update(done, "responses")
+        size, heard = command.batch_size, bar.advance
+        for _ in collect_scores(live, rows, writer, batch_size=size, on_finished=heard):
+            pass
     bar.close()
     return inspect([str(command.cache)])
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from tdistill.errors import InvalidValueError
 from tdistill.processes import is_first_process
-from tdistill.progress import quiet_libraries, tell
+from tdistill.progress import emit, quiet_libraries, spoken, tell
 from tdistill.strict import describe, split_words
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def run(words: list[str]) -> int:
 
     result = run_recipe(recipe, out)
     if is_first_process():
-        _show(result, out)
+        {"words": _show, "quiet": _show_places, "json": _emit}[spoken()](result, out)
     return 1 if result.failed else 0
 
 
@@ -78,14 +78,36 @@ def _show(result: Result, out: Path) -> None:
     console.print(score_table(result))
     console.print(sample_panel(result))
     tell("\n".join(summary(result)))
-    for who, why in result.failed.items():
-        tell(f"failed:  {who} ({why})")
-    for who, found in result.warnings.items():
-        tell("\n".join(f"warning: {who}: {text}" for text in found))
-    print(
-        f"report:  {out / 'report.html'}\nstudent: {out / 'student'}\n"
-        f"numbers: {out / 'metrics.json'}"
-    )
+    for line in _troubles(result):
+        tell(line)
+    _show_places(result, out)
+
+
+def _troubles(result: Result) -> list[str]:
+    """What failed, and what went wrong without failing."""
+    lines = [f"failed:  {who} ({why})" for who, why in result.failed.items()]
+    found = [(who, text) for who, texts in result.warnings.items() for text in texts]
+    return lines + [f"warning: {who}: {text}" for who, text in found]
+
+
+def _places(out: Path) -> dict[str, str]:
+    files = {"report": "report.html", "student": "student", "numbers": "metrics.json"}
+    return {name: str(out / file) for name, file in files.items()}
+
+
+def _show_places(result: Result, out: Path) -> None:
+    """Where everything is; in few words, so what went wrong is told elsewhere."""
+    if spoken() == "quiet":
+        for line in _troubles(result):
+            tell(line, error=True)
+    print("\n".join(f"{name + ':':<8} {place}" for name, place in _places(out).items()))
+
+
+def _emit(result: Result, out: Path) -> None:
+    from tdistill.report import summary
+
+    told = {"failed": result.failed, "warnings": result.warnings, "summary": summary(result)}
+    emit("result", **_places(out), **told)
 
 
 def rollouts(words: list[str]) -> int:
@@ -113,7 +135,7 @@ def _stages(last: str, words: list[str]) -> int:
     with run.team:
         {"rollouts": run.sample_rollouts, "train": run.train, "evaluate": run.evaluate}[last]()
     if is_first_process():
-        print(_next_step(last, run))
+        tell(_next_step(last, run))
     return 1 if run.failed else 0
 
 

@@ -54,7 +54,7 @@ def ranked_rewards(
     """
     size = model.vocabulary_size if teacher is None else shared_vocabulary(teacher, model)
     rows = [Row(e.prompt_ids, e.reference_ids, e.reference_ended, "reference") for e in examples]
-    bar = Progress("reward", len(rows))
+    bar = Progress("reward", len(rows), "responses")
     readings = read_rewards(
         model,
         objective,
@@ -63,7 +63,7 @@ def ranked_rewards(
         vocabulary_size=size,
         critic=critic,
         batch_size=batch_size,
-        on_batch=lambda done: bar.update(bar.done + done, "responses"),
+        on_batch=bar.advance,
     )
     bar.close()
     numbers: dict[tuple[int, ...], int] = {}

@@ -9,6 +9,9 @@ from tdistill.checks import check, check_at_least
 from tdistill.evaluation.verifier import load_verifier
 from tdistill.models.decoding import Decoding
 
+HIGHER, LOWER = "task:", "task, lower is better:"
+"""What the names of metrics of tasks begin with."""
+
 
 def _three_decodings() -> dict[str, Decoding]:
     return {
@@ -50,6 +53,9 @@ class EvaluationConfig:
     tuned_models: tuple[str, ...] = ("start",)  # rows that also get their best temperature
     tuned_temperatures: tuple[float, ...] = (0.3, 0.5, 0.7, 1.0)  # chosen from, on data.valid
     sweep: SweepConfig | None = None  # every model at several temperatures; null: not done
+    tasks: tuple[str, ...] = ()  # of lm-evaluation-harness: names, or .yaml files of tasks
+    task_limit: int | None = None  # only so many documents of each task
+    task_chat: bool = False  # put their prompts into the tokenizer's chat template
     samples: int = 4  # prompts whose responses are shown side by side
 
     def __post_init__(self) -> None:
@@ -60,6 +66,7 @@ class EvaluationConfig:
             max_new_tokens=self.max_new_tokens,
             batch_size=self.batch_size,
             rollouts_per_prompt=self.rollouts_per_prompt,
+            task_limit=self.task_limit,
         )
         for k in self.pass_k:
             check_at_least(1, pass_k=k)

@@ -18,6 +18,7 @@ from tdistill.evaluation.responses import (
     score_responses,
     text_of,
 )
+from tdistill.evaluation.tasks import judge_by_tasks
 from tdistill.evaluation.verifier import Verifier, load_verifier
 from tdistill.models.decoding import Decoding
 from tdistill.models.language_model import LanguageModel
@@ -101,13 +102,13 @@ def judge(label: str, model: LanguageModel, exam: Exam) -> dict[str, Any]:
     if label in config.tuned_models and exam.valid and config.tuned_temperatures:
         decodings["tuned"] = Decoding(temperature=tuned_temperature(label, model, exam))
     total = sum(1 if d.greedy else config.seeds for d in decodings.values()) * len(exam.test)
-    bar = Progress(f"evaluate {label}", total)
-    imitated = imitation(model, exam.held_out)
+    bar = Progress(f"evaluate {label}", total, "responses")
+    imitated = imitation(model, exam.held_out) | judge_by_tasks(model, config)
     scores, samples, per_prompt = [], [], {}
     for name, decoding in decodings.items():
 
         def show(done: int, name: str = name) -> None:
-            bar.update(bar.done + done, name)
+            bar.advance(done, name)
 
         made = exam.ask(model, decoding, seeds=config.seeds, on_batch=show)
         metrics = _measure(made, model, exam, imitated["forward_kl"])
@@ -147,8 +148,13 @@ def _measure(
 def tuned_temperature(label: str, model: LanguageModel, exam: Exam) -> float:
     """The temperature with the best responses to the validation prompts: see `quality`."""
     config, best = exam.config, (float("-inf"), 1.0)
-    bar = Progress(f"tune {label}", len(config.tuned_temperatures))
-    for number, temperature in enumerate(config.tuned_temperatures):
+    rounds = len(config.tuned_temperatures) * config.seeds
+    bar = Progress(f"tune {label}", rounds * len(exam.valid), "responses")
+    for temperature in config.tuned_temperatures:
+
+        def show(done: int, temperature: float = temperature) -> None:
+            bar.advance(done, f"T = {temperature:g}")
+
         made = respond(
             model,
             [example.prompt_ids for example in exam.valid],
@@ -156,11 +162,11 @@ def tuned_temperature(label: str, model: LanguageModel, exam: Exam) -> float:
             seeds=config.seeds,
             max_new_tokens=config.max_new_tokens,
             batch_size=config.batch_size,
+            on_batch=show,
         )
         found = quality(made, exam.valid, model, exam.verifier)
         if found is not None:
             best = max(best, (found.mean, temperature))
-        bar.update(number + 1, f"T = {temperature}")
     bar.close()
     return best[1]
 

@@ -32,12 +32,13 @@ def sweep(label: str, model: LanguageModel, exam: Exam) -> list[dict[str, Any]]:
     config = exam.config.sweep
     if config is None:
         return []
-    bar = Progress(f"sweep {label}", len(config.temperatures) * config.seeds * len(exam.test))
+    total = len(config.temperatures) * config.seeds * len(exam.test)
+    bar = Progress(f"sweep {label}", total, "responses")
     points = []
     for temperature in config.temperatures:
 
         def show(done: int, temperature: float = temperature) -> None:
-            bar.update(bar.done + done, f"T = {temperature:g}")
+            bar.advance(done, f"T = {temperature:g}")
 
         decoding = Decoding(temperature=temperature)
         made = exam.ask(model, decoding, seeds=config.seeds, on_batch=show)

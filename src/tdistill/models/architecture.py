@@ -45,7 +45,7 @@ def causal_config(config: PreTrainedConfig, path: str) -> PreTrainedConfig:
     if _OTHER_TASKS.search(name):
         raise ModelError(f"{found}, which was trained for another task; take one ForCausalLM")
     text: Any = config.get_text_config(decoder=True)
-    if type(text) not in AutoModelForCausalLM._model_mapping.keys():  # noqa: SIM118
+    if type(text) not in AutoModelForCausalLM._model_mapping:  # `keys` would import every model
         wrapper = "" if text is config else ", whose text model cannot be had alone"
         raise ModelError(f"{found}{wrapper}; transformers has no causal language model of it")
     if text is not config:  # whose head is tied to the embedding as the whole model says

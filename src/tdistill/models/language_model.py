@@ -207,6 +207,15 @@ def load_config(path: str | Path) -> PreTrainedConfig:
     return causal_config(_load_whole_config(place), place)
 
 
+def parameters_of(config: PreTrainedConfig) -> int:
+    """Parameters of the causal language model of a configuration; no weight is read or made."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    return sum(weight.numel() for weight in model.parameters())
+
+
 def _load_whole_config(path: str) -> Any:
     from transformers import AutoConfig
 

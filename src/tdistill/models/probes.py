@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -106,8 +107,8 @@ def disagreement(
     """By how much logits differ, where it is more than rounding can explain; else None.
 
     In float32 every logit counts, against 1e-3 of the spread of its step: a head of small logits is
-    held to small errors. In lower precisions it is the difference of a whole step that counts,
-    since networks that route tokens amplify rounding at some of them.
+    held to small errors. In lower precisions, TF32 among them, it is the difference of a whole step
+    that counts, since networks that route tokens amplify rounding at some of them.
 
     Args:
         found: logits read the fast way, nats.
@@ -123,10 +124,16 @@ def disagreement(
     spread, largest = own.std(-1, correction=0), own.abs().amax(-1)
     error = (ours - own).abs()
     size = error.amax(-1)
-    if dtype in (torch.float32, torch.float64):
+    if dtype == torch.float64 or (dtype == torch.float32 and not _reduced_products()):
         allowed = 1e-3 * spread + _ROUNDING * largest
     elif same_pass:
         allowed = 0.02 * spread + _LOW_ROUNDING * largest
     else:
         size, allowed = error.square().mean(-1).sqrt(), 0.15 * spread + _LOW_ROUNDING * largest
     return None if bool((size <= allowed).all()) else f"by up to {float(error.max()):.2g} nats"
+
+
+def _reduced_products() -> bool:
+    """Whether products of float32 matrices are computed in less: TF32 or bfloat16."""
+    forced = os.environ.get("NVIDIA_TF32_OVERRIDE") == "1"
+    return forced or torch.get_float32_matmul_precision() != "highest"

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tdistill.report.measures import duration
+from tdistill.progress import duration
 from tdistill.report.result import START, TEACHER, Result
 
 

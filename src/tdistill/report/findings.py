@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from tdistill.report.measures import (
+    MOST_NAMED,
     Measure,
     count,
     decoding_phrase,
     in_order,
     interval,
+    listed,
     measure,
     model_name,
     number,
@@ -17,7 +19,6 @@ from tdistill.report.result import SAMPLED, START, TEACHER, TUNED, Estimate, Res
 from tdistill.report.tables import quality_metric, table_columns
 
 SHARED_DECODINGS = ["greedy", "sample", "nucleus"]
-_MOST_NAMED = 4
 
 
 def against(result: Result, label: str, metric: str, decoding: str | None) -> Estimate | None:
@@ -148,7 +149,7 @@ def _against_the_others(result: Result) -> list[str]:
 def _places(phrases: list[str]) -> str:
     if len(phrases) == len(SHARED_DECODINGS):
         return " in all three decodings"
-    return f", {_listed(phrases)}," if phrases else ""
+    return f", {listed(phrases)}," if phrases else ""
 
 
 def _outcome(result: Result, metric: str, decoding: str | None) -> str:
@@ -166,20 +167,13 @@ def _outcome(result: Result, metric: str, decoding: str | None) -> str:
         "worse": f"{'lower' if up else 'higher'} than that of {{}}",
         "even": "not told apart from that of {}",
     }
-    return "; ".join(words[k].format(_listed(groups[k])) for k in words if k in groups)
-
-
-def _listed(names: list[str]) -> str:
-    if len(names) > _MOST_NAMED:
-        rest = len(names) - _MOST_NAMED + 1
-        names = [*names[: _MOST_NAMED - 1], f"{rest} others"]
-    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
+    return "; ".join(words[k].format(listed(groups[k])) for k in words if k in groups)
 
 
 def _against_the_baseline(result: Result) -> list[str]:
     """How many objectives are told apart from the baseline, for the first measures of the table."""
     others = [label for label in result.objectives if label != result.baseline]
-    if len(others) <= _MOST_NAMED:
+    if len(others) <= MOST_NAMED:
         return []
     sentences = []
     for column in table_columns(result)[:4]:

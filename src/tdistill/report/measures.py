@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from tdistill.evaluation.config import HIGHER, LOWER
 from tdistill.report.result import Estimate
 
 MINUS = "\N{MINUS SIGN}"
@@ -172,6 +173,10 @@ PHRASES = {
 
 def measure(name: str) -> Measure:
     """The measure of a metric; an unknown metric keeps its own name and claims no direction."""
+    for start, better in ((HIGHER, 1), (LOWER, -1)):
+        if name.startswith(start):
+            meaning = "A task of lm-evaluation-harness, and its metric."
+            return Measure(name.removeprefix(start), "", better, 3, meaning)
     k = name.removeprefix(_PASS)
     if k != name:
         meaning = f"Chance that one of {k} samples is right, unbiased."
@@ -259,16 +264,17 @@ def count(value: float | None) -> str:
     return f"{value:g}"
 
 
-def duration(seconds: float) -> str:
-    """Seconds as people say them.
+MOST_NAMED = 4
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in a sentence; of many the first few.
 
     Example:
-        >>> duration(7.25), duration(252), duration(7384)
-        ('7.2 s', '4 min 12 s', '2 h 3 min')
+        >>> listed(["kd"]), listed(["sft", "kd"]), listed("abcdef")
+        ('kd', 'sft and kd', 'a, b, c and 3 others')
     """
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"
+    if len(names) > MOST_NAMED:
+        rest = len(names) - MOST_NAMED + 1
+        names = [*names[: MOST_NAMED - 1], f"{rest} others"]
+    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]

@@ -34,6 +34,7 @@ from tdistill.report.tables import (
     difference_cell,
     full_table,
     score_cell,
+    score_rows,
     shown_first,
     table_columns,
     table_rows,
@@ -156,7 +157,7 @@ def _scores(result: Result) -> Table:
     def cell(row: TableRow, column: Column) -> Cell:
         return score_cell(result, row, column)
 
-    return _table("Scores", table_rows(result), table_columns(result), cell)
+    return _table("Scores", score_rows(result), table_columns(result), cell)
 
 
 def _differences(result: Result, less: str) -> Table:

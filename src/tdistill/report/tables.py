@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tdistill.errors import printable
+from tdistill.evaluation.config import HIGHER, LOWER
 from tdistill.evaluation.places import is_of_place
 from tdistill.report.measures import (
     DECODINGS,
@@ -38,7 +39,9 @@ _SHORT = {
 }
 VERDICTS = ("exact_match", "verified")  # the metrics of verifiers
 _SECONDS = Measure("Training", "s", 0, 0, "Seconds to train one model, mean over seeds.")
+_MOST_TASKS, _WIDEST = 2, 8  # on a terminal: tasks, and characters of their heads
 _MODELS = ""  # the family of teacher and start
+_FAILED = "failed"  # that of objectives that left no student
 _COLOURS = {"better": "green", "worse": "red"}
 
 
@@ -113,6 +116,12 @@ def table_rows(result: Result) -> list[TableRow]:
     return rows
 
 
+def score_rows(result: Result) -> list[TableRow]:
+    """The rows of :func:`table_rows`, then the objectives that failed, which have no number."""
+    failed = dict.fromkeys(who.rpartition(", seed ")[0] for who in result.failed)
+    return table_rows(result) + [TableRow(x, _FAILED, model_name(x)) for x in failed]
+
+
 def table_columns(result: Result) -> list[Column]:
     """Divergences, Rouge-L, verdicts and teacher likelihood by decoding, length, training time.
 
@@ -122,11 +131,18 @@ def table_columns(result: Result) -> list[Column]:
     wanted = [Column(name) for name in ("forward_kl", "leak", "set_kl")]
     metrics = ("rouge_l", *VERDICTS, "teacher_nll")
     wanted += [Column(name, d) for name in metrics for d in decodings]
+    wanted += [Column(name) for name in task_metrics(result)]
     wanted += [Column("response_tokens", SAMPLED if SAMPLED in decodings else decodings[0])]
     known = [
         c for c in wanted if any(result.estimate(x, c.metric, c.decoding) for x in result.models)
     ]
     return [*known, Column("seconds")]
+
+
+def task_metrics(result: Result) -> list[str]:
+    """The metrics of tasks, in their order."""
+    found = (name for row in result.imitation for name in row.metrics)
+    return [name for name in dict.fromkeys(found) if name.startswith((HIGHER, LOWER))]
 
 
 def quality_metric(result: Result) -> str:
@@ -136,7 +152,12 @@ def quality_metric(result: Result) -> str:
 
 
 def score_cell(result: Result, row: TableRow, column: Column) -> Cell:
-    """Mean and half-width of the interval, or the training seconds."""
+    """Mean and half-width of the interval, or the training seconds, or that training failed."""
+    if row.family == _FAILED:
+        why = "; ".join(
+            why for who, why in result.failed.items() if who.startswith(f"{row.label},")
+        )
+        return Cell("failed", hint=why) if column.metric == "seconds" else Cell("")
     if column.metric == "seconds":
         seconds = None if row.tuned else result.seconds.train.get(row.label)
         return Cell("" if seconds is None else number(seconds, 0))
@@ -217,7 +238,7 @@ def score_table(result: Result) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    columns = _terminal_columns(result)
+    columns, tasks = _terminal_columns(result), task_metrics(result)
     table = Table(
         box=box.SIMPLE_HEAD,
         padding=(0, 0),
@@ -228,11 +249,12 @@ def score_table(result: Result) -> Table:
     table.add_column("model", min_width=7, overflow="fold")  # only a name may wrap
     for column in columns:
         name = _SHORT.get(column.metric, column.measure.title.lower())
+        name = name[:_WIDEST] if column.metric in tasks else name
         place = {"nucleus": "nucl."}.get(column.place, column.place[:6])
         title = "train\ns" if column.metric == "seconds" else f"{place}\n{name}"
         table.add_column(Text(title), justify="right", no_wrap=True)
     family = _MODELS
-    for row in table_rows(result):
+    for row in score_rows(result):
         if row.family != family:
             family = row.family
             table.add_row(Text(family.replace("-", " "), style="dim italic"))  # a narrow column
@@ -247,6 +269,8 @@ def _terminal_columns(result: Result) -> list[Column]:
     left_out = {"set_kl", "rouge_l", *VERDICTS} - {quality_metric(result)}
     columns = [c for c in table_columns(result) if c.metric not in left_out]
     decodings = in_order(result.decodings, list(DECODINGS))[:3]
+    left_out |= set(task_metrics(result)[_MOST_TASKS:])
+    columns = [c for c in columns if c.metric not in left_out]
     return [c for c in columns if c.decoding is None or c.decoding in decodings]
 
 
@@ -266,7 +290,8 @@ def _caption(result: Result) -> str:
     if len(result.objectives) > 1:
         base = model_name(result.baseline)
         marks += f"; green, red: better, worse than {base} (paired interval)"
-    return f"{sizes}; mean \N{PLUS-MINUS SIGN}half-width\n{marks}"
+    failed = "".join(printable(f"\n{who} failed: {why}") for who, why in result.failed.items())
+    return f"{sizes}; mean \N{PLUS-MINUS SIGN}half-width\n{marks}{failed}"
 
 
 def sample_panel(result: Result, n: int = 2) -> Group:

@@ -18,6 +18,7 @@ from tdistill.checks import check
 from tdistill.data.config import AUTO
 from tdistill.data.sources import matching_paths
 from tdistill.errors import InvalidValueError, StorageError, TdistillError
+from tdistill.evaluation.tasks import check_tasks
 from tdistill.files import (
     DEMO_PREFIX,
     HUB_PREFIX,
@@ -208,6 +209,7 @@ def thorough_checks(ground: Groundwork, folder: Path) -> dict[str, Callable[[], 
         "prompts": lambda: _prompts(ground),
         "teacher": lambda: _teacher(ground),
         "student": lambda: _student(ground),
+        "tasks": lambda: _tasks(ground),
         "room": lambda: _room(ground, folder),
     }
 
@@ -237,6 +239,11 @@ def _teacher(ground: Groundwork) -> str:
 def _student(ground: Groundwork) -> str:
     ground.check_student()
     return f"about {student_parameters(ground):,} parameters"
+
+
+def _tasks(ground: Groundwork) -> str:
+    config = ground.recipe.evaluation
+    return check_tasks(config) if config.tasks else "none"
 
 
 def student_parameters(ground: Groundwork) -> int:

@@ -15,12 +15,14 @@ from tdistill.report.result import Result, read_result, write_result
 from tdistill.run.folders import STUDENT
 from tdistill.run.gathering import baseline_of, gather_result
 from tdistill.run.keys import result_key
+from tdistill.run.origin import CARD, origin_of, write_card
 from tdistill.run.pipeline import Run
 from tdistill.run.stages import Say, Stages
+from tdistill.run.trackers import attach
 
 
 def run_recipe(recipe: Recipe, folder: Path | str, say: Say = tell) -> Result:
-    """Do all of a recipe and write ``metrics.json`` and ``report.html``.
+    """Do all of a recipe and write ``metrics.json``, ``report.html`` and the student's card.
 
     Objectives that fail are left out of the result, which names them; the next call tries them
     again. Several processes may be started on one folder: they share the work.
@@ -55,27 +57,31 @@ def _write_result_once(run: Run, key: str) -> None:
 
 
 def _outputs(run: Run) -> list[Path]:
-    return [run.folder / "metrics.json", run.folder / "report.html"]
+    return [run.folder / "metrics.json", run.folder / "report.html", run.folder / STUDENT / CARD]
 
 
 def _finished(run: Run, key: str) -> bool:
-    outputs = [*_outputs(run), run.folder / STUDENT]
-    return Stages(run.folder, run.say).finished("report", key, outputs) is not None
+    return Stages(run.folder, run.say).finished("report", key, _outputs(run)) is not None
 
 
 def _write_result(run: Run, key: str) -> None:
     _refuse_without_the_main_ones(run)
-    numbers, page = _outputs(run)
+    numbers, page, _ = _outputs(run)
 
     def work() -> dict[str, Any]:
         result = gather_result(run)
         write_result(result, numbers)
         write_report(result, page)
+        ground = run.groundwork
+        chat = bool(ground.load_tokenizer().chat_template)
+        origin = origin_of(ground.placed, ground.teacher_folder, chat=chat)
+        write_card(result, origin, run.folder / STUDENT)
+        attach(run.recipe.training.report_to, result, run.folder, run.say)
         return {}
 
     # Where something failed, the next call must try it again.
     key = key_of("failed", key) if run.failed else key
-    Stages(run.folder, run.say).run("report", key, [numbers, page], work)
+    Stages(run.folder, run.say).run("report", key, _outputs(run), work)
 
 
 def _refuse_without_the_main_ones(run: Run) -> None:

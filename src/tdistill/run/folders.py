@@ -38,6 +38,11 @@ def seed_folder(folder: Path, number: int) -> Path:
     return folder if number == 0 else folder / f"seed-{number}"
 
 
+def tracking_folder(folder: Path) -> Path:
+    """Where trackers write the files of all trainings of a run."""
+    return folder / "tracking"
+
+
 def world_folder(recipe: Recipe, folder: Path) -> Path:
     """Where the world of a run in a folder is."""
     own = None if recipe.world is None else recipe.world.folder

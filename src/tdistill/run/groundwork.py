@@ -34,7 +34,12 @@ from tdistill.teacher.cache.manifest import CacheIdentity
 from tdistill.teacher.cache.reader import Cache
 from tdistill.teacher.cache.writer import CacheWriter, identity_of
 from tdistill.teacher.loading import load_stopping
-from tdistill.teacher.rollouts import collect_rollouts, plan_key, planned_shards
+from tdistill.teacher.rollouts import (
+    collect_rollouts,
+    count_sampled,
+    plan_key,
+    planned_shards,
+)
 from tdistill.teacher.scoring import collect_scores, planned_score_shards
 from tdistill.teacher.source import CachedTeacher, LiveTeacher
 from tdistill.training.layer_choice import choose_layers
@@ -227,8 +232,11 @@ class Groundwork:
             write_atomically(self.folder / "data-doctor.txt", self.data_report)
             teacher = self.load_teacher()
             with CacheWriter(folder, identity_of(teacher, config.capture)) as writer:
-                counts = collect_rollouts(teacher, prompts, config, writer)
-                return {"rows": _counted(stage, counts, len(prompts) * n)}
+                done = count_sampled(prompts, config, writer)
+                bar = Progress(stage, len(prompts) * n, "responses", done=done)
+                rows = sum(collect_rollouts(teacher, prompts, config, writer, bar.advance))
+                bar.close()
+                return {"rows": rows}
 
         shards = [folder / f"{name}.arrow" for name in planned_shards(prompts, config)]
         self.stages.run(stage, self.keys[stage], [folder / "manifest.json", *shards], sample)
@@ -253,8 +261,10 @@ class Groundwork:
         def score() -> dict[str, Any]:
             live = self.load_live_teacher()
             with CacheWriter(folder, identity_of(live.teacher, live.config)) as writer:
-                counts = collect_scores(live, rows, writer)
-                return {"rows": _counted("score references", counts, len(rows))}
+                bar = Progress("score references", len(rows), "responses")
+                done = sum(collect_scores(live, rows, writer, on_finished=bar.advance))
+                bar.close()
+                return {"rows": done}
 
         shards = [folder / f"{name}.arrow" for name in planned_score_shards(rows)]
         outputs = [folder / "manifest.json", *shards]
@@ -369,13 +379,3 @@ class Groundwork:
             "evaluate-teacher",
         )
         return self.stages.records({name: self.keys[name] for name in own if name in self.keys})
-
-
-def _counted(name: str, counts: Any, total: int) -> int:
-    """Sum of the counts, shown as they come."""
-    bar, done = Progress(name, total), 0
-    for count in counts:
-        done += count
-        bar.update(done, "responses")
-    bar.close()
-    return done

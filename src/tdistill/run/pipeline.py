@@ -19,12 +19,12 @@ import yaml
 from tdistill.errors import StorageError, one_line
 from tdistill.files import locked, replacing_folder, write_atomically
 from tdistill.processes import ProcessEnded, ProcessFailed, Team, launched_team, process_rank
-from tdistill.progress import tell
+from tdistill.progress import duration, tell
 from tdistill.recipe import Recipe, recipe_dict
-from tdistill.report.measures import duration
 from tdistill.run.checks import findings, quick_checks, refuse_wrong, thorough_checks
 from tdistill.run.folders import RESOLVED_RECIPE, STUDENT
 from tdistill.run.groundwork import Groundwork
+from tdistill.run.intent import intent
 from tdistill.run.replacement import replacement
 from tdistill.run.stages import Say
 from tdistill.run.students import START, Students
@@ -70,6 +70,7 @@ class Run:
         self.groundwork = Groundwork(recipe, folder, self.say)
         self.seeds = [Students(self.groundwork, number) for number in range(recipe.seeds)]
         self.failed: dict[tuple[int, str], str] = {}
+        self._begun = False
 
     def sample_rollouts(self) -> None:
         """Sample the teacher and capture its top-p sets, after a look at the student."""
@@ -108,6 +109,9 @@ class Run:
         self.team.lead(self._begin)
 
     def _begin(self) -> None:
+        if not self._begun:
+            self.say(intent(self.recipe))
+            self._begun = True
         self._check(quick_checks(self.recipe, self.folder))
         self.groundwork.make_world()
         if not self.groundwork.prepared():

@@ -13,6 +13,7 @@ from tdistill.errors import StorageError, TdistillError
 from tdistill.files import storage_error, write_atomically
 from tdistill.models.finite import keeping_bad_batch
 from tdistill.processes import is_first_process, process_rank
+from tdistill.progress import emit
 
 Say = Callable[[str], None]
 _NOTE = "key.txt"
@@ -89,11 +90,11 @@ class Stages:
         """
         record = self.finished(name, key, outputs)
         if record is not None:
-            self.say(f"[{name}] reused")
+            self._tell(name, "reused")
             return record
         if not is_first_process():
             return work() if together else self._seen(name, key, outputs)
-        self.say(f"[{name}]")
+        self._tell(name, "begun")
         path = self.folder / f"{name}.json"
         started = time.monotonic()
         try:
@@ -108,7 +109,7 @@ class Stages:
             if told is None:
                 raise
             raise told from error
-        self.say(f"[{name}] done in {record['seconds']:.0f} s")
+        self._tell(name, "done", record["seconds"])
         return record
 
     def _seen(self, name: str, key: str, outputs: Sequence[Path]) -> dict[str, Any]:
@@ -122,3 +123,10 @@ class Stages:
                 )
             time.sleep(0.5)
         return record
+
+    def _tell(self, name: str, state: str, seconds: float | None = None) -> None:
+        """Say how far a stage is: to people in a line, to programs as an event."""
+        told = {"begun": "", "reused": " reused", "done": f" done in {seconds or 0.0:.0f} s"}
+        self.say(f"[{name}]{told[state]}")
+        if is_first_process():
+            emit("stage", name=name, state=state, seconds=seconds, run=str(self.folder.parent))

@@ -16,7 +16,7 @@ from tdistill.evidence.rows import Row
 from tdistill.files import replacing_folder
 from tdistill.models import language_model
 from tdistill.processes import is_first_process
-from tdistill.run.folders import model_folder, seed_folder
+from tdistill.run.folders import model_folder, seed_folder, tracking_folder
 from tdistill.run.groundwork import Groundwork
 from tdistill.run.keys import seeded, stage_keys
 from tdistill.run.stages import Stages, open_workplace
@@ -166,6 +166,7 @@ class Students:
                     references=references,
                     text=ground.load_text(config.text_chunk_tokens),
                     label=label,
+                    logs=tracking_folder(ground.folder) / self._tracked_as(label),
                     critic_folder=partial if config.keep_critic else None,
                 )
                 if partial is not None:
@@ -178,6 +179,10 @@ class Students:
 
         outputs = [folder / "config.json"]
         self.stages.run(label, self.keys[label], outputs, work, together=True)
+
+    def _tracked_as(self, label: str) -> str:
+        """What trackers call a training."""
+        return f"{label}-seed-{self.number}" if self.number else label
 
     def _source_for(self, objective: Objective) -> EvidenceSource | None:
         # The teacher's sets are also what diagnostics are measured on, where there are any.

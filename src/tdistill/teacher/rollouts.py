@@ -8,7 +8,7 @@ place in the whole plan: other batches and shards give the same responses, but f
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -71,6 +71,7 @@ def collect_rollouts(
     prompts: Sequence[PromptIds],
     config: RolloutConfig,
     writer: CacheWriter,
+    on_finished: Callable[[int], None] = lambda count: None,
 ) -> Iterator[int]:
     """Sample what the cache does not hold yet; yields the rows of each shard, done or reused.
 
@@ -79,6 +80,7 @@ def collect_rollouts(
         prompts: token ids of the prompts; duplicates are sampled once each.
         config: sampling and capture.
         writer: the open cache.
+        on_finished: told how many responses have ended, as they do.
 
     Yields:
         Rows of each shard, in order: shards already whole are not sampled again.
@@ -86,11 +88,22 @@ def collect_rollouts(
     names = planned_shards(prompts, config)
     for name, unit in zip(names, plan_units(prompts, config), strict=True):
         if not writer.has(name):
-            writer.write(name, sample_unit(teacher, unit, config))
+            writer.write(name, sample_unit(teacher, unit, config, on_finished))
         yield len(unit.prompts)
 
 
-def sample_unit(teacher: LanguageModel, unit: Unit, config: RolloutConfig) -> list[CachedResponse]:
+def count_sampled(prompts: Sequence[PromptIds], config: RolloutConfig, writer: CacheWriter) -> int:
+    """Responses of the plan that the cache holds already."""
+    units = zip(planned_shards(prompts, config), plan_units(prompts, config), strict=True)
+    return sum(len(unit.prompts) for name, unit in units if writer.has(name))
+
+
+def sample_unit(
+    teacher: LanguageModel,
+    unit: Unit,
+    config: RolloutConfig,
+    on_finished: Callable[[int], None] = lambda count: None,
+) -> list[CachedResponse]:
     """Responses with the teacher's evidence at each of their steps, from one pass."""
     recorder, draws = Recorder(), config.capture.tail_samples
     places = range(unit.first, unit.first + len(unit.prompts))
@@ -118,6 +131,7 @@ def sample_unit(teacher: LanguageModel, unit: Unit, config: RolloutConfig) -> li
         choose,
         max_new_tokens=config.max_new_tokens,
         batch_size=config.batch_size,
+        on_finished=on_finished,
     )
     rows = [Row(p, r.ids, r.ended) for p, r in zip(unit.prompts, responses, strict=True)]
     parts = zip(rows, recorder.by_row(), unit.samples, strict=True)

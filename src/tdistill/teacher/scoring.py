@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from tdistill.evidence.evidence import take_responses
 from tdistill.evidence.rows import Row, row_key
@@ -32,6 +32,7 @@ def collect_scores(
     *,
     batch_size: int = _BATCH,
     batches_per_shard: int = _BATCHES,
+    on_finished: Callable[[int], None] = lambda count: None,
 ) -> Iterator[int]:
     """Score what the cache does not hold yet; yields the rows of each shard, done or reused.
 
@@ -41,6 +42,7 @@ def collect_scores(
         writer: the open cache.
         batch_size: rows of one forward pass.
         batches_per_shard: forward passes written as one file.
+        on_finished: told how many rows are done, as they are; those found done as well.
 
     Yields:
         Rows of each shard, in order.
@@ -50,10 +52,20 @@ def collect_scores(
     rows = [rows[i] for i in alike(rows)]
     for name, first in zip(names, range(0, len(rows), size), strict=True):
         group = rows[first : first + size]
-        if not writer.has(name):
+        if writer.has(name):
+            on_finished(len(group))
+        else:
             batches = [group[i : i + batch_size] for i in range(0, len(group), batch_size)]
-            writer.write(name, [found for batch in batches for found in _score(teacher, batch)])
+            writer.write(name, list(_scored(teacher, batches, on_finished)))
         yield len(group)
+
+
+def _scored(
+    teacher: LiveTeacher, batches: Sequence[Sequence[Row]], on_finished: Callable[[int], None]
+) -> Iterator[CachedResponse]:
+    for batch in batches:
+        yield from _score(teacher, batch)
+        on_finished(len(batch))
 
 
 def _score(teacher: LiveTeacher, rows: Sequence[Row]) -> list[CachedResponse]:

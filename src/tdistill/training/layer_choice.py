@@ -148,7 +148,8 @@ def _greedy(layers: Bypass, layouts: Sequence[Layout], keep: int) -> Iterator[tu
     teacher = [layers.scores(layout) for layout in layouts]
     cost = dict.fromkeys(layers.kept, 0.0)  # by how much the loss rose without it, at its last try
     loss, most = 0.0, len(cost)
-    bar, steps = Progress("choose layers", most - keep), sum(len(scores) for scores in teacher)
+    bar = Progress("choose layers", most - keep, "layers")
+    steps = sum(len(scores) for scores in teacher)
     while len(layers.kept) > keep:
         tried = sorted(layers.kept, key=cost.__getitem__)[:most]
         losses = _losses_without(layers, tried, layouts, teacher)

@@ -17,7 +17,7 @@ from tdistill.evidence.evidence import EvidenceSource
 from tdistill.evidence.rows import Row
 from tdistill.models.language_model import LanguageModel
 from tdistill.processes import is_first_process, of_first
-from tdistill.progress import Progress
+from tdistill.progress import Progress, emit
 from tdistill.teacher.source import LiveTeacher
 from tdistill.training.arguments import training_arguments
 from tdistill.training.config import LoraConfig, TrainConfig
@@ -27,6 +27,7 @@ from tdistill.training.mixing import EvidenceMix, StudentSampler
 from tdistill.training.objectives import Objective
 from tdistill.training.replay import BufferedSource
 from tdistill.training.sharded import is_sharded, with_weights_of, without_weights
+from tdistill.training.tracking import tracked
 from tdistill.training.trainer import DistillTrainer, RowDataset
 
 History = list[dict[str, float]]
@@ -45,6 +46,7 @@ def train_student(
     references: Sequence[Row] = (),
     text: Sequence[tuple[int, ...]] = (),
     label: str | None = None,
+    logs: Path | None = None,
     critic_folder: Path | None = None,
 ) -> tuple[LanguageModel, History]:
     """Train a student; continues from the newest whole checkpoint, as if never interrupted.
@@ -65,6 +67,8 @@ def train_student(
         references: ground-truth responses whose evidence ``source`` has, for a reference share.
         text: chunks of plain text for the language-model stream.
         label: what the progress line calls the run; the objective's name by default.
+        logs: folder of the files that trackers write, whose name is what they call the run; None:
+            that of the label in ``tracking`` beside the checkpoints.
         critic_folder: where the critic of the finished student goes; None: it is not kept.
 
     Returns:
@@ -108,7 +112,8 @@ def train_student(
         share_prefix=config.share_prefix,
         tokens_per_forward=config.tokens_per_forward,
     )
-    progress = _ShowProgress(label or objective.name)
+    label = label or objective.name
+    progress = _ShowProgress(label)
     trainer = DistillTrainer(
         model,
         objective=objective,
@@ -125,7 +130,8 @@ def train_student(
     empty = without_weights(model) if is_sharded(trainer) else None
     try:
         newest = of_first(lambda: newest_checkpoint(checkpoints))
-        trainer.train(resume_from_checkpoint=newest)
+        with tracked(trainer, logs or checkpoints.parent / "tracking" / label):
+            trainer.train(resume_from_checkpoint=newest)
     finally:
         progress.close()
     refuse_non_finite_weights(objective.name, trainer.state.global_step, model)
@@ -259,21 +265,29 @@ class _ShowProgress(TrainerCallback):
     def __init__(self, label: str) -> None:
         self.label = label
         self.bar: Progress | None = None
+        self.noted = ""
         self.logged: History = []
         self.warned: set[str] = set()  # quantities
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if is_first_process():
-            self.bar = Progress(f"train {self.label}", state.max_steps, done=state.global_step)
+            done = state.global_step
+            self.bar = Progress(f"train {self.label}", state.max_steps, "updates", done=done)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.bar is not None:
+            self.bar.update(state.global_step, self.noted)
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         logs = kwargs.get("logs") or {}
         if self.bar is not None and "loss" in logs:
-            note = f"loss {logs['loss']:.3f}"
+            self.noted = f"loss {logs['loss']:.3f}"
+            emit("log", what=f"train {self.label}", step=state.global_step, **logs)
             if "replay_rows" in logs:
                 rows, size = int(logs["replay_rows"]), logs["replay_mib"]
-                note += f", replay {rows} rows, {size:.1f} MiB, age {logs['replay_age']:.1f}"
-            self.bar.update(state.global_step, note)
+                held = f"replay {rows} rows, {size:.1f} MiB, age {logs['replay_age']:.1f}"
+                self.noted = f"{self.noted}, {held}"
+            self.bar.update(state.global_step, self.noted)
             self._warn(state.log_history)
 
     def _warn(self, log_history: Sequence[Any]) -> None:

@@ -1,6 +1,7 @@
 """An objective of one's own: the forward KL with a bonus for staying on the teacher's set.
 
-Named in a recipe as ``objective: docs/own_objective.py:OnSetKL``; see docs/objectives.md.
+Named in a recipe by its path, ``objective: own_objective.py:OnSetKL``; `tdistill init
+own-objective` writes both. docs/objectives.md says what `views` and `batch` hold.
 """
 
 from dataclasses import dataclass
