@@ -13,7 +13,7 @@ BENCH ?=
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-all test-architectures check lint doctest docs figures bench release clean
+.PHONY: demo test test-all test-architectures test-many check lint doctest docs figures bench release clean
 
 demo: $(VENV)/.demo
 	$(BIN)/tdistill demo --out $(OUT)
@@ -27,6 +27,10 @@ test-all: $(VENV)/.dev
 # Every architecture that is known to work, tiny and random: scored, sampled, layers dropped.
 test-architectures: $(VENV)/.dev
 	$(PYTEST) -m "slow or not slow" tests/models/test_architectures.py tests/training/test_layer_kinds.py
+
+# Whole runs and trainings in two processes on the CPU: killed, resumed, sharded.
+test-many: $(VENV)/.dev
+	$(BIN)/python -m pytest -m slow --durations 10 tests/many
 
 check: lint doctest test
 

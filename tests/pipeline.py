@@ -24,8 +24,8 @@ LABELS = ("teacher", "start", *OBJECTIVES)
 PHASE = {"steps": 4, "batch_size": 4, "learning_rate": 1e-3, "warmup_steps": 1, "save_steps": 2}
 
 
-def write_world(folder: Path) -> Path:
-    """A random teacher, data and a recipe; returns the recipe."""
+def write_world(folder: Path, **changes: Any) -> Path:
+    """A random teacher, data and a recipe with some sections changed; returns the recipe."""
     folder.mkdir(parents=True, exist_ok=True)
     save(tiny_lm("llama", scale=3.0), folder / "teacher")
     for split, count, stride in (("train", 9, 1), ("test", 6, 3), ("valid", 4, 14)):
@@ -41,7 +41,7 @@ def write_world(folder: Path) -> Path:
     }
     recipe["data"]["template"] = "plain"
     path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump(recipe, sort_keys=False))
+    path.write_text(yaml.safe_dump(recipe | changes, sort_keys=False))
     return path
 
 
@@ -69,9 +69,9 @@ class Finished:
         return read_json(self.folder / "metrics.json")
 
 
-def finish(folder: Path) -> Finished:
+def finish(folder: Path, **changes: Any) -> Finished:
     """Do everything once."""
-    recipe = write_world(folder / "world")
+    recipe = write_world(folder / "world", **changes)
     assert cli.main(["run", str(recipe), "--out", str(folder / "out")]) == 0
     return Finished(recipe, folder / "out")
 

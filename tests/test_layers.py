@@ -26,6 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("teacher",),
     ("evidence",),
     ("data", "models"),
+    ("processes",),
     ("files", "progress", "tabular", "strict", "demo"),
     ("core", "checks", "hashing"),
     ("errors",),

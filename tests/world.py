@@ -23,9 +23,10 @@ from tdistill.teacher.cache.row_encoder import CachedResponse
 from tdistill.teacher.cache.writer import CacheWriter, identity_of
 from tdistill.teacher.config import CaptureConfig
 from tdistill.teacher.source import CachedTeacher, LiveTeacher
+from tdistill.training.arguments import training_arguments
 from tdistill.training.config import TrainConfig
 from tdistill.training.objectives import KD, BellmanDistill, Views
-from tdistill.training.trainer import DistillTrainer, RowDataset, training_arguments
+from tdistill.training.trainer import DistillTrainer, RowDataset
 from tiny import VOCABULARY, tiny_lm, tiny_model, tokenizer
 
 PAPER = BellmanDistill(

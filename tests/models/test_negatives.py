@@ -9,11 +9,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tdistill.errors import InvalidValueError
-from tdistill.models.negatives import draw_negatives
+from tdistill.models.negatives import Occurrences, draw_negatives
 from tdistill.training.objectives import Views
 from world import PAPER, make_batch, model_view, random_view, student
 
-IDS = torch.tensor([3] * 50 + [7] * 20 + [9, 11, 400])
+IDS = Occurrences.of(torch.tensor([3] * 50 + [7] * 20 + [9, 11, 400]))
 SAMPLED = replace(PAPER, shift="raw", q_min=None, normaliser="sampled", negatives=24)
 
 
@@ -69,6 +69,18 @@ def test_the_draw_follows_the_global_generator() -> None:
     torch.manual_seed(5)
     assert draw_negatives(IDS, 500, 30)[0].equal(first)
     assert not first.equal(second)
+    own = [draw_negatives(IDS, 500, 30, torch.Generator().manual_seed(n))[0] for n in (5, 5, 6)]
+    assert own[0].equal(own[1])
+    assert not own[0].equal(own[2])
+
+
+def test_occurrences_in_parts_are_those_of_the_whole() -> None:
+    ids = torch.tensor([9, 3, 3, 7, 3, 9, 400])
+    parts = [Occurrences.of(part) for part in ids.split([3, 1, 3])]
+    for order in (parts, parts[::-1]):
+        found, whole = Occurrences.total(order), Occurrences.of(ids)
+        assert found.ids.equal(whole.ids)
+        assert found.count.tolist() == [3, 1, 2, 1]
 
 
 def test_with_every_token_the_sampled_normaliser_is_the_exact_one() -> None:

@@ -41,7 +41,7 @@ class Asked:
     def __init__(self) -> None:
         self.branches: list[tuple[tuple[int, ...], int]] = []
 
-    def sample(self, prompts: Any, *, seed: int, update: int, limits: Any) -> list[Entry]:
+    def sample(self, prompts: Any, *, limits: Any, **keywords: Any) -> list[Entry]:
         self.branches += zip(prompts, limits, strict=True)
         assert [len(p) for p in prompts] == sorted(len(p) for p in prompts)
         return []

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from tdistill.errors import InvalidValueError, TdistillError
+from tdistill.training.arguments import training_arguments
 from tdistill.training.config import LoraConfig, TrainConfig
-from tdistill.training.trainer import training_arguments
 
 
 def test_the_defaults_are_the_papers() -> None:

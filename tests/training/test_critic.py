@@ -137,7 +137,9 @@ def test_a_model_without_an_output_layer_is_refused() -> None:
 def test_full_logits_give_the_same_critic(tmp_path: Path) -> None:
     batch, network = make_batch(), tiny_model("llama", seed=3)
     one, two = (
-        make_trainer(tmp_path, ValueTiltedKD(), model=network, head=head)._scores(network, batch)
+        make_trainer(tmp_path, ValueTiltedKD(), model=network, head=head)._scores(
+            network, batch.to(next(network.parameters()).device)
+        )
         for head in ("linear", "full")
     )
     torch.testing.assert_close(one.scores.hidden, two.scores.hidden)

@@ -26,7 +26,7 @@ def test_inserted_actions_count_for_the_objective_and_not_as_members_of_the_teac
     result = BellmanDistill().loss(Views(view), inserted)
     diagnostics = Diagnostics(by_source=False)
     diagnostics.observe(view, inserted, result)
-    found, steps = diagnostics.take(lambda sums: sums)
+    found, steps = diagnostics.take(lambda sums: [sums])
     assert steps == len(inserted.action)
 
     teacher, own = Dense.of(plain), Dense.of(inserted)
@@ -39,3 +39,18 @@ def test_inserted_actions_count_for_the_objective_and_not_as_members_of_the_teac
     entropy = -torch.where(teacher.inside, policy.exp() * policy, 0.0).sum(1)
     assert found["entropy"] == pytest.approx(float(entropy.mean()), rel=1e-4)
     assert found["value"] == pytest.approx(float(own.on_set(logits).mean()), rel=1e-4)
+
+
+def test_a_process_may_have_rows_of_an_origin_that_another_has_not():
+    one, two = Diagnostics(by_source=True), Diagnostics(by_source=True)
+    marks = torch.tensor([True, True, False])
+    one.add("step_loss", torch.tensor([1.0, 2.0, 9.0]), marks)
+    two.add("step_loss", torch.tensor([6.0, 9.0, 9.0]), marks)
+    two.add("step_loss.student", torch.tensor([6.0, 8.0, 9.0]), marks)
+    sent: list[dict[str, torch.Tensor]] = []
+    two.take(lambda sums: sent.append(sums) or [sums])
+    means, steps = one.take(lambda sums: [sums, *sent])
+    assert means == {"step_loss": 4.5, "step_loss.student": 7.0}
+    assert steps == 4.0
+    one.add("step_loss", torch.tensor([1.0]), marks[:1])
+    assert one.take(lambda sums: [sums]) == ({"step_loss": 1.0}, 1.0)

@@ -113,16 +113,15 @@ def test_the_share_is_met_over_all_batches(share: float, count: int) -> None:
     found = 0
     for update in range(12):
         mixed.refresh(update)
-        for part in range(2):
-            batch = mixed.mix(items, update=update, part=part, parts=2)
-            assert len(batch) == count
-            assert [index for index, _ in batch] == [index for index, _ in items]
-            own = [row for _, row in batch if row.source == "student"]
-            assert [row for _, row in batch[: count - len(own)]] == [
-                row for _, row in items[: count - len(own)]
-            ]
-            found += len(own)
-    assert found == int(share * 24 * count + 1e-9)
+        batch = mixed.mix(items, update=update)
+        assert len(batch) == count
+        assert [index for index, _ in batch] == [index for index, _ in items]
+        own = [row for _, row in batch if row.source == "student"]
+        assert [row for _, row in batch[: count - len(own)]] == [
+            row for _, row in items[: count - len(own)]
+        ]
+        found += len(own)
+    assert found == int(share * 12 * count + 1e-9)
 
 
 def test_a_share_can_change_linearly_to_the_last_update() -> None:
@@ -137,7 +136,7 @@ def test_a_share_can_change_linearly_to_the_last_update() -> None:
 def test_references_are_mixed_in_too() -> None:
     mixed = mix(BellmanDistill(student_share=0.25, reference_share=0.25))
     mixed.refresh(0)
-    batch = mixed.mix(list(enumerate(inside_rows(8))), update=0, part=0, parts=1)
+    batch = mixed.mix(list(enumerate(inside_rows(8))), update=0)
     assert [row.source for _, row in batch] == ["teacher"] * 4 + ["reference"] * 2 + ["student"] * 2
 
 

@@ -14,9 +14,9 @@ from transformers import TrainerCallback
 from interrupting import Stop, StopAfter
 from tdistill.errors import InvalidValueError
 from tdistill.evidence.rows import Row
+from tdistill.training.arguments import check_in_shards
 from tdistill.training.config import TrainConfig
 from tdistill.training.objectives import KD
-from tdistill.training.trainer import _check_free_passes
 from tiny import VOCABULARY, tiny_model
 from world import END, PAPER, inside_rows, live, make_trainer, student
 
@@ -163,17 +163,20 @@ def test_a_student_that_cannot_share_is_trained_on_separate_rows(tmp_path: Path)
         trainer = make_trainer(tmp_path, PLAIN, model=model, **options)
     assert not trainer.data_collator.share_prefix
     assert trainer.data_collator.pad_id == END
-    order = list(trainer.get_train_dataloader().sampler)
+    order = list(trainer.get_train_dataloader().batch_sampler)
     other = make_trainer(tmp_path, PLAIN, **options)
-    assert list(other.get_train_dataloader().sampler) == order  # the data of all students alike
+    found = list(other.get_train_dataloader().batch_sampler)
+    assert found == order  # the data of all students alike
 
 
-def test_a_budget_needs_processes_that_run_freely() -> None:
-    class Sharded:
-        is_fsdp_enabled, is_deepspeed_enabled = True, False
-
+def test_shards_refuse_what_needs_whole_weights_or_free_passes() -> None:
+    wide = TrainConfig(tokens_per_forward=8)
     with pytest.raises(InvalidValueError, match=r"tokens_per_forward: .* use plain data paral"):
-        _check_free_passes(Sharded())
+        check_in_shards(KD(), wide)
+    for objective in (KD(student_share=0.5), KD(keep_share=0.5, keep_when="update")):
+        with pytest.raises(InvalidValueError, match=r"^mine: student_share, keep_when: .* whole"):
+            check_in_shards(objective, TrainConfig(), "mine")
+    check_in_shards(KD(keep_share=0.5), TrainConfig())
 
 
 def test_a_budget_of_no_tokens_is_refused() -> None:

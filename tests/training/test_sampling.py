@@ -1,38 +1,59 @@
-"""Whole prompts in a random order, every row once an epoch."""
+"""The rows of every update: whole epochs, in an order that no number of processes changes."""
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import chain, islice, pairwise
+from typing import Any
+
+import pytest
 
 from tdistill.models.layout import Pair
-from tdistill.training.sampling import PromptSampler
+from tdistill.training.sampling import MicroBatches, prompt_order, uniform_order
 
 ROWS = [Pair((i % 5,), (i, 7)) for i in range(23)]
+SIZES: dict[str, Any] = {"updates": 9, "batch_size": 12}
 
 
 def test_every_row_once_an_epoch_and_the_responses_of_a_prompt_together():
-    sampler = PromptSampler(ROWS, seed=3)
-    assert len(sampler) == 23
-    epochs = [list(sampler) for _ in range(3)]
-    for order in epochs:
-        assert sorted(order) == list(range(23))
-        prompts = [ROWS[i].prompt_ids for i in order]
+    order = prompt_order(ROWS, seed=3)
+    epochs = [order(epoch) for epoch in range(3)]
+    for rows in epochs:
+        assert sorted(rows) == list(range(23))
+        prompts = [ROWS[i].prompt_ids for i in rows]
         assert sum(a != b for a, b in pairwise(prompts)) == 4
     assert epochs[0] != epochs[1] != epochs[2]
-
-
-def test_the_order_depends_on_the_seed_and_the_epoch_alone():
-    first = PromptSampler(ROWS, seed=3)
-    epochs = [list(first) for _ in range(3)]
-    again = PromptSampler(ROWS, seed=3)
-    again.set_epoch(2)
-    assert list(again) == epochs[2]
-    assert list(PromptSampler(ROWS, seed=4)) != epochs[0]
 
 
 def test_every_prompt_is_as_likely_to_come_first():
     counts = [0] * 5
     for seed in range(400):
-        (number,) = ROWS[next(iter(PromptSampler(ROWS, seed=seed)))].prompt_ids
+        (number,) = ROWS[prompt_order(ROWS, seed)(0)[0]].prompt_ids
         counts[number] += 1
     assert all(50 < count < 110 for count in counts)
+
+
+def test_updates_are_full_and_go_on_from_one_epoch_to_the_next():
+    order = uniform_order(23, seed=3)
+    updates = list(MicroBatches(order, **SIZES))
+    assert [len(update) for update in updates] == [12] * 9
+    epochs = list(chain(*map(order, range(5))))
+    assert list(chain(*updates)) == epochs[: 9 * 12]
+    assert uniform_order(23, seed=4)(0) != order(0)
+
+
+@pytest.mark.parametrize(("accumulation", "parts"), [(1, 4), (3, 2), (6, 1), (2, 3)])
+def test_micro_batches_and_their_parts_are_the_update_cut(accumulation: int, parts: int):
+    order = uniform_order(23, seed=3)
+    whole = list(MicroBatches(order, **SIZES))
+    shares = [
+        MicroBatches(order, **SIZES, accumulation=accumulation, part=part, parts=parts)
+        for part in range(parts)
+    ]
+    assert {len(share) for share in shares} == {9 * accumulation}
+    micro = iter([list(chain(*pieces)) for pieces in zip(*shares, strict=True)])
+    assert [list(chain(*islice(micro, accumulation))) for _ in whole] == whole
+
+
+def test_fewer_rows_than_an_update_has_are_taken_again():
+    (update,) = MicroBatches(uniform_order(3, seed=0), updates=1, batch_size=7)
+    assert sorted(update[:3]) == sorted(update[3:6]) == [0, 1, 2]

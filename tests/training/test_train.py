@@ -15,10 +15,10 @@ from interrupting import assert_goes_on, assert_same_weights
 from tdistill.errors import InvalidValueError
 from tdistill.models.language_model import LanguageModel, load, save
 from tdistill.training import train as train_module
+from tdistill.training.arguments import training_arguments
 from tdistill.training.config import LoraConfig, TrainConfig
 from tdistill.training.objectives import KD, SFT, BellmanDistill, Objective, SeqKD
 from tdistill.training.train import newest_checkpoint, train_student
-from tdistill.training.trainer import training_arguments
 from tiny import VOCABULARY, tiny_lm
 from world import inside_rows, live
 
@@ -42,7 +42,7 @@ def train(
 
 
 def weights(lm: LanguageModel) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in lm.model.state_dict().items()}
+    return {name: tensor.cpu().clone() for name, tensor in lm.model.state_dict().items()}
 
 
 @pytest.mark.parametrize("objective", [SeqKD(), KD(), BellmanDistill()], ids=lambda o: o.name)

@@ -164,7 +164,7 @@ def one_of_two(rank: int, port: int, folder: Path) -> None:
     os.environ |= {name: str(value) for name, value in places.items()}
     os.environ["MASTER_ADDR"] = "127.0.0.1"
     # The processes cut their batches into different numbers of parts.
-    runs = [run_of(folder, objective, 4, tokens_per_forward=9) for objective in TOGETHER]
+    runs = [run_of(folder, objective, 8, tokens_per_forward=9) for objective in TOGETHER]
     assert runs[0].accelerator.num_processes == 2
     if rank == 0:
         torch.save([(trained(run), history(run)) for run in runs], folder / "result.pt")
@@ -172,7 +172,7 @@ def one_of_two(rank: int, port: int, folder: Path) -> None:
     os._exit(0)  # taking a gloo group down can wait for a peer that is gone
 
 
-def test_two_processes_are_one_with_the_doubled_batch(tmp_path: Path) -> None:
+def test_two_processes_are_one(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

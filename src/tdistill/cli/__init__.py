@@ -14,6 +14,7 @@ from pathlib import Path
 from tdistill import __version__
 from tdistill.errors import InvalidValueError, TdistillError
 from tdistill.files import storage_error
+from tdistill.processes import ProcessEnded, is_first_process, process_count, process_rank
 from tdistill.progress import speak, tell
 from tdistill.strict import nearest
 
@@ -84,6 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Threads that spin while they wait made training five times slower beside another process;
     # it must be set before torch is imported (docs/log.md, 2026-11-24).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if process_count() > 1:  # of DDP, on a flag that a user of this package cannot set
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help", "help"):
         print(USAGE)
@@ -103,10 +106,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         told = error if isinstance(error, TdistillError) else storage_error(error, Path.cwd())
         if told is None:
             raise
-        tell(f"error: {told}", error=True)
+        if not isinstance(told, ProcessEnded):  # the one that did says why
+            who = "" if is_first_process() else f"process {process_rank()}: "
+            tell(f"error: {who}{told}", error=True)
         return 2
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command continues from here", file=sys.stderr)
+        if is_first_process():
+            print("\ninterrupted; the same command continues from here", file=sys.stderr)
         return 130
 
 

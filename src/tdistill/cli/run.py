@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tdistill.errors import InvalidValueError
+from tdistill.processes import is_first_process
 from tdistill.progress import emit, quiet_libraries, spoken, tell
 from tdistill.strict import describe, split_words
 
@@ -24,6 +26,7 @@ _USAGE = "RECIPE.yaml [RECIPE.yaml ...] --out DIR [--section.field value ...]"
 _HELP = """
 Several recipes that agree in all but their objectives are one with the objectives of all. The same
 command continues what was interrupted; started twice, the processes share the work of a run.
+With `torchrun --nproc_per_node N -m tdistill` in place of `tdistill`, N processes train together.
 Relative paths in a recipe are those of its folder; on the command line, of the current one.
 
 Fields of a recipe, each with its type and its default:
@@ -61,7 +64,8 @@ def run(words: list[str]) -> int:
     from tdistill.run import run_recipe
 
     result = run_recipe(recipe, out)
-    {"words": _show, "quiet": _show_places, "json": _emit}[spoken()](result, out)
+    if is_first_process():
+        {"words": _show, "quiet": _show_places, "json": _emit}[spoken()](result, out)
     return 1 if result.failed else 0
 
 
@@ -128,8 +132,10 @@ def _stages(last: str, words: list[str]) -> int:
     from tdistill.run import Run
 
     run = Run(recipe, out)
-    {"rollouts": run.sample_rollouts, "train": run.train, "evaluate": run.evaluate}[last]()
-    tell(_next_step(last, run))
+    with run.team:
+        {"rollouts": run.sample_rollouts, "train": run.train, "evaluate": run.evaluate}[last]()
+    if is_first_process():
+        tell(_next_step(last, run))
     return 1 if run.failed else 0
 
 
@@ -156,6 +162,8 @@ def read_words(command: str, words: list[str], *, out: str = "") -> tuple[Recipe
     fields = [option for option in options if option.name != "out"]
     recipe = read_recipes([Path(path) for path in paths], fields)
     quiet_libraries()
+    if not is_first_process():  # which says the same
+        warnings.simplefilter("ignore")
     return recipe, Path(folder)
 
 

@@ -1,6 +1,10 @@
-"""Which tokens stand in for the vocabulary outside the candidate sets, drawn for every batch."""
+"""Which tokens stand in for the vocabulary outside the candidate sets, drawn for every update."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -9,41 +13,89 @@ from torch import Tensor
 _UNIFORM = 0.5  # share of the proposal that is uniform over the vocabulary; measured, docs/log.md
 
 
-def draw_negatives(
-    set_ids: Int[Tensor, " M"], vocabulary_size: int, count: int
-) -> tuple[Int[Tensor, " N"], Float[Tensor, " N"]]:
-    """Distinct tokens and the logs of their importance weights, from torch's global generator.
+class Negatives(NamedTuple):
+    """Tokens that stand in for the vocabulary.
 
-    The proposal is half the frequency of a token in the sets of the batch and half uniform: what is
+    Attributes:
+        ids: distinct tokens.
+        log_weight: logs of their importance weights, nats.
+    """
+
+    ids: Int[Tensor, " N"]
+    log_weight: Float[Tensor, " N"]
+
+    def to(self, device: torch.device) -> Negatives:
+        """On another device."""
+        return Negatives(self.ids.to(device), self.log_weight.to(device))
+
+
+@dataclass(frozen=True, eq=False)
+class Occurrences:
+    """How often tokens occur in candidate sets.
+
+    Attributes:
+        ids: distinct tokens, ascending.
+        count: of each.
+    """
+
+    ids: Int[Tensor, " U"]
+    count: Int[Tensor, " U"]
+
+    @classmethod
+    def of(cls, set_ids: Int[Tensor, " M"]) -> Occurrences:
+        """In sets, given the token of every member.
+
+        Example:
+            >>> found = Occurrences.of(torch.tensor([7, 3, 7]))
+            >>> found.ids.tolist(), found.count.tolist()
+            ([3, 7], [1, 2])
+        """
+        return cls(*set_ids.unique(return_counts=True))
+
+    @classmethod
+    def total(cls, parts: Sequence[Occurrences]) -> Occurrences:
+        """In the sets of all parts, in whatever order they are given."""
+        ids, place = torch.cat([part.ids for part in parts]).unique(return_inverse=True)
+        found = torch.cat([part.count for part in parts])
+        return cls(ids, torch.zeros_like(ids).index_add(0, place, found))
+
+
+def draw_negatives(
+    found: Occurrences, vocabulary_size: int, count: int, generator: torch.Generator | None = None
+) -> Negatives:
+    """Distinct tokens and the logs of their importance weights.
+
+    The proposal is half the frequency of a token in the sets and half uniform: what is
     plausible at one state takes most of the mass off the set at others. Token v is drawn with
     probability ``min(1, k q_v)``, with k such that ``count`` are drawn in all (systematic sampling
     in a random order), and weighs one over it. Tokens of no set all have one probability, so the
     work is that of the sets and of ``count``, not of the vocabulary.
 
     Args:
-        set_ids: token of every set member of the batch.
+        found: tokens of the sets.
         vocabulary_size: V.
         count: tokens to draw; V or more takes every token at weight 1.
+        generator: of the random numbers, on the tokens' device; torch's global one where None.
 
     Returns:
-        Tokens, and ``-log P(drawn)`` of each.
+        Tokens, each with the weight ``1 / P(drawn)``.
     """
-    device = set_ids.device
+    members, frequency = found.ids, found.count
+    device, random = members.device, {"device": members.device, "generator": generator}
     if count >= vocabulary_size:
         every = torch.arange(vocabulary_size, device=device)
-        return every, torch.zeros(vocabulary_size, device=device)
-    members, frequency = set_ids.unique(return_counts=True)
+        return Negatives(every, torch.zeros(vocabulary_size, device=device))
     others = vocabulary_size - len(members)
     uniform = _UNIFORM / vocabulary_size
     proposal = (1 - _UNIFORM) * frequency.double() / frequency.sum() + uniform
     probability, of_others = _inclusion(proposal, uniform, others, count)
-    order = torch.randperm(len(members), device=device)
-    start = torch.rand(1, device=device, dtype=torch.float64)
+    order = torch.randperm(len(members), **random)
+    start = torch.rand(1, dtype=torch.float64, **random)
     passed = (probability[order].cumsum(0) + start).floor()
     drawn = order[passed.diff(prepend=torch.zeros_like(start)) > 0]
-    rest = _outside(members, vocabulary_size, count - len(drawn))
+    rest = _outside(members, vocabulary_size, count - len(drawn), generator)
     chance = torch.cat([probability[drawn], of_others.expand(len(rest))])
-    return torch.cat([members[drawn], rest]), -chance.log().float()
+    return Negatives(torch.cat([members[drawn], rest]), -chance.log().float())
 
 
 def _inclusion(
@@ -70,15 +122,20 @@ def _inclusion(
         certain = grown
 
 
-def _outside(members: Int[Tensor, " U"], vocabulary_size: int, count: int) -> Int[Tensor, " N"]:
+def _outside(
+    members: Int[Tensor, " U"],
+    vocabulary_size: int,
+    count: int,
+    generator: torch.Generator | None,
+) -> Int[Tensor, " N"]:
     """Distinct tokens that are no members (ascending), each other token equally likely."""
-    found = members.new_zeros(0)
+    found, random = members.new_zeros(0), {"device": members.device, "generator": generator}
     if vocabulary_size - len(members) < 4 * count:  # too dense for drawing until they are found
         free = torch.ones(vocabulary_size, dtype=torch.bool, device=members.device)
         free[members] = False
         found = free.nonzero().squeeze(1)
     while len(found) < count:
-        more = torch.randint(vocabulary_size, (2 * count,), device=members.device)
+        more = torch.randint(vocabulary_size, (2 * count,), **random)
         place = torch.searchsorted(members, more).clamp(max=len(members) - 1)
         found = torch.cat([found, more[members[place] != more]]).unique()
-    return found[torch.randperm(len(found), device=members.device)[:count]]
+    return found[torch.randperm(len(found), **random)[:count]]

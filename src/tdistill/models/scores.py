@@ -76,24 +76,26 @@ def step_scores(
     """
     lm = inner_model(model)
     check_reading(lm)
-    linear = None if head == "full" else linear_head(lm, vocabulary_size)
-    if head == "linear" and linear is None:
+    linear = head != "full" and head_form(lm) is not None
+    if head == "linear" and not linear:
         raise _not_linear(lm)
-    network = lm if linear is None else body_of(lm)
+    network = body_of(lm) if linear else lm
     if layout.sharing is not None and not shares_prompts(lm):
         layout = separate(layout)
     if layout.sharing is None and not reads_left_padding(lm):
         layout = padded_behind(layout)
     row, position = layout.row, layout.position
     inputs = forward_inputs(lm, network, layout) | {"use_cache": False}
-    if linear is None:
+    if not linear:
         logits, hidden = _with_hidden(lm, inputs)
         logits = logits[row, position, :vocabulary_size].float()
         _check_numbers(lm, layout, lambda: has_numbers(logits))
         return DenseStepScores(logits, None if hidden is None else hidden[row, position])
     hidden = network(**inputs).last_hidden_state[row, position]
     _check_numbers(lm, layout, lambda: hidden.isfinite().all(-1))
-    return LinearStepScores(linear, narrowed(hidden, linear.weight))
+    layer = linear_head(lm, vocabulary_size)  # after the body: FSDP gathers it with the last norm
+    assert layer is not None, "its form is known"
+    return LinearStepScores(layer, narrowed(hidden, layer.weight))
 
 
 def _check_numbers(lm: Any, layout: Layout, sound: Callable[[], Tensor]) -> None:

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tdistill.core import TopPSets, sampled_log_normaliser, set_membership, soft_value
-from tdistill.models.negatives import draw_negatives
+from tdistill.models.negatives import Negatives, Occurrences, draw_negatives
 from tdistill.models.score_forms import StepScores
 
 
@@ -22,6 +22,7 @@ class SetScores:
         sets: of the steps; all empty where there is no teacher evidence.
         action: the token that was taken at each step.
         chunk_size: steps whose full logits may exist at once.
+        negatives: what stands in for the vocabulary; drawn at every use where None.
     """
 
     def __init__(
@@ -31,14 +32,19 @@ class SetScores:
         action: Int[Tensor, " T"],
         *,
         chunk_size: int = 128,
+        negatives: Negatives | None = None,
     ) -> None:
         self.scores, self.sets, self.chunk_size = scores, sets, chunk_size
-        self._action = action
+        self._action, self._negatives = action, negatives
 
     def keep(self, members: Bool[Tensor, " M"]) -> SetScores:
         """The same scores on sets of the marked members alone."""
         kept = SetScores(
-            self.scores, self.sets.keep(members), self._action, chunk_size=self.chunk_size
+            self.scores,
+            self.sets.keep(members),
+            self._action,
+            chunk_size=self.chunk_size,
+            negatives=self._negatives,
         )
         known = vars(self)  # what is computed stays so
         vars(kept).update({k: known[k] for k in ("action", "log_normaliser") if k in known})
@@ -78,15 +84,16 @@ class SetScores:
         return self.scores.log_normaliser(chunk_size=self.chunk_size)
 
     def sampled_log_normaliser(self, count: int) -> Float[Tensor, " T"]:
-        """An estimate of :attr:`log_normaliser` by ``count`` negatives, drawn anew at every call.
+        """An estimate of :attr:`log_normaliser` by the given negatives, or by ``count`` new ones.
 
         The work is that of ``count`` tokens a step, whatever the vocabulary.
         """
-        members, offsets = self.sets.ids, self.sets.offsets
-        ids, log_weight = draw_negatives(members, self.scores.vocabulary_size, count)
-        negatives = self.scores.columns(ids)
-        member = set_membership(members, offsets, ids)
-        return sampled_log_normaliser(self.on_set, offsets, negatives, log_weight, member)
+        members, offsets, drawn = self.sets.ids, self.sets.offsets, self._negatives
+        if drawn is None:
+            drawn = draw_negatives(Occurrences.of(members), self.scores.vocabulary_size, count)
+        negatives = self.scores.columns(drawn.ids)
+        member = set_membership(members, offsets, drawn.ids)
+        return sampled_log_normaliser(self.on_set, offsets, negatives, drawn.log_weight, member)
 
     @cached_property
     def maximum(self) -> Float[Tensor, " T"]:

@@ -31,9 +31,11 @@ from tdistill.models.head_form import head_form
 from tdistill.models.language_model import load_config
 from tdistill.models.readers import open_reader
 from tdistill.models.row_trials import check_reading
+from tdistill.processes import process_count
 from tdistill.recipe import Recipe, placed
 from tdistill.run.folders import world_folder
 from tdistill.run.groundwork import Groundwork
+from tdistill.training.arguments import check_in_shards, launched_in_shards
 from tdistill.training.student import layer_stack
 
 Level = Literal["fine", "doubtful", "wrong"]
@@ -183,6 +185,10 @@ def _training(recipe: Recipe) -> str:
     phases = {"training": recipe.training}
     if recipe.start is not None:
         phases["start.training"] = recipe.start.training
+    for name, config in phases.items():
+        config.rows_of_process(process_count(), name=f"{name}.batch_size")
+    for label, objective in recipe.objectives.items() if launched_in_shards() else ():
+        check_in_shards(objective, recipe.training, f"objectives.{label}")
     for name, config in phases.items():
         if config.warmup > config.steps // 2:
             raise Doubt(

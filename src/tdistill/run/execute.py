@@ -41,14 +41,19 @@ def run_recipe(recipe: Recipe, folder: Path | str, say: Say = tell) -> Result:
     """
     folder = Path(folder)
     run, key = Run(recipe, folder, say), result_key(recipe)
-    if _finished(run, key):
-        say(f"{folder}: this run is complete; nothing to do, its results follow")
-    else:
-        run.evaluate()
-        with locked(folder / "locks" / "result", wait=True):
-            if not _finished(run, key):  # by another process
-                _write_result(run, key)
-    return read_result(folder / "metrics.json")
+    with run.team:
+        if run.team.told(run.team.leads and _finished(run, key)):
+            run.say(f"{folder}: this run is complete; nothing to do, its results follow")
+        else:
+            run.evaluate()
+            run.team.lead(lambda: _write_result_once(run, key))
+        return read_result(folder / "metrics.json")
+
+
+def _write_result_once(run: Run, key: str) -> None:
+    with locked(run.folder / "locks" / "result", wait=True):
+        if not _finished(run, key):  # by another process
+            _write_result(run, key)
 
 
 def _outputs(run: Run) -> list[Path]:

@@ -1,7 +1,8 @@
 """A run: the groundwork once, then every objective from every training seed.
 
 Every stage can be interrupted; the same command continues where it stopped and gives the same
-result. Several processes may work on one folder: each model is made by whoever holds its lock.
+result. Several processes may work on one folder: each model is made by whoever holds its lock. The
+processes of one launch train each model together; all else the first of them does.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from typing import Any, Literal, NamedTuple
 
 import yaml
 
-from tdistill.errors import StorageError
+from tdistill.errors import StorageError, one_line
 from tdistill.files import locked, replacing_folder, write_atomically
+from tdistill.processes import ProcessEnded, ProcessFailed, Team, launched_team, process_rank
 from tdistill.progress import duration, tell
 from tdistill.recipe import Recipe, recipe_dict
 from tdistill.run.checks import findings, quick_checks, refuse_wrong, thorough_checks
@@ -28,6 +30,7 @@ from tdistill.run.stages import Say
 from tdistill.run.students import START, Students
 
 _SECONDS_BETWEEN_LOOKS = 1.0
+_FATAL = (StorageError, ProcessEnded, ProcessFailed)  # more than one objective is wrong
 
 Work = Literal["train", "judge"]
 
@@ -50,14 +53,21 @@ class Run:
         recipe: what to do.
         folder: where everything goes; may hold an earlier or interrupted run of the recipe.
         say: prints a line for people.
+        team: the processes of the launch; those that the environment tells of where None.
 
     Attributes:
         failed: why, by training seed and label, an objective could not be trained or judged.
     """
 
-    def __init__(self, recipe: Recipe, folder: Path, say: Say = tell) -> None:
-        self.recipe, self.folder, self.say = recipe, folder, say
-        self.groundwork = Groundwork(recipe, folder, say)
+    def __init__(
+        self, recipe: Recipe, folder: Path, say: Say = tell, team: Team | None = None
+    ) -> None:
+        self.team = team or launched_team()
+        self.recipe, self.folder = recipe, folder
+        self.say: Say = say if self.team.leads else lambda line: None
+        if self.team.count > 1:
+            self.say(f"  {self.team.count} processes train together; all else is done by the first")
+        self.groundwork = Groundwork(recipe, folder, self.say)
         self.seeds = [Students(self.groundwork, number) for number in range(recipe.seeds)]
         self.failed: dict[tuple[int, str], str] = {}
         self._begun = False
@@ -96,6 +106,9 @@ class Run:
         Raises:
             TdistillError: if something is wrong; nothing was written then, but for a world.
         """
+        self.team.lead(self._begin)
+
+    def _begin(self) -> None:
         if not self._begun:
             self.say(intent(self.recipe))
             self._begun = True
@@ -144,6 +157,9 @@ class Run:
 
     def _alone(self, work: Callable[[], None]) -> None:
         """Do shared work; a process that comes later waits, and finds it done."""
+        self.team.lead(lambda: self._alone_in_folder(work))
+
+    def _alone_in_folder(self, work: Callable[[], None]) -> None:
         path = self.folder / "locks" / "groundwork"
         with locked(path) as held:
             if held:
@@ -177,6 +193,15 @@ class Run:
         return [task for task in left if not self._done(task)]
 
     def _work_off(self, tasks: Sequence[Task]) -> None:
+        if self.team.leads:
+            self._lead(tasks)
+            self.team.told({"failed": [[*who, why] for who, why in self.failed.items()]})
+            return
+        while task := (said := self.team.told({})).get("task"):
+            self._train_together(Task(*task))  # whether it failed, the first one says
+        self.failed = {(seed, label): why for seed, label, why in said["failed"]}
+
+    def _lead(self, tasks: Sequence[Task]) -> None:
         for task in tasks:
             if self._done(task):
                 stage = task.label if task.work == "train" else f"evaluate-{task.label}"
@@ -206,15 +231,43 @@ class Run:
     def _do(self, task: Task) -> None:
         students = self.seeds[task.seed]
         try:
-            students.train(task.label) if task.work == "train" else students.judge(task.label)
+            if task.work == "train":
+                self.team.told({"task": list(task)})
+                self._train_together(task)
+            else:
+                students.judge(task.label)
         except Exception as error:  # one objective that diverges must not end a long run
-            if task.label == START or isinstance(error, StorageError):
+            if task.label == START or isinstance(error, _FATAL):
                 raise
-            note = students.folder / "failed" / f"{task.label}.txt"
-            note.parent.mkdir(exist_ok=True)
-            write_atomically(note, traceback.format_exc())
             self.failed[task.seed, task.label] = why = f"{type(error).__name__}: {error}"
+            note = _write_note(students, task, error)
             students.say(f"  {task.label} failed ({why}); the others go on; see {note}")
+
+    def _train_together(self, task: Task) -> None:
+        """Train one model with all processes of the launch: all fail, or none, or the run ends.
+
+        Raises:
+            ProcessFailed: this process alone failed.
+            Exception: what all of them failed with.
+        """
+        students, error = self.seeds[task.seed], None
+        try:
+            students.train(task.label)
+        except Exception as caught:
+            error = caught
+        try:
+            self.team.agreed(None if error is None else one_line(error))
+        except (ProcessEnded, ProcessFailed) as ended:
+            if error is None:
+                raise
+            why, note = one_line(error), _write_note(students, task, error)
+            raise ProcessFailed(
+                f"train {task.label}: expected all processes to succeed or all to fail, found "
+                f"process {self.team.rank} of {self.team.count} to fail alone "
+                f"({type(error).__name__}: {why}); see {note}; the same command goes on from here"
+            ) from ended
+        if error is not None and self.team.leads:
+            raise error
 
     def _announcement(self, task: Task, pending: Sequence[Task], total: int) -> str:
         text = f"  {task.work} {task.label}, seed {task.seed + 1} of {len(self.seeds)}; "
@@ -232,3 +285,13 @@ class Run:
             if (seconds := students.seconds.get(stage + label)) is not None
         ]
         return sum(known) / len(known) if known else None
+
+
+def _write_note(students: Students, task: Task, error: Exception) -> Path:
+    """The traceback of what failed, for people."""
+    rank = process_rank()
+    name = f"{task.label}-process-{rank}" if rank else task.label
+    note = students.folder / "failed" / f"{name}.txt"
+    note.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(note, "".join(traceback.format_exception(error)))
+    return note

@@ -9,13 +9,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tdistill.errors import TdistillError
+from tdistill.errors import StorageError, TdistillError
 from tdistill.files import storage_error, write_atomically
 from tdistill.models.finite import keeping_bad_batch
+from tdistill.processes import is_first_process, process_rank
 from tdistill.progress import emit
 
 Say = Callable[[str], None]
 _NOTE = "key.txt"
+_SEEN_WITHIN = 120.0  # seconds until files that another machine wrote are seen
 
 
 def open_workplace(folder: Path, key: str) -> None:
@@ -64,14 +66,20 @@ class Stages:
         key: str,
         outputs: Sequence[Path],
         work: Callable[[], dict[str, Any]],
+        *,
+        together: bool = False,
     ) -> dict[str, Any]:
         """Do a stage, or reuse it.
+
+        Of the processes of a launched run the first one does it and keeps the record; the others
+        come when it is done.
 
         Args:
             name: of the stage.
             key: hash of all it depends on.
             outputs: files and folders it leaves; a missing one means that it is done again.
             work: does it, and returns what is worth recording.
+            together: all processes do it, and come at the same time.
 
         Returns:
             The record: what ``work`` returned, with ``key`` and ``seconds``.
@@ -84,6 +92,8 @@ class Stages:
         if record is not None:
             self._tell(name, "reused")
             return record
+        if not is_first_process():
+            return work() if together else self._seen(name, key, outputs)
         self._tell(name, "begun")
         path = self.folder / f"{name}.json"
         started = time.monotonic()
@@ -102,8 +112,21 @@ class Stages:
         self._tell(name, "done", record["seconds"])
         return record
 
+    def _seen(self, name: str, key: str, outputs: Sequence[Path]) -> dict[str, Any]:
+        """The record that the first process has made."""
+        until = time.monotonic() + _SEEN_WITHIN
+        while (record := self.finished(name, key, outputs)) is None:
+            if time.monotonic() > until:
+                raise StorageError(
+                    f"{self.folder}: process {process_rank()} expected {name} there, which process "
+                    "0 made, found none; give --out a folder that all machines of the run share"
+                )
+            time.sleep(0.5)
+        return record
+
     def _tell(self, name: str, state: str, seconds: float | None = None) -> None:
         """Say how far a stage is: to people in a line, to programs as an event."""
         told = {"begun": "", "reused": " reused", "done": f" done in {seconds or 0.0:.0f} s"}
         self.say(f"[{name}]{told[state]}")
-        emit("stage", name=name, state=state, seconds=seconds, run=str(self.folder.parent))
+        if is_first_process():
+            emit("stage", name=name, state=state, seconds=seconds, run=str(self.folder.parent))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from tdistill.evidence.evidence import EvidenceSource
 from tdistill.evidence.rows import Row
 from tdistill.files import replacing_folder
 from tdistill.models import language_model
+from tdistill.processes import is_first_process
 from tdistill.run.folders import model_folder, seed_folder, tracking_folder
 from tdistill.run.groundwork import Groundwork
 from tdistill.run.keys import seeded, stage_keys
@@ -144,12 +146,14 @@ class Students:
         def work() -> dict[str, Any]:
             references = ground.score_references() if objective.reference_share else []
             wants_teacher = objective.needs_live_teacher or objective.uses_student_rows
-            open_workplace(checkpoints, self.keys[label])
+            if is_first_process():
+                open_workplace(checkpoints, self.keys[label])
             responses = rows()
             resolved, chosen = resolve_gap(objective, lambda: ground.open_cache("train"))
             if chosen is not None:
                 self.say(f"  {chosen.text()}")
-            with replacing_folder(folder) as partial:
+            place = replacing_folder(folder) if is_first_process() else nullcontext()
+            with place as partial:
                 trained, history = train.train_student(
                     language_model.load(start),
                     resolved,
@@ -165,13 +169,16 @@ class Students:
                     logs=tracking_folder(ground.folder) / self._tracked_as(label),
                     critic_folder=partial if config.keep_critic else None,
                 )
-                language_model.save(trained, partial)
-            shutil.rmtree(checkpoints, ignore_errors=True)
+                if partial is not None:
+                    language_model.save(trained, partial)
+            if is_first_process():
+                shutil.rmtree(checkpoints, ignore_errors=True)
             record = {"history": history, "parameters": trained.num_parameters}
             record["warnings"] = signs_of_failure(history)
             return record | ({} if chosen is None else {"sets": asdict(chosen)})
 
-        self.stages.run(label, self.keys[label], [folder / "config.json"], work)
+        outputs = [folder / "config.json"]
+        self.stages.run(label, self.keys[label], outputs, work, together=True)
 
     def _tracked_as(self, label: str) -> str:
         """What trackers call a training."""

@@ -28,7 +28,7 @@ class ReplayConfig:
     """
 
     refresh_every: int = 8  # updates from one round of responses to the next
-    rows_per_refresh: int = 64  # responses a round
+    rows_per_refresh: int = 64  # responses a round, over all processes
     max_age: int = 32  # updates after which a response is no longer used
     capacity: int = 1024  # most responses held; the oldest go first
     max_new_tokens: int = 128  # length limit of a response
@@ -58,7 +58,7 @@ class TrainConfig:
     """How a student is trained; the defaults are the paper's where it states them."""
 
     steps: int = 1000  # optimiser updates
-    batch_size: int = 64  # responses an update (over all accumulation steps, on each device)
+    batch_size: int = 64  # responses an update, over all accumulation steps and all processes
     gradient_accumulation: int = 1  # micro-batches that make up one batch
     # Most tokens of a forward pass, padding included: micro-batches are sorted by length and cut.
     tokens_per_forward: int | None = None
@@ -102,6 +102,30 @@ class TrainConfig:
         multiple = f"a multiple of gradient_accumulation = {self.gradient_accumulation}"
         whole = self.batch_size % self.gradient_accumulation == 0
         check("batch_size", whole, multiple, self.batch_size)
+
+    def rows_of_process(self, processes: int, *, name: str = "batch_size") -> int:
+        """Responses of a micro-batch that each of several processes has.
+
+        Args:
+            processes: of the run.
+            name: of the field, for the message.
+
+        Raises:
+            InvalidValueError: if they cannot be the same for all.
+
+        Example:
+            >>> TrainConfig(batch_size=64, gradient_accumulation=2).rows_of_process(8)
+            4
+        """
+        parts = processes * self.gradient_accumulation
+        below = self.batch_size // parts * parts
+        near = f"{below} or {below + parts}" if below else str(parts)
+        expected = (
+            f"a multiple of processes x gradient_accumulation = {processes} x "
+            f"{self.gradient_accumulation}, so {near}"
+        )
+        check(name, self.batch_size % parts == 0, expected, self.batch_size)
+        return self.batch_size // parts
 
     @property
     def warmup(self) -> int:

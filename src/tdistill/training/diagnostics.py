@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -75,18 +76,19 @@ class Diagnostics:
                 mine = counted & (source == number)
                 self.add(f"{name}.{ROW_SOURCES[number]}", values, mine[at])
 
-    def take(self, reduce: Callable[[Tensor], Tensor]) -> tuple[dict[str, float], float]:
+    def take(
+        self, gather: Callable[[dict[str, Tensor]], Sequence[dict[str, Tensor]]]
+    ) -> tuple[dict[str, float], float]:
         """The means, and the number of trained steps; the sums begin anew.
 
         Args:
-            reduce: adds up a tensor over the processes of the run.
+            gather: what all processes of the run have; one may have rows of an origin that others
+                have not.
         """
-        names = sorted(self._sums)
-        pairs = torch.stack(
-            [torch.stack([self._sums[name].total, self._sums[name].weight]) for name in names]
-        )
-        self._sums = {}
-        totals: Mapping[str, Tensor] = dict(zip(names, reduce(pairs), strict=True))
+        own = {n: torch.stack([s.total, s.weight]).cpu() for n, s in sorted(self._sums.items())}
+        self._sums, totals = {}, dict[str, Tensor]()
+        for name, pair in chain.from_iterable(part.items() for part in gather(own)):
+            totals[name] = totals[name] + pair if name in totals else pair
         means = {name: float(total / weight) for name, (total, weight) in totals.items() if weight}
         if "critic_return" in means:
             left, all_of_it = (

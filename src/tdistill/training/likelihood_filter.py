@@ -12,13 +12,14 @@ from tdistill.checks import check
 from tdistill.evidence.rows import Row
 from tdistill.models.language_model import LanguageModel
 from tdistill.models.likelihood import response_log_probs
+from tdistill.processes import gathered, process_count, process_rank
 from tdistill.training.config import TrainConfig
 from tdistill.training.objectives import Objective
 
 
 @dataclass(frozen=True, eq=False)
 class LikelihoodFilter:
-    """Keeps a share of each group of rows.
+    """Keeps a share of each group of rows, which the processes of a run share out among them.
 
     Attributes:
         student: scores the rows, as it is when it is asked.
@@ -42,6 +43,15 @@ class LikelihoodFilter:
         Returns:
             Indices in ascending order.
         """
+        rank, count = process_rank(), process_count()
+        shares = gathered(self._mean_log_probs(rows[rank::count]))
+        means = [shares[i % count][i // count] for i in range(len(rows))]
+        return largest_share(means, groups, self.share)
+
+    def _mean_log_probs(self, rows: Sequence[Row]) -> list[float]:
+        """Of each row, nats a token."""
+        if not rows:
+            return []
         network = self.student.model
         was_training = network.training
         network.eval()
@@ -49,7 +59,7 @@ class LikelihoodFilter:
         totals = response_log_probs(self.student, rows, vocabulary_size=size, batch_size=batch_size)
         network.train(was_training)
         lengths = torch.tensor([len(row.response_ids) for row in rows])
-        return largest_share((totals / lengths).tolist(), groups, self.share)
+        return (totals / lengths).tolist()
 
     def best_of_prompts(self, rows: Sequence[Row]) -> list[Row]:
         """The best rows of each prompt.
@@ -78,10 +88,10 @@ def likelihood_filter(
     Raises:
         InvalidValueError: if filtered updates could be too small to be cut into micro-batches.
     """
-    share, size = objective.keep_share, config.batch_size // config.gradient_accumulation
+    share, size = objective.keep_share, config.rows_of_process(process_count())
     if share == 1.0:
         return None
-    wanted = f"at least one row of the {size} of each micro-batch"
+    wanted = f"at least one row of the {size} of each micro-batch and process"
     filled = objective.keep_when == "start" or share * size >= 1.0
     check("keep_share", filled, wanted, share)
     return LikelihoodFilter(student, share, vocabulary_size, size)

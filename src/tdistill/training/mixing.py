@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,11 +16,14 @@ from tdistill.evidence.evidence import take_responses
 from tdistill.evidence.rows import Row, RowSource
 from tdistill.models.generation import Companion, draw, generate, row_uniforms, seed_of
 from tdistill.models.language_model import LanguageModel
+from tdistill.processes import gathered, process_count, process_rank
 from tdistill.teacher.source import LiveTeacher
 from tdistill.training.config import ReplayConfig
 from tdistill.training.likelihood_filter import LikelihoodFilter
 from tdistill.training.objectives import Objective
-from tdistill.training.replay import Entry, ReplayBuffer
+from tdistill.training.replay import Entry, ReplayBuffer, entries_from_bytes, entries_to_bytes
+
+REPLAY_FILE = "replay.safetensors"
 
 _Any = TypeVar("_Any")
 
@@ -48,6 +51,7 @@ class StudentSampler:
         seed: int,
         update: int,
         limits: Sequence[int] | None = None,
+        places: Sequence[int] | None = None,
     ) -> list[Entry]:
         """One response to each prompt, with the teacher's evidence and the sampler's log-probs.
 
@@ -56,11 +60,13 @@ class StudentSampler:
             seed: decides the tokens, with a response's place.
             update: the present one.
             limits: most tokens of each response; the configuration's ``max_new_tokens`` where None.
+            places: of the responses among all of their round; 0, 1, 2, ... where None.
         """
         network = self.student.model
         was_training = network.training
         network.eval()
-        entries, made = [], self._responses(prompts, seed, limits)
+        seeds = [seed_of(seed, place) for place in places or range(len(prompts))]
+        entries, made = [], self._responses(prompts, seeds, limits)
         for first in range(0, len(made), self.config.batch_size):
             rows = made[first : first + self.config.batch_size]
             evidence = self.teacher.evidence(rows)
@@ -70,9 +76,8 @@ class StudentSampler:
         return entries
 
     def _responses(
-        self, prompts: Sequence[tuple[int, ...]], seed: int, limits: Sequence[int] | None
+        self, prompts: Sequence[tuple[int, ...]], seeds: Sequence[int], limits: Sequence[int] | None
     ) -> list[Row]:
-        seeds = [seed_of(seed, place) for place in range(len(prompts))]
         uniform = row_uniforms(seeds, device=self.student.device)
         steps: list[tuple[Tensor, Tensor]] = []
 
@@ -105,7 +110,8 @@ class EvidenceMix:
     """Gives a share of every batch to other rows than the teacher's responses.
 
     What it does depends on the seed and the number of the update alone, so that a resumed run, its
-    buffer restored, goes on as the straight one.
+    buffer restored, goes on as the straight one, on however many processes: they share out the
+    sampling of the student, and each holds all that is sampled.
 
     Args:
         objective: says the shares.
@@ -136,11 +142,6 @@ class EvidenceMix:
         self.config, self.seed, self.likelier = config, seed, likelier
         self.buffer = ReplayBuffer(config)
 
-    @property
-    def reads_student(self) -> bool:
-        """Whether the student is sampled from, or scores rows, between updates."""
-        return self.sampler is not None or self.likelier is not None
-
     def student_share(self, update: int) -> float:
         """Share of student rows at an update: constant, or linear to the last one."""
         first, last = self.objective.student_share, self.objective.student_share_end
@@ -163,9 +164,29 @@ class EvidenceMix:
             rows = _drawn(self.rows, count, generator)
             chosen = [self._branch(row, most, generator) for row in rows]
         chosen.sort(key=lambda one: len(one[0]))  # less padding
-        prompts, limits = zip(*chosen, strict=True)
-        made = self.sampler.sample(prompts, seed=seed, update=update, limits=limits)
+        made = self._sampled(self.sampler, chosen, seed=seed, update=update)
         self.buffer.add(made, update=update)
+
+    @staticmethod
+    def _sampled(
+        sampler: StudentSampler,
+        chosen: Sequence[tuple[tuple[int, ...], int]],
+        *,
+        seed: int,
+        update: int,
+    ) -> list[Entry]:
+        """Responses to prompts of some lengths at most: every process makes its share."""
+        rank, count = process_rank(), process_count()
+        places = range(rank, len(chosen), count)
+        made: list[Entry] = []
+        if places:
+            prompts, limits = zip(*(chosen[place] for place in places), strict=True)
+            clock = {"seed": seed, "update": update}
+            made = sampler.sample(prompts, limits=limits, places=places, **clock)
+        if count == 1:
+            return made
+        shares = [entries_from_bytes(share) for share in gathered(entries_to_bytes(made))]
+        return [shares[place % count][place // count] for place in range(len(chosen))]
 
     def _branch(
         self, row: Row, most: int, generator: torch.Generator
@@ -177,49 +198,59 @@ class EvidenceMix:
         room = max(length, self.config.max_new_tokens) - position
         return row.prompt_ids + row.response_ids[:position], min(most, room)
 
-    def keep(self, drawn: Sequence[Sequence[Item]]) -> Sequence[Sequence[Item]]:
-        """The micro-batches of an update with its likelier rows only, where they are wanted."""
-        if self.likelier is None or not drawn:
-            return drawn
-        items = list(chain.from_iterable(drawn))
+    def keep(self, items: Sequence[Item]) -> Sequence[Item]:
+        """The likelier rows of an update only, where they are wanted."""
+        if self.likelier is None or not items:
+            return items
         best = self.likelier.best([row for _, row in items], groups=[0] * len(items))
-        ends = [len(best) * i // len(drawn) for i in range(len(drawn) + 1)]
-        return [[items[i] for i in best[a:b]] for a, b in pairwise(ends)]
+        return [items[i] for i in best]
 
-    def mix(self, items: Sequence[Item], *, update: int, part: int, parts: int) -> list[Item]:
-        """A micro-batch with its share of other rows in it.
+    def mix(self, items: Sequence[Item], *, update: int) -> list[Item]:
+        """The rows of an update with their share of other rows among them.
 
         Args:
             items: rows with their indices, as drawn from the data.
-            update: number of the present update, from 0.
-            part: number of the micro-batch in the update, from 0.
-            parts: micro-batches of an update; shares are met over all of them, and over updates.
+            update: number of the present update, from 0; shares are met over updates.
         """
-        count, place = len(items), update * parts + part
+        count = len(items)
         share, fixed = self.student_share(update), self.objective.reference_share
-        references = self._references(_due(fixed, count, place), place)
-        students = _due(share, count, place)
-        drawn = self.buffer.draw(students, update=update, seed=f"draw:{self.seed}:{place}")
+        references = self._references(_due(fixed, count, update), update)
+        students = _due(share, count, update)
+        drawn = self.buffer.draw(students, update=update, seed=f"draw:{self.seed}:{update}")
         others = [*references, *drawn][:count]
         kept = list(items[: count - len(others)])
         tail = items[count - len(others) :]
         return kept + [(index, row) for (index, _), row in zip(tail, others, strict=True)]
 
-    def _references(self, count: int, place: int) -> list[Row]:
+    def _references(self, count: int, update: int) -> list[Row]:
         if count == 0:
             return []
-        generator = torch.Generator().manual_seed(seed_of("references", self.seed, place))
+        generator = torch.Generator().manual_seed(seed_of("references", self.seed, update))
         chosen = torch.randint(len(self.references), (count,), generator=generator)
         return [self.references[i] for i in chosen.tolist()]
 
-    def save(self, folder: Path, rank: int) -> None:
+    def save(self, folder: Path) -> None:
         """Write the buffer next to a checkpoint."""
         folder.mkdir(parents=True, exist_ok=True)
-        self.buffer.save(folder / f"replay-{rank}.safetensors")
+        self.buffer.save(folder / REPLAY_FILE)
 
-    def load(self, folder: Path, rank: int) -> None:
+    def load(self, folder: Path) -> None:
         """Read the buffer of a checkpoint."""
-        self.buffer.load(folder / f"replay-{rank}.safetensors")
+        self.buffer.load(folder / REPLAY_FILE)
+
+
+def own_parts(
+    items: Sequence[_Any], *, accumulation: int, process: int, processes: int
+) -> list[list[_Any]]:
+    """What one process has of each micro-batch of an update, cut as evenly as can be.
+
+    Example:
+        >>> own_parts("abcdefgh", accumulation=2, process=1, processes=2)
+        [['c', 'd'], ['g', 'h']]
+    """
+    pieces = accumulation * processes
+    ends = [len(items) * i // pieces for i in range(pieces + 1)]
+    return [list(items[a:b]) for a, b in list(pairwise(ends))[process::processes]]
 
 
 def _drawn(pool: Sequence[_Any], count: int, generator: torch.Generator) -> list[_Any]:
@@ -230,6 +261,6 @@ def _drawn(pool: Sequence[_Any], count: int, generator: torch.Generator) -> list
     return [pool[i] for i in order[:count]]
 
 
-def _due(share: float, count: int, place: int) -> int:
-    """How many of ``count`` rows are due, so that the share is met over all micro-batches."""
-    return int((place + 1) * share * count + 1e-9) - int(place * share * count + 1e-9)
+def _due(share: float, count: int, update: int) -> int:
+    """How many of ``count`` rows are due, so that the share is met over all updates."""
+    return int((update + 1) * share * count + 1e-9) - int(update * share * count + 1e-9)

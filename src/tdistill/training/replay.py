@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors.torch import load as from_bytes
 from safetensors.torch import load_file, save_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from tdistill.core import truncate
@@ -95,23 +97,14 @@ class ReplayBuffer:
 
     def save(self, path: Path) -> None:
         """Write everything as one safetensors file."""
-        tensors = _rows_to_tensors([e.row for e in self.entries])
-        tensors["born"] = torch.tensor([e.born for e in self.entries], dtype=torch.long)
-        tensors["sampled_tokens"] = torch.tensor(self.sampled_tokens)
-        if self.entries:
-            tensors |= concatenate([e.evidence for e in self.entries]).named_tensors()
-        save_file({name: t.contiguous() for name, t in tensors.items()}, path)
+        tensors = _entries_to_tensors(self.entries)
+        save_file(tensors | {"sampled_tokens": torch.tensor(self.sampled_tokens)}, path)
 
     def load(self, path: Path) -> None:
         """Read what :meth:`save` wrote, in the same order."""
         tensors = load_file(path)
-        rows, born = _rows_from_tensors(tensors), tensors["born"].tolist()
         self.sampled_tokens = int(tensors["sampled_tokens"])
-        parts: list[Evidence] = []
-        if rows:
-            lengths = [len(row.response_ids) for row in rows]
-            parts = take_responses(evidence_from_tensors(tensors), lengths)
-        self._keep([Entry(*item) for item in zip(rows, parts, born, strict=True)])
+        self._keep(_entries_from_tensors(tensors))
 
     def _keep(self, entries: list[Entry]) -> None:
         self.entries = entries
@@ -134,6 +127,33 @@ class BufferedSource:
         ]
         found = concatenate(parts)
         return found if set_top_p is None else found.cut(truncate(found.sets, set_top_p))
+
+
+def entries_to_bytes(entries: Sequence[Entry]) -> bytes:
+    """Responses with their evidence, to be sent to another process."""
+    return to_bytes(_entries_to_tensors(entries))
+
+
+def entries_from_bytes(sent: bytes) -> list[Entry]:
+    """What :func:`entries_to_bytes` was called on, bit for bit."""
+    return _entries_from_tensors(from_bytes(sent))
+
+
+def _entries_to_tensors(entries: Sequence[Entry]) -> dict[str, Tensor]:
+    tensors = _rows_to_tensors([e.row for e in entries])
+    tensors["born"] = torch.tensor([e.born for e in entries], dtype=torch.long)
+    if entries:
+        tensors |= concatenate([e.evidence for e in entries]).named_tensors()
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+
+def _entries_from_tensors(tensors: dict[str, Tensor]) -> list[Entry]:
+    rows, born = _rows_from_tensors(tensors), tensors["born"].tolist()
+    parts: list[Evidence] = []
+    if rows:
+        lengths = [len(row.response_ids) for row in rows]
+        parts = take_responses(evidence_from_tensors(tensors), lengths)
+    return [Entry(*item) for item in zip(rows, parts, born, strict=True)]
 
 
 def _rows_to_tensors(rows: Sequence[Row]) -> dict[str, Tensor]:

@@ -56,4 +56,4 @@ class RunningMeans:
 
     def load(self, folder: Path, device: torch.device) -> None:
         """Read those of a checkpoint."""
-        self._known = load_file(folder / RUNNING_FILE, device=str(device))
+        self._known = {n: t.to(device) for n, t in load_file(folder / RUNNING_FILE).items()}

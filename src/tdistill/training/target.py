@@ -10,11 +10,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from tdistill.training.sharded import whole
+
 _FILE = "target.safetensors"
 
 
 class TargetNetwork:
-    """An averaged copy of a model, never trained itself.
+    """An averaged copy of a model, never trained itself; whole in every process.
 
     Args:
         model: the student.
@@ -30,7 +32,7 @@ class TargetNetwork:
         """``average = decay average + (1 - decay) student``, after an optimiser update."""
         student = getattr(model, "module", model)
         for mine, theirs in zip(self.model.parameters(), student.parameters(), strict=True):
-            mine.lerp_(theirs.to(mine.dtype), 1.0 - self.decay)
+            mine.lerp_(whole(theirs).to(mine.device, mine.dtype), 1.0 - self.decay)
 
     def save(self, folder: Path) -> None:
         """Write the average next to a checkpoint."""

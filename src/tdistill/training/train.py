@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,16 +16,19 @@ from tdistill.evidence.collator import Collator
 from tdistill.evidence.evidence import EvidenceSource
 from tdistill.evidence.rows import Row
 from tdistill.models.language_model import LanguageModel
+from tdistill.processes import is_first_process, of_first
 from tdistill.progress import Progress, emit
 from tdistill.teacher.source import LiveTeacher
+from tdistill.training.arguments import training_arguments
 from tdistill.training.config import LoraConfig, TrainConfig
 from tdistill.training.divergence import refuse_non_finite_weights, signs_of_failure
 from tdistill.training.likelihood_filter import LikelihoodFilter, likelihood_filter
 from tdistill.training.mixing import EvidenceMix, StudentSampler
 from tdistill.training.objectives import Objective
 from tdistill.training.replay import BufferedSource
+from tdistill.training.sharded import is_sharded, with_weights_of, without_weights
 from tdistill.training.tracking import tracked
-from tdistill.training.trainer import DistillTrainer, RowDataset, training_arguments
+from tdistill.training.trainer import DistillTrainer, RowDataset
 
 History = list[dict[str, float]]
 
@@ -48,6 +50,9 @@ def train_student(
     critic_folder: Path | None = None,
 ) -> tuple[LanguageModel, History]:
     """Train a student; continues from the newest whole checkpoint, as if never interrupted.
+
+    All processes of a launched run call it with the same arguments, on however many the
+    checkpoint was written.
 
     Args:
         student: the start; trained in place.
@@ -74,6 +79,7 @@ def train_student(
         DivergenceError: if a loss, a gradient or a weight is not finite.
     """
     _check_evidence(objective, rows, source, live_teacher, references)
+    arguments = training_arguments(config, checkpoints)  # which joins the processes
     model: Any = (
         student.model if config.lora is None else _with_adapters(student.model, config.lora)
     )
@@ -115,22 +121,26 @@ def train_student(
         vocabulary_size=vocabulary_size,
         live_teacher=live_teacher,
         mix=mix,
-        args=training_arguments(config, checkpoints),
+        args=arguments,
         train_dataset=RowDataset(rows),
         data_collator=collator,
         callbacks=[progress, _NoLastCheckpoint()],
     )
     trainer.remove_callback(PrinterCallback)  # the progress line is enough
+    empty = without_weights(model) if is_sharded(trainer) else None
     try:
+        newest = of_first(lambda: newest_checkpoint(checkpoints))
         with tracked(trainer, logs or checkpoints.parent / "tracking" / label):
-            trainer.train(resume_from_checkpoint=newest_checkpoint(checkpoints))
+            trainer.train(resume_from_checkpoint=newest)
     finally:
         progress.close()
     refuse_non_finite_weights(objective.name, trainer.state.global_step, model)
+    if empty is not None:
+        model = with_weights_of(empty, trainer)
     if critic_folder is not None and trainer.beside.critic is not None:
         trainer.beside.critic.keep(critic_folder)
-    for weight in frozen:
-        weight.requires_grad_(True)
+    if frozen:
+        model.get_input_embeddings().requires_grad_(True)
     if config.lora is not None:
         model = model.merge_and_unload()
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
@@ -162,8 +172,7 @@ def _evidence_mix(
         sampler=sampler,
         references=references,
         config=config.replay,
-        # Each process of a data-parallel run has its own responses.
-        seed=config.seed + 1_000_003 * int(os.environ.get("RANK", "0")),
+        seed=config.seed,
         likelier=likelier,
     )
 
@@ -261,8 +270,9 @@ class _ShowProgress(TrainerCallback):
         self.warned: set[str] = set()  # quantities
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        done = state.global_step
-        self.bar = Progress(f"train {self.label}", state.max_steps, "updates", done=done)
+        if is_first_process():
+            done = state.global_step
+            self.bar = Progress(f"train {self.label}", state.max_steps, "updates", done=done)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.bar is not None:

@@ -16,29 +16,33 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler
-from transformers import Trainer, TrainingArguments
+from torch.utils.data import DataLoader, Dataset
+from transformers import Trainer
 
 from tdistill.core import masked_sum
-from tdistill.errors import InvalidValueError
 from tdistill.evidence.batch import Batch, Counts
 from tdistill.evidence.collator import Item
 from tdistill.evidence.rows import Row
+from tdistill.models.generation import seed_of
 from tdistill.models.language_model import inner_model
 from tdistill.models.layout import Layout
+from tdistill.models.negatives import Negatives, Occurrences, draw_negatives
 from tdistill.models.row_trials import check_reading, shares_prompts
 from tdistill.models.score_forms import StepScores
 from tdistill.models.scores import check_head, step_scores
 from tdistill.models.set_scores import SetScores
+from tdistill.processes import gathered, process_count
 from tdistill.teacher.source import LiveTeacher
+from tdistill.training.arguments import check_launch
 from tdistill.training.beside import Beside
 from tdistill.training.config import TrainConfig
 from tdistill.training.diagnostics import Diagnostics
 from tdistill.training.divergence import refuse_non_finite, refuse_non_finite_weights
-from tdistill.training.mixing import EvidenceMix
+from tdistill.training.mixing import EvidenceMix, own_parts
 from tdistill.training.objectives import Objective
 from tdistill.training.row_gradient import RowGradient, sparse_gradient
-from tdistill.training.sampling import PromptSampler
+from tdistill.training.sampling import MicroBatches, Order, prompt_order, uniform_order
+from tdistill.training.sharded import expose_head
 
 
 class RowDataset(Dataset):
@@ -82,18 +86,14 @@ class DistillTrainer(Trainer):
     ) -> None:
         super().__init__(model=model, **kwargs)
         self.mix = mix
-        if mix is not None and mix.reads_student:
-            _check_whole_weights(self)
-        if config.tokens_per_forward is not None:
-            _check_free_passes(self)
-        if config.loader_workers > 0:
-            _check_evidence_is_stored(self)
+        check_launch(self, objective, config)
         self.objective, self.config = objective, config
         self.vocabulary_size, self.live_teacher = vocabulary_size, live_teacher
         self.beside = Beside(model, objective, device=self.args.device, reduce=self._over_processes)
         self.add_callback(self.beside)
         self.diagnostics = Diagnostics(by_source=mix is not None)
         self._rows: RowGradient | None = None
+        self._negatives: Negatives | None = None  # of the present update
         self._loss = torch.zeros((), device=self.args.device)  # of the present update
         self._clock = time.perf_counter()
         # Before the network is wrapped: what it allows is tried once and remembered.
@@ -107,13 +107,6 @@ class DistillTrainer(Trainer):
                 collator: Any = self.data_collator
                 self.data_collator = replace(collator, share_prefix=False)
 
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
-        """The Trainer's uniform order, or that of whole prompts."""
-        if not self.config.share_prefix:
-            return super()._get_train_sampler(train_dataset)
-        dataset: Any = self.train_dataset if train_dataset is None else train_dataset
-        return PromptSampler(dataset.rows, self.config.seed)
-
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """The Trainer's loop, with the embedding's gradient at the cost of the batch's tokens."""
         # Processes that average or shard gradients expect dense ones from autograd.
@@ -126,14 +119,37 @@ class DistillTrainer(Trainer):
         self._rows = None
         return result
 
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's wrapping of the network."""
+        prepared = super()._prepare_for_training(*args, **kwargs)
+        expose_head(self)
+        return prepared
+
     def get_train_dataloader(self) -> DataLoader:
-        """Lists of batches; lists of rows where other rows are to be mixed in first."""
-        collator: Any = self.data_collator
-        self.data_collator = collator.batches if self.mix is None else list
-        try:
-            return super().get_train_dataloader()
-        finally:
-            self.data_collator = collator
+        """Lists of batches of this process; of rows of all where others are to be mixed in."""
+        config, data, collator = self.config, self.train_dataset, self.data_collator
+        part, parts = (self.args.process_index, process_count()) if self.mix is None else (0, 1)
+        return DataLoader(
+            data,  # pyright: ignore[reportArgumentType]
+            batch_sampler=MicroBatches(
+                self._order(),
+                updates=config.steps,
+                batch_size=config.batch_size,
+                accumulation=config.gradient_accumulation,
+                part=part,
+                parts=parts,
+            ),
+            collate_fn=list if self.mix is not None else collator.batches,  # pyright: ignore
+            num_workers=config.loader_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            generator=torch.Generator(),  # the network's own draws do not depend on it
+        )
+
+    def _order(self) -> Order:
+        data: Any = self.train_dataset
+        seed = self.config.seed
+        share = self.config.share_prefix
+        return prompt_order(data.rows, seed) if share else uniform_order(len(data), seed)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
@@ -141,20 +157,37 @@ class DistillTrainer(Trainer):
         """The micro-batches of one update, each in parts, and their counts."""
         self._loss = torch.zeros_like(self._loss)
         drawn = list(itertools.islice(epoch_iterator, num_batches))
-        batches = drawn if self.mix is None else self._mixed(drawn, self.mix)
-        if not batches:
+        if not drawn:
             return [], None
-        return batches, self._get_num_items_in_batch([b for p in batches for b in p], device)
+        batches = drawn if self.mix is None else self._mixed(drawn, self.mix)
+        parts = [batch for parts in batches for batch in parts]
+        self._negatives = self._drawn_negatives(parts)
+        return batches, self._get_num_items_in_batch(parts, device)
 
     def _mixed(self, drawn: list[list[Item]], mix: EvidenceMix) -> list[list[Batch]]:
-        """Batches of the rows of one update, with other rows among them."""
-        update, parts = self.state.global_step, self.args.gradient_accumulation_steps
+        """This process's batches of an update, other rows mixed into those of all."""
+        update, collator = self.state.global_step, self.data_collator
         mix.refresh(update)
-        collator: Any = self.data_collator
-        return [
-            collator.batches(mix.mix(items, update=update, part=i, parts=parts))
-            for i, items in enumerate(mix.keep(drawn))
-        ]
+        items = mix.mix(mix.keep(list(itertools.chain(*drawn))), update=update)
+        own = own_parts(
+            items,
+            accumulation=len(drawn),
+            process=self.args.process_index,
+            processes=process_count(),
+        )
+        return [collator.batches(part) for part in own]  # pyright: ignore
+
+    def _drawn_negatives(self, batches: list[Batch]) -> Negatives | None:
+        """What all steps of an update, on whatever process, share of the vocabulary."""
+        count, seed = self.objective.sampled_negatives, self.config.seed
+        if count is None:
+            return None
+        found = Occurrences.total([Occurrences.of(batch.sets.ids.cpu()) for batch in batches])
+        found = Occurrences.total(gathered(found))
+        generator = torch.Generator()
+        generator.manual_seed(seed_of("negatives", seed, self.state.global_step))
+        drawn = draw_negatives(found, self.vocabulary_size, count, generator)
+        return drawn.to(self.args.device)
 
     def training_step(
         self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None
@@ -177,12 +210,17 @@ class DistillTrainer(Trainer):
         refuse_non_finite(
             self.objective.name,
             self.state.global_step + 1,
-            float(self._loss),
+            float(self._over_processes(self._loss, "mean")),
             0.0 if skips else float(norm),
             learning_rate=self._get_learning_rate(),
             checkpoints=Path(self.args.output_dir or "."),
         )
         return norm
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """The last file of every process; then the first one marks the checkpoint as whole."""
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """A checkpoint of numbers alone."""
@@ -249,7 +287,13 @@ class DistillTrainer(Trainer):
 
     def _scores(self, model: nn.Module, batch: Batch) -> SetScores:
         scores = self._step_scores(model, batch.layout)
-        return SetScores(scores, batch.sets, batch.action, chunk_size=self.config.chunk_size)
+        return SetScores(
+            scores,
+            batch.sets,
+            batch.action,
+            chunk_size=self.config.chunk_size,
+            negatives=self._negatives,
+        )
 
     def _step_scores(self, model: nn.Module, layout: Layout) -> StepScores:
         return step_scores(
@@ -268,14 +312,13 @@ class DistillTrainer(Trainer):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the means of the interval to what the Trainer logs."""
         if "loss" in logs:
-            means, steps = self.diagnostics.take(lambda sums: self._over_processes(sums, "sum"))
+            means, steps = self.diagnostics.take(gathered)
             now = time.perf_counter()
             logs |= means | {"tokens_per_second": steps / max(now - self._clock, 1e-9)}
             self._clock = now
             if self.mix is not None and self.mix.sampler is not None:
                 logs |= self.mix.buffer.report(self.state.global_step)
-                sampled = torch.tensor(self.mix.buffer.sampled_tokens, device=self.args.device)
-                logs["sampled_tokens"] = float(self._over_processes(sampled, "sum"))
+                logs["sampled_tokens"] = float(self.mix.buffer.sampled_tokens)
         super().log(logs, *args, **kwargs)
 
     def _over_processes(self, values: Tensor, reduction: str) -> Tensor:
@@ -295,79 +338,15 @@ class DistillTrainer(Trainer):
         super()._save_optimizer_and_scheduler(output_dir)
         if self.args.should_save:
             self.beside.save(Path(output_dir))
-        if self.mix is not None:
-            self.mix.save(Path(output_dir), self.args.process_index)
+            if self.mix is not None:
+                self.mix.save(Path(output_dir))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             self.beside.load(Path(checkpoint))
         if self.mix is not None and checkpoint is not None:
-            self.mix.load(Path(checkpoint), self.args.process_index)
-
-
-def _check_whole_weights(trainer: Trainer) -> None:
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        raise InvalidValueError(
-            "student_share, keep_when: expected the student's whole weights in every process, to "
-            "sample from or to score rows, found a sharded run (FSDP or DeepSpeed); use plain data "
-            "parallelism, or a student_share of 0 and keep_when: start"
-        )
-
-
-def _check_free_passes(trainer: Trainer) -> None:
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        raise InvalidValueError(
-            "training.tokens_per_forward: expected processes that may differ in their number of "
-            "forward passes, found a sharded run (FSDP or DeepSpeed); use plain data parallelism, "
-            "or gradient_accumulation"
-        )
-
-
-def _check_evidence_is_stored(trainer: Trainer) -> None:
-    collator: Any = trainer.data_collator
-    if isinstance(collator.source, LiveTeacher):
-        raise InvalidValueError(
-            "training.loader_workers: expected evidence from a cache, which other processes can "
-            "read, found the teacher in memory; use 0, or score the rows into a cache first"
-        )
-
-
-def training_arguments(config: TrainConfig, folder: Path) -> TrainingArguments:
-    """The Trainer's arguments for a configuration.
-
-    Args:
-        config: settings.
-        folder: where checkpoints go.
-    """
-    return TrainingArguments(
-        output_dir=str(folder),
-        max_steps=config.steps,
-        per_device_train_batch_size=config.batch_size // config.gradient_accumulation,
-        gradient_accumulation_steps=config.gradient_accumulation,
-        optim="adamw_torch_fused",
-        learning_rate=config.learning_rate,
-        warmup_steps=config.warmup,
-        lr_scheduler_type=config.scheduler,
-        adam_beta1=config.adam_beta1,
-        adam_beta2=config.adam_beta2,
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        seed=config.seed,
-        data_seed=config.seed,
-        bf16=config.bf16,
-        use_cpu=not torch.cuda.is_available(),
-        activation_checkpointing=config.gradient_checkpointing,
-        dataloader_num_workers=config.loader_workers,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        save_steps=config.save_steps,
-        save_total_limit=2,
-        logging_steps=config.logging_steps,
-        logging_nan_inf_filter=False,  # it would show 0 for a loss that is NaN
-        report_to=list(config.report_to),
-        remove_unused_columns=False,
-        disable_tqdm=True,
-    )
+            self.mix.load(Path(checkpoint))
 
 
 def _redirect_forward(wrapper: nn.Module, module: Any, function: Any, *args: Any) -> Any:

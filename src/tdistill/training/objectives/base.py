@@ -162,6 +162,11 @@ class Objective:
         return False
 
     @property
+    def sampled_negatives(self) -> int | None:
+        """Tokens drawn for each update to stand in for the vocabulary; None: none are."""
+        return None
+
+    @property
     def target_network(self) -> float | None:
         """Decay of the averaged copy of the student that gives V(s'); None: there is none."""
         return None

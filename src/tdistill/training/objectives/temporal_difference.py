@@ -23,9 +23,7 @@ class TemporalDifference(Objective):
     """Base of the objectives that bootstrap V(s'); the student's logits are Q up to a shift."""
 
     normaliser: Literal["set", "vocabulary", "sampled"] = "vocabulary"  # set: mass off it is free
-    negatives: int = (
-        1024  # tokens a forward pass that stand in for the vocabulary; normaliser: sampled
-    )
+    negatives: int = 1024  # tokens an update that stand in for the vocabulary; normaliser: sampled
     shift: Literal["raw", "set-max", "vocabulary-max", "normalised"] = "raw"
     q_min: float | None = None  # lower clip of Q; null leaves it
     successor: Literal["residual", "semi", "target"] = "residual"  # gradient through V(s')
@@ -36,6 +34,11 @@ class TemporalDifference(Objective):
         super().__post_init__()
         check("negatives", self.negatives > 0, "at least 1", self.negatives)
         check("target_decay", 0.0 <= self.target_decay < 1.0, "in [0, 1)", self.target_decay)
+
+    @property
+    def sampled_negatives(self) -> int | None:
+        """Only for the sampled normaliser."""
+        return self.negatives if self.normaliser == "sampled" else None
 
     @property
     def target_network(self) -> float | None:
