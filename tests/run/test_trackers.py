@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -83,19 +84,30 @@ def test_a_tracker_that_fails_ends_nothing(finished: Finished, monkeypatch: pyte
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("wandb") is None, reason="wandb is not installed")
 def test_wandb_offline_has_a_run_for_every_training(
-    tracked_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tracked_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     reporting_to(tracked_run, "wandb")
+    assert "did not take the result" not in capsys.readouterr().out
     assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == 3  # kd, sft, the result
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("trackio") is None, reason="trackio is not installed")
 def test_trackio_has_a_run_for_every_training(
-    tracked_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tracked_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ):
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     reporting_to(tracked_run, "trackio")
-    assert (tmp_path / "trackio" / "tdistill.db").exists()
+    assert "did not take the result" not in capsys.readouterr().out
+    (database,) = (tmp_path / "trackio").glob("tdistill*.db")
+    with sqlite3.connect(database) as opened:
+        runs = {name for (name,) in opened.execute("select distinct run_name from metrics")}
+    assert runs == {"kd", "sft", "out-result"}
