@@ -27,12 +27,14 @@ usage: tdistill COMMAND ...        tdistill COMMAND --help
 
 the stages of a run, with what they need before them:
   rollouts RECIPE --out DIR        sample the teacher and capture its top-p sets into DIR/cache
+                                   (--shard 2/8: the second of eight shares of that work)
   train RECIPE --out DIR           make the start and train every objective from it
   evaluate RECIPE --out DIR        judge every model on the test prompts
 
 single tools:
   student --from T --layers N --out DIR   a student that keeps N of the teacher's layers
   score --teacher T --data F --cache C    teacher evidence for responses you already have
+  merge DIR [CACHE ...]                   the shares of a run or of a cache become one cache
   inspect CACHE [--gap NATS] [--json]     what a cache holds, and what each p would cost
   verify CACHE                            check a cache: checksums and contents
   export-cache CACHE OUT.parquet          a cache for pandas, DuckDB and `datasets`
@@ -52,6 +54,7 @@ COMMANDS = {
     "doctor": "doctor",
     "student": "tools",
     "score": "cache",
+    "merge": "cache",
     "inspect": "cache",
     "verify": "cache",
     "export-cache": "cache",

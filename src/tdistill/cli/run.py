@@ -26,6 +26,9 @@ Several recipes that agree in all but their objectives are one with the objectiv
 command continues what was interrupted; started twice, the processes share the work of a run.
 Relative paths in a recipe are those of its folder; on the command line, of the current one.
 
+`tdistill rollouts RECIPE.yaml --out DIR --shard 2/8` samples the second of eight shares, without a
+word to the others; `tdistill merge DIR` puts them together.
+
 Fields of a recipe, each with its type and its default:
 """
 
@@ -85,8 +88,33 @@ def _show(result: Result, out: Path) -> None:
 
 
 def rollouts(words: list[str]) -> int:
-    """The teacher's responses and their evidence."""
-    return _stages("rollouts", words)
+    """The teacher's responses and their evidence, or with --shard i/n a share of them."""
+    text, left = _taken("shard", words)
+    if text is None:
+        return _stages("rollouts", left)
+    if helped("rollouts", left):
+        return 0
+    from tdistill.teacher.shares import read_share
+
+    share = read_share(text)
+    recipe, out = read_words("rollouts", left)
+    from tdistill.run import Run
+
+    Run(recipe, out).sample_share(share)
+    print(f"share {share} done; when all {share.count} are there: tdistill merge {out}")
+    return 0
+
+
+def _taken(name: str, words: list[str]) -> tuple[str | None, list[str]]:
+    """The last value of an option that is no field of a recipe, and the words without it."""
+    found, left, rest = None, list[str](), iter(words)
+    for word in rest:
+        option, sign, value = word.partition("=")
+        if option != f"--{name}":
+            left.append(word)
+        else:
+            found = value if sign else next(rest, "nothing")
+    return found, left
 
 
 def train(words: list[str]) -> int:

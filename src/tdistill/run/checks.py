@@ -198,9 +198,12 @@ def thorough_checks(ground: Groundwork, folder: Path) -> dict[str, Callable[[], 
         ground: of the run.
         folder: where caches, models and checkpoints will go.
     """
+    given = {"responses": lambda: _responses(ground)} if ground.recipe.rollouts.given else {}
+    teacher = _teacher if ground.at_hand else _engine
     return {
         "prompts": lambda: _prompts(ground),
-        "teacher": lambda: _teacher(ground),
+        **given,
+        "teacher": lambda: teacher(ground),
         "student": lambda: _student(ground),
         "room": lambda: _room(ground, folder),
     }
@@ -209,6 +212,11 @@ def thorough_checks(ground: Groundwork, folder: Path) -> dict[str, Callable[[], 
 def _prompts(ground: Groundwork) -> str:
     examples = ground.load_examples()
     return ", ".join(f"{len(examples[split])} to {use}" for split, use in _USES.items())
+
+
+def _responses(ground: Groundwork) -> str:
+    supplies = ground.find_given()
+    return ", ".join(f"{split}: {len(supply.shards)} shards" for split, supply in supplies.items())
 
 
 def _teacher(ground: Groundwork) -> str:
@@ -228,6 +236,12 @@ def _teacher(ground: Groundwork) -> str:
     )
 
 
+def _engine(ground: Groundwork) -> str:
+    """Asks who has the teacher for what a run will ask for."""
+    prompts = [e.prompt_ids for rows in ground.load_examples().values() for e in rows]
+    return ground.check_engine(max(map(len, prompts), default=1))
+
+
 def _student(ground: Groundwork) -> str:
     ground.check_student()
     return f"about {student_parameters(ground):,} parameters"
@@ -235,7 +249,7 @@ def _student(ground: Groundwork) -> str:
 
 def student_parameters(ground: Groundwork) -> int:
     """Parameters of the student, from the teacher's layers or from its own checkpoint."""
-    teacher, layers = ground.load_teacher(), ground.recipe.student.layers
+    teacher, layers = ground.load_face(), ground.recipe.student.layers
     if layers is None:
         return ground.load_student().num_parameters
     _, stack = layer_stack(teacher.model)

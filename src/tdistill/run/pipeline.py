@@ -26,6 +26,7 @@ from tdistill.run.groundwork import Groundwork
 from tdistill.run.replacement import replacement
 from tdistill.run.stages import Say
 from tdistill.run.students import START, Students
+from tdistill.teacher.shares import Share
 
 _SECONDS_BETWEEN_LOOKS = 1.0
 
@@ -65,6 +66,11 @@ class Run:
         """Sample the teacher and capture its top-p sets, after a look at the student."""
         self.begin()
         self._alone(self._sample_rollouts)
+
+    def sample_share(self, share: Share) -> None:
+        """Sample one share of the responses of training and test, whatever others do."""
+        self.begin()
+        self.say(f"  {self.groundwork.sample_share(share)} teacher responses of share {share}")
 
     def train(self) -> None:
         """Make the start of every training seed, and train every objective from it."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor
 
@@ -18,10 +19,12 @@ from tdistill.evidence.rows import Row
 from tdistill.hashing import key_of
 from tdistill.models.generation import draw_from_sets, generate, row_uniforms, seed_of
 from tdistill.models.language_model import LanguageModel
+from tdistill.teacher.cache.manifest import CacheIdentity
 from tdistill.teacher.cache.row_encoder import CachedResponse
 from tdistill.teacher.cache.writer import CacheWriter
 from tdistill.teacher.capture import Recorder, capture
-from tdistill.teacher.config import RolloutConfig
+from tdistill.teacher.config import CaptureConfig, RolloutConfig
+from tdistill.teacher.shares import WHOLE, Share
 
 PromptIds = tuple[int, ...]
 
@@ -41,6 +44,22 @@ class Unit:
     samples: tuple[int, ...]
     first: int
     seed: int
+
+
+class UnitSampler(Protocol):
+    """A teacher that is no network in this process, and samples units of work."""
+
+    def identity(self, config: CaptureConfig) -> CacheIdentity:
+        """The identity of the cache that it would write."""
+        ...
+
+    def sample_unit(self, unit: Unit, config: RolloutConfig) -> list[CachedResponse]:
+        """Responses with the teacher's evidence at each of their steps."""
+        ...
+
+    def kept(self, unit: Unit, config: RolloutConfig) -> None:
+        """Hear that a unit is written, so that what was held for it may go."""
+        ...
 
 
 def plan_units(prompts: Sequence[PromptIds], config: RolloutConfig) -> list[Unit]:
@@ -67,10 +86,12 @@ def planned_shards(prompts: Sequence[PromptIds], config: RolloutConfig) -> list[
 
 
 def collect_rollouts(
-    teacher: LanguageModel,
+    teacher: LanguageModel | UnitSampler,
     prompts: Sequence[PromptIds],
     config: RolloutConfig,
     writer: CacheWriter,
+    *,
+    share: Share = WHOLE,
 ) -> Iterator[int]:
     """Sample what the cache does not hold yet; yields the rows of each shard, done or reused.
 
@@ -79,15 +100,26 @@ def collect_rollouts(
         prompts: token ids of the prompts; duplicates are sampled once each.
         config: sampling and capture.
         writer: the open cache.
+        share: which units of the plan are done here.
 
     Yields:
         Rows of each shard, in order: shards already whole are not sampled again.
     """
-    names = planned_shards(prompts, config)
-    for name, unit in zip(names, plan_units(prompts, config), strict=True):
+    plan = list(zip(planned_shards(prompts, config), plan_units(prompts, config), strict=True))
+    for name, unit in share.of(plan):
         if not writer.has(name):
-            writer.write(name, sample_unit(teacher, unit, config))
+            writer.write(name, _sampled(teacher, unit, config))
+            if not isinstance(teacher, LanguageModel):
+                teacher.kept(unit, config)
         yield len(unit.prompts)
+
+
+def _sampled(
+    teacher: LanguageModel | UnitSampler, unit: Unit, config: RolloutConfig
+) -> list[CachedResponse]:
+    if isinstance(teacher, LanguageModel):
+        return sample_unit(teacher, unit, config)
+    return teacher.sample_unit(unit, config)
 
 
 def sample_unit(teacher: LanguageModel, unit: Unit, config: RolloutConfig) -> list[CachedResponse]:
