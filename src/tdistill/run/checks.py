@@ -164,6 +164,12 @@ def _packages(recipe: Recipe) -> str:
     wanted = {}
     if recipe.training.lora is not None:
         wanted["training.lora"] = "peft"
+    if recipe.teacher.weights.quantise is not None:
+        wanted["teacher.weights.quantise"] = "bitsandbytes"
+    if recipe.teacher.backend == "server":
+        wanted["teacher.backend"] = "httpx2"
+    if recipe.teacher.backend == "vllm":
+        wanted["teacher.backend"] = "vllm"
     if recipe.teacher.gguf_file is not None:
         wanted["teacher.gguf_file"] = "gguf"
     for field, name in wanted.items():

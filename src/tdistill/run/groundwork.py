@@ -22,7 +22,7 @@ from tdistill.models.language_model import LanguageModel
 from tdistill.models.positions import check_positions
 from tdistill.models.row_trials import check_reading
 from tdistill.models.scores import check_head
-from tdistill.recipe import Recipe
+from tdistill.recipe import Recipe, refuse_unknown_normaliser
 from tdistill.run.examples import load_splits, now, read_clock, references_field, write_clock
 from tdistill.run.given import Divided, Given, load_rows, row_of
 from tdistill.run.once import once
@@ -72,7 +72,7 @@ class Groundwork(Teachers):
     @once
     def load_student(self) -> LanguageModel:
         """The recipe's checkpoint, with the teacher's tokenizer and ends; says what it takes."""
-        given = language_model.load(str(self.placed.student.path))
+        given = language_model.load(str(self.placed.student.path), weights=self.student_weights)
         student, changes = adopt(given, self.load_face())
         for change in changes:
             self.say(f"  student: {change}")
@@ -209,11 +209,17 @@ class Groundwork(Teachers):
         tokenizer, scorer = self.load_tokenizer(), self.load_scorer
         if config.responses is None:
             fingerprint = language_model.tokenizer_fingerprint(tokenizer)
-            return divided.given(str(config.cache), config.capture, fingerprint, scorer)
+            found = divided.given(str(config.cache), config.capture, fingerprint, scorer)
+            self._check_normaliser(found["train"])
+            return found
         data, clock = self.placed.data, self.clock()
         rows, told = load_rows(config.responses, tokenizer, data, clock=clock)
         self.say(told)
         return divided.scored(rows, scorer)
+
+    def _check_normaliser(self, supply: Supply) -> None:
+        if isinstance(supply, Given) and not read_manifest(supply.cache).identity.normaliser:
+            refuse_unknown_normaliser(self.recipe, f"in {supply.cache}")
 
     def collect_rows(self, kind: str) -> list[Row]:
         """Rows to train on: the ground-truth ``references``, or the ``teacher``'s responses."""
@@ -293,6 +299,7 @@ class Groundwork(Teachers):
                 )
                 self.say(f"  {choice.text()}")
                 student = drop_layers(teacher, choice.kept)
+                student.model.float()  # trained in float32, whatever the teacher computes in
                 record = {"layers": {k: v for k, v in asdict(choice).items() if v}}
             with replacing_folder(folder) as partial:
                 language_model.save(student, partial)

@@ -45,7 +45,8 @@ def stage_keys(recipe: Recipe) -> dict[str, str]:
             named = plain["objectives"][label] | {"objective": type(objective).__qualname__}
             own = named, *own[1:], fingerprint(str(code))
         keys[label] = key_of(keys["start"], keys["rollouts"], own)
-    keys["publish"] = key_of(recipe.distilled, keys[recipe.distilled])
+    served = plain["student"]["served_dtype"]
+    keys["publish"] = key_of(recipe.distilled, keys[recipe.distilled], served)
     judged_by = plain["evaluation"] | {"verify": _verifier(recipe)}
     for label in ("teacher", "start", *recipe.objectives):
         evaluation = key_of(keys[label], keys["held-out"], judged_by)
@@ -75,7 +76,9 @@ def _shared_keys(recipe: Recipe) -> dict[str, str]:
     keys["held-out"] = key_of(keys["rollouts"], recipe.evaluation.rollouts_per_prompt)
     student = _model(recipe.student.path, keys)
     origin = keys["rollouts"] if recipe.student.measured else keys["teacher"]
-    keys["student"] = key_of(origin, _without("student", plain, places), student)
+    made = _without("student", plain, places)
+    made.pop("served_dtype")  # of a copy at the end
+    keys["student"] = key_of(origin, made, student)
     return keys
 
 

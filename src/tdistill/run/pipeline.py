@@ -17,6 +17,8 @@ import yaml
 
 from tdistill.errors import StorageError
 from tdistill.files import locked, replacing_folder, write_atomically
+from tdistill.models import language_model
+from tdistill.models.weights import WeightsConfig
 from tdistill.progress import tell
 from tdistill.recipe import Recipe, recipe_dict
 from tdistill.report.measures import duration
@@ -128,10 +130,17 @@ class Run:
         if not first.trained(label):
             return
 
+        dtype = self.groundwork.served_dtype
+
         def copy() -> dict[str, Any]:
+            source = first.model_folder(label)
             with replacing_folder(folder) as partial:
-                shutil.copytree(first.model_folder(label), partial, dirs_exist_ok=True)
-            return {}
+                if dtype == "float32":
+                    shutil.copytree(source, partial, dirs_exist_ok=True)
+                else:
+                    model = language_model.load(source, device="cpu", weights=WeightsConfig(dtype))
+                    language_model.save(model, partial)
+            return {"dtype": dtype}
 
         first.stages.run("publish", first.keys["publish"], [folder / "config.json"], copy)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from tdistill.models import language_model
 from tdistill.models.language_model import LanguageModel, tokenizer_fingerprint
 from tdistill.models.outline import load_outline
 from tdistill.models.positions import check_positions
+from tdistill.models.weights import FLOAT32, DType, WeightsConfig
 from tdistill.recipe import Recipe, placed
 from tdistill.run.folders import model_folder, world_folder
 from tdistill.run.keys import stage_keys
@@ -48,6 +50,17 @@ class Teachers:
         """Whether this process samples the teacher itself."""
         return self.recipe.teacher.backend == "transformers"
 
+    @property
+    def student_weights(self) -> WeightsConfig:
+        """How students are loaded: in float32, which is also what they are trained in."""
+        return replace(FLOAT32, attention=self.recipe.student.attention)
+
+    @property
+    def served_dtype(self) -> DType:
+        """The precision of DIR/student: as asked for, or of the checkpoint that it comes from."""
+        origin = self.placed.student.path or self.teacher_folder
+        return language_model.saved_dtype(origin, self.recipe.student.served_dtype)
+
     def convert_teacher(self) -> None:
         """Convert a GGUF teacher to safetensors, once."""
         config = self.placed.teacher
@@ -66,7 +79,8 @@ class Teachers:
     def load_teacher(self) -> LanguageModel:
         """The teacher."""
         self.convert_teacher()
-        return load_stopping(self.teacher_folder, self.recipe.data)
+        weights = self.recipe.teacher.weights
+        return load_stopping(self.teacher_folder, self.recipe.data, weights=weights)
 
     @once
     def load_face(self) -> LanguageModel:
@@ -112,7 +126,7 @@ class Teachers:
         config = self.placed.teacher
         if config.backend == "server":
             return ServerEngine(config.server)
-        return VllmEngine(str(self.teacher_folder), config.vllm)
+        return VllmEngine(str(self.teacher_folder), config.vllm, dtype=config.weights.dtype)
 
     def check_engine(self, longest: int) -> str:
         """Try the engine before work is spent.
