@@ -24,7 +24,9 @@ from tdistill.teacher.listing.steps import Asked, Asking
 from tiny import tiny_lm
 
 PATH = Path(__file__).parent / "vllm_answers.json"
-HOW = Asking(listed=24, sampling_top_p=0.9, max_new_tokens=8, end_ids=(1, 10, 24), vocabulary_size=64)
+HOW = Asking(
+    listed=24, sampling_top_p=0.9, max_new_tokens=8, end_ids=(1, 10, 24), vocabulary_size=64
+)
 ASKED = tuple(
     Asked(prompt, seed)
     for prompt in ((9,), (3, 4, 5, 6), (10, 11, 12), tuple(range(20, 40)))

@@ -41,7 +41,7 @@ class Request(BaseHTTPRequestHandler):
             self.server.asked.append(body)
             self.server.inside += 1
             self.server.most_inside = max(self.server.most_inside, self.server.inside)
-            fault = self.server.faults.pop(0) if self.server.faults else None
+            fault = self.server.fault_of(body)
         try:
             self._serve(body, fault)
         finally:
@@ -110,6 +110,7 @@ class Server(ThreadingHTTPServer):
 
     Attributes:
         faults: done to the next questions, one each.
+        faults_by_prompt: done to every question with a prompt.
         asked: the questions, in order.
         cards: what ``/v1/models`` says.
         most_inside: how many questions were there at a time.
@@ -121,11 +122,17 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Request)
         self.lm, self.lock = lm, threading.Lock()
         self.faults: list[Fault] = []
+        self.faults_by_prompt: dict[tuple[int, ...], Fault] = {}
         self.asked: list[dict[str, Any]] = []
         self.headers_seen: list[dict[str, str]] = []
         self.inside = self.most_inside = 0
         self._known: dict[str, Answer] = {}
         self.cards = [{"id": name, "object": "model", "max_model_len": 128}]
+
+    def fault_of(self, body: dict[str, Any]) -> Fault | None:
+        """What happens to a question: to that prompt, or to the next one."""
+        own = self.faults_by_prompt.get(tuple(body["prompt"]))
+        return own or (self.faults.pop(0) if self.faults else None)
 
     @property
     def url(self) -> str:

@@ -36,6 +36,7 @@ def shared() -> Iterator[Server]:
 @pytest.fixture
 def server(shared: Server) -> Server:
     shared.faults.clear()
+    shared.faults_by_prompt.clear()
     shared.asked.clear()
     shared.headers_seen.clear()
     return shared
@@ -110,19 +111,30 @@ def test_a_server_that_is_not_there(tmp_path: Path):
 def test_what_is_finished_stays_and_is_not_asked_for_again(
     server: Server, tmp_path: Path, undisturbed: dict[str, bytes]
 ):
-    """The second unit of four breaks at its third response."""
-    server.faults += [lambda request: None] * 6 + [failing(400)] * 2
+    """The second unit of four breaks at its third response, one request after the other."""
+    server.faults += [lambda request: None] * 6 + [failing(400)] * 30
     with pytest.raises(ModelError, match="found status 400: trouble 400; start it with"):
         roll(tmp_path, server, concurrency=1)
     assert len(Cache(tmp_path / "cache")) == 4
     (journal,) = (tmp_path / "unfinished").iterdir()
     assert set(Journal(journal).read()) == {0, 1}
-    asked = len(server.asked)
+    server.asked.clear()
     server.faults.clear()
     roll(tmp_path, server)
-    assert len(server.asked) - asked == 15 - 6
+    assert len(server.asked) == 15 - 6
     assert contents(tmp_path / "cache") == undisturbed
     assert not list((tmp_path / "unfinished").iterdir())
+
+
+def test_the_reason_is_told_whichever_unit_fails(server: Server, tmp_path: Path):
+    """The second unit is asked for beside the first, and fails before that has its answers."""
+    first, *later = sorted(PROMPTS, key=len)
+    server.faults_by_prompt = {first: slow(0.4)} | dict.fromkeys(later[1:], failing(400))
+    with pytest.raises(ModelError, match="found status 400: trouble 400"):
+        roll(tmp_path, server, concurrency=8)
+    journals = [Journal(path).read() for path in (tmp_path / "unfinished").iterdir()]
+    assert sum(map(len, journals)) > 0  # what came before is there
+    assert not list((tmp_path / "cache").glob("*.arrow"))
 
 
 def of(choice: dict[str, Any], **changes: Any) -> None:

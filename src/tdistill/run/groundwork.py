@@ -146,8 +146,8 @@ class Groundwork(Teachers):
 
     def sample_share(self, share: Share) -> int:
         """A share of both, in caches of its own beside them; returns the number of responses."""
-        supplies = {split: self._supply(split) for split in ("train", "test")}
         self.keep_clock()
+        supplies = {split: self._supply(split) for split in ("train", "test")}
         done = 0
         for split, supply in supplies.items():
             if not isinstance(supply, Sampled):

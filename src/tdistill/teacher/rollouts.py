@@ -19,6 +19,7 @@ from tdistill.evidence.rows import Row
 from tdistill.hashing import key_of
 from tdistill.models.generation import draw_from_sets, generate, row_uniforms, seed_of
 from tdistill.models.language_model import LanguageModel
+from tdistill.teacher.ahead import in_order
 from tdistill.teacher.cache.manifest import CacheIdentity
 from tdistill.teacher.cache.row_encoder import CachedResponse
 from tdistill.teacher.cache.writer import CacheWriter
@@ -27,6 +28,8 @@ from tdistill.teacher.config import CaptureConfig, RolloutConfig
 from tdistill.teacher.shares import WHOLE, Share
 
 PromptIds = tuple[int, ...]
+
+_AT_ONCE = 2  # units that a server is asked for: it has work while the last responses of one come
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Unit:
 
 
 class UnitSampler(Protocol):
-    """A teacher that is no network in this process, and samples units of work."""
+    """A teacher that is no network of ours; units are asked for from several threads."""
 
     def identity(self, config: CaptureConfig) -> CacheIdentity:
         """The identity of the cache that it would write."""
@@ -59,6 +62,10 @@ class UnitSampler(Protocol):
 
     def kept(self, unit: Unit, config: RolloutConfig) -> None:
         """Hear that a unit is written, so that what was held for it may go."""
+        ...
+
+    def stop(self) -> None:
+        """Ask for nothing more: units that are under way in other threads fail soon."""
         ...
 
 
@@ -106,10 +113,17 @@ def collect_rollouts(
         Rows of each shard, in order: shards already whole are not sampled again.
     """
     plan = list(zip(planned_shards(prompts, config), plan_units(prompts, config), strict=True))
-    for name, unit in share.of(plan):
-        if not writer.has(name):
-            writer.write(name, _sampled(teacher, unit, config))
-            if not isinstance(teacher, LanguageModel):
+    items = ((name, unit, writer.has(name)) for name, unit in share.of(plan))
+    local = isinstance(teacher, LanguageModel)
+
+    def made(item: tuple[str, Unit, bool]) -> list[CachedResponse] | None:
+        return None if item[2] else _sampled(teacher, item[1], config)
+
+    how = {"at_once": 1} if local else {"at_once": _AT_ONCE, "stop": teacher.stop}
+    for (name, unit, _), responses in in_order(made, items, **how):
+        if responses is not None:
+            writer.write(name, responses)
+            if not local:
                 teacher.kept(unit, config)
         yield len(unit.prompts)
 

@@ -39,6 +39,8 @@ class ServerEngine:
     def __init__(self, config: ServerConfig) -> None:
         self.config = config
         self._http = HttpClient(config)
+        self._pool = ThreadPoolExecutor(config.concurrency)  # of all units together
+        self._failure: BaseException | None = None
 
     @property
     def model(self) -> str:
@@ -134,20 +136,27 @@ class ServerEngine:
 
         return self._all(one, rows)
 
+    def stop(self) -> None:
+        """See :class:`tdistill.teacher.listing.teacher.Engine`; what is under way is kept."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
     def _all(self, one: Callable[[int, _Asked], _Found], asked: Sequence[_Asked]) -> list[_Found]:
-        """Ask for all, some at a time; after a failure those under way are waited for and kept."""
+        """Ask for all, some at a time; after a failure those under way are waited for and kept.
+
+        No other unit is begun then: what is in line elsewhere is not asked for any more.
+        """
         model = self.model  # known before threads ask for it
         assert model
-        with ThreadPoolExecutor(self.config.concurrency) as pool:
-            begun: list[Future[_Found]] = [
-                pool.submit(one, place, wanted) for place, wanted in enumerate(asked)
-            ]
-            try:
-                for done in as_completed(begun):
-                    done.result()
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        begun: list[Future[_Found]] = []
+        try:
+            begun = [self._pool.submit(one, place, wanted) for place, wanted in enumerate(asked)]
+            for done in as_completed(begun):
+                done.result()
+        except BaseException as error:
+            # The first failure is the reason; that others were called off is its consequence.
+            self._failure = reason = self._failure or error
+            self.stop()
+            raise reason from None
         return [future.result() for future in begun]
 
 

@@ -53,6 +53,10 @@ class Engine(Protocol):
         """What is listed at the steps of given responses."""
         ...
 
+    def stop(self) -> None:
+        """Ask for nothing more."""
+        ...
+
 
 @dataclass(frozen=True, eq=False)
 class ListingTeacher:
@@ -139,6 +143,10 @@ class ListingTeacher:
     def kept(self, unit: Unit, config: RolloutConfig) -> None:
         """See :class:`tdistill.teacher.rollouts.UnitSampler`."""
         self._journal(unit, config).remove()
+
+    def stop(self) -> None:
+        """See :class:`tdistill.teacher.rollouts.UnitSampler`."""
+        self.engine.stop()
 
     def score(self, rows: Sequence[Row]) -> list[CachedResponse]:
         """Given responses with what the teacher lists at their steps."""

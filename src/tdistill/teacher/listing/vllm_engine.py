@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +27,7 @@ class VllmEngine:
 
     def __init__(self, path: str, config: VllmConfig, *, dtype: str = "auto") -> None:
         self.path, self.config, self.dtype = path, config, dtype
+        self._alone = threading.Lock()
 
     @property
     def model(self) -> str:
@@ -113,6 +115,9 @@ class VllmEngine:
             found.append(self._checked(checked_steps, row.response_ids, tops, how))
         return found
 
+    def stop(self) -> None:
+        """See :class:`tdistill.teacher.listing.teacher.Engine`; a pass goes on to its end."""
+
     def _params(self, how: Asking, **changes: Any) -> Any:
         from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
 
@@ -120,7 +125,8 @@ class VllmEngine:
 
     def _generate(self, prompts: Sequence[Sequence[int]], params: Sequence[Any]) -> list[Any]:
         wanted = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
-        return self._engine.generate(wanted, list(params), use_tqdm=False) if wanted else []
+        with self._alone:
+            return self._engine.generate(wanted, list(params), use_tqdm=False) if wanted else []
 
     def _checked(self, check: Callable[..., Any], *arguments: Any) -> Any:
         try:
