@@ -133,8 +133,8 @@ def test_the_reason_is_told_whichever_unit_fails(server: Server, tmp_path: Path)
     with pytest.raises(ModelError, match="found status 400: trouble 400"):
         roll(tmp_path, server, concurrency=8)
     journals = [Journal(path).read() for path in (tmp_path / "unfinished").iterdir()]
-    assert sum(map(len, journals)) > 0  # what came before is there
-    assert not list((tmp_path / "cache").glob("*.arrow"))
+    # What was under way is waited for, and there: in a shard, or in line for one.
+    assert len(Cache(tmp_path / "cache")) + sum(map(len, journals)) >= 3
 
 
 def of(choice: dict[str, Any], **changes: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -143,21 +143,27 @@ class ServerEngine:
     def _all(self, one: Callable[[int, _Asked], _Found], asked: Sequence[_Asked]) -> list[_Found]:
         """Ask for all, some at a time; after a failure those under way are waited for and kept.
 
-        No other unit is begun then: what is in line elsewhere is not asked for any more.
+        The first failure, of whichever unit, calls off all that waits: it is the reason for the
+        others.
         """
         model = self.model  # known before threads ask for it
         assert model
-        begun: list[Future[_Found]] = []
+
+        def guarded(place: int, wanted: _Asked) -> _Found:
+            try:
+                return one(place, wanted)
+            except BaseException as error:
+                self._failure = self._failure or error
+                self._pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
         try:
-            begun = [self._pool.submit(one, place, wanted) for place, wanted in enumerate(asked)]
-            for done in as_completed(begun):
-                done.result()
+            # In order, by result(): as_completed() never hears of what shutdown() has cancelled.
+            begun = [self._pool.submit(guarded, place, x) for place, x in enumerate(asked)]
+            return [future.result() for future in begun]
         except BaseException as error:
-            # The first failure is the reason; that others were called off is its consequence.
-            self._failure = reason = self._failure or error
             self.stop()
-            raise reason from None
-        return [future.result() for future in begun]
+            raise self._failure or error from None
 
 
 class _blaming:
