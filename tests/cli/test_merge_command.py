@@ -45,6 +45,19 @@ def test_every_output_of_a_row_is_scored(teacher: str, tmp_path: Path):
     assert {(len(row.response_ids), row.ended) for row in rows} == {(2, False), (2, True)}
 
 
+def test_the_precision_of_the_teacher_is_an_option(teacher: str, tmp_path: Path):
+    """Weights in another precision are another teacher; evidence is close to that of the first."""
+    data = write(tmp_path / "rows.jsonl")
+    assert score(teacher, data, tmp_path / "whole", "--limit", "2") == 0
+    assert score(teacher, data, tmp_path / "half", "--limit", "2", "--dtype", "bfloat16") == 0
+    whole, half = Cache(tmp_path / "whole"), Cache(tmp_path / "half")
+    ours, theirs = (c.manifest.identity.teacher_fingerprint for c in (whole, half))
+    assert ours != theirs
+    rows = whole.rows()
+    apart = whole.evidence(rows).action_log_prob - half.evidence(rows).action_log_prob
+    assert 0.0 < float(apart.abs().mean()) < 0.1
+
+
 def test_shares_of_scoring_merge_to_the_cache_of_one_process(
     teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

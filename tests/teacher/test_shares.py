@@ -47,7 +47,9 @@ def test_a_share_that_is_none_is_refused(text: str):
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 9])
-def test_merged_shares_are_the_cache_of_one_process_byte_for_byte(count: int, tmp_path: Path):
+def test_merged_shares_are_the_cache_of_one_process_byte_for_byte(
+    count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     roll(tmp_path / "one")
     target = tmp_path / "many"
     folders = [roll_share(target, Share(number, count)) for number in range(count, 0, -1)]
@@ -56,8 +58,9 @@ def test_merged_shares_are_the_cache_of_one_process_byte_for_byte(count: int, tm
     assert merged == Merged(rows=15, shards=4, brought=4)
     assert contents(target) == contents(tmp_path / "one")
     assert verify_cache(Cache(target)) == []
-    sampled = collect_rollouts(None, PROMPTS, settings(), writer_of(target))  # pyright: ignore
-    assert sum(sampled) == 15  # without a teacher: nothing is sampled again
+    monkeypatch.setattr("tdistill.teacher.rollouts.sample_unit", None)  # nothing is sampled again
+    with writer_of(target) as writer:
+        assert sum(collect_rollouts(teacher(), PROMPTS, settings(), writer)) == 15
 
 
 def writer_of(folder: Path) -> CacheWriter:

@@ -114,16 +114,18 @@ def collect_rollouts(
     """
     plan = list(zip(planned_shards(prompts, config), plan_units(prompts, config), strict=True))
     items = ((name, unit, writer.has(name)) for name, unit in share.of(plan))
-    local = isinstance(teacher, LanguageModel)
 
     def made(item: tuple[str, Unit, bool]) -> list[CachedResponse] | None:
         return None if item[2] else _sampled(teacher, item[1], config)
 
-    how = {"at_once": 1} if local else {"at_once": _AT_ONCE, "stop": teacher.stop}
-    for (name, unit, _), responses in in_order(made, items, **how):
+    if isinstance(teacher, LanguageModel):
+        found = in_order(made, items, at_once=1)
+    else:
+        found = in_order(made, items, at_once=_AT_ONCE, stop=teacher.stop)
+    for (name, unit, _), responses in found:
         if responses is not None:
             writer.write(name, responses)
-            if not local:
+            if not isinstance(teacher, LanguageModel):
                 teacher.kept(unit, config)
         yield len(unit.prompts)
 
