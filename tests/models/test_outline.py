@@ -12,14 +12,18 @@ from tdistill.models.language_model import LanguageModel, load, save
 from tdistill.models.outline import load_outline
 from tdistill.models.positions import position_limit
 from tdistill.teacher.loading import load_stopping, stopping
-from tiny import tiny_lm, tokenizer
+from tiny import VOCABULARY, tiny_lm, tokenizer
 
-TEMPLATE = "{% for m in messages %}{{ m['content'] }} two {% endfor %}"
+TEMPLATE = (
+    "{% for m in messages %}<|{{ m['role'] }}|> {{ m['content'] }} <|stop|> {% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|> {% endif %}"
+)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_it_is_the_model_but_for_its_weights(family: str, tmp_path: Path):
     own = copy.deepcopy(tokenizer())
+    own.add_special_tokens({"additional_special_tokens": ["<|stop|>"]})
     own.chat_template = TEMPLATE
     lm = tiny_lm(family, vocab_size=72)
     assert lm.model.generation_config is not None
@@ -30,8 +34,7 @@ def test_it_is_the_model_but_for_its_weights(family: str, tmp_path: Path):
         weights.unlink()
     outline = stopping(load_outline(tmp_path))
     assert {weight.device.type for weight in outline.model.parameters()} == {"meta"}
-    two = tokenizer().convert_tokens_to_ids("two")
-    assert outline.end_ids == whole.end_ids == (1, 5, two)
+    assert outline.end_ids == whole.end_ids == (1, 5, VOCABULARY)
     for name in ("vocabulary_size", "pad_id", "num_parameters", "name"):
         assert getattr(outline, name) == getattr(whole, name), name
     assert position_limit(outline.model) == position_limit(whole.model)

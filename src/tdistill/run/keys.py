@@ -88,11 +88,12 @@ def _without(section: str, plain: Mapping[str, Any], places: Mapping[str, str]) 
 
 
 def _asked(recipe: Recipe, plain: Mapping[str, Any], places: Mapping[str, str]) -> dict[str, Any]:
-    """The teacher's section but for how an engine is reached and run, which changes nothing."""
+    """The teacher's section but for where it is and how it is reached, which changes nothing."""
     section = _without("teacher", plain, places)
     server, _ = section.pop("server"), section.pop("vllm")
+    weights = {k: v for k, v in section.pop("weights").items() if k != "device_map"}
     named = {"model": server["model"]} if recipe.teacher.backend == "server" else {}
-    return section | named
+    return section | named | {"weights": weights}
 
 
 def _world_key(world: WorldConfig) -> str:

@@ -12,7 +12,7 @@ from tdistill.core import kappa, truncate
 from tdistill.teacher.adaptive import ChosenSets, GapRule, choose_top_p
 from tdistill.teacher.cache.all_steps import AllSteps, all_steps
 from tdistill.teacher.cache.manifest import VERSION
-from tdistill.teacher.cache.reader import Cache
+from tdistill.teacher.cache.reader import Cache, decoding
 
 _MENU = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 
@@ -44,7 +44,8 @@ def inspect_cache(
     sets = everything.sets
     sizes = sets.sizes.numpy()
     mass = (-everything.losses(sets)).exp().numpy()
-    marks = [len(places) for shard in cache.shards() for places in shard.incomplete()]
+    with decoding(cache.folder):
+        marks = [len(places) for shard in cache.shards() for places in shard.incomplete()]
     cap = identity.max_set_size
     steps, members = len(sizes), len(sets.ids)
     menu = [p for p in _MENU if p < identity.captured_top_p] + [identity.captured_top_p]

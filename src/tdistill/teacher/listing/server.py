@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from tdistill.errors import ModelError, excerpt
 from tdistill.evidence.rows import Row
+from tdistill.hashing import key_of
 from tdistill.teacher.config import ServerConfig
 from tdistill.teacher.listing.answers import (
     WrongAnswer,
@@ -46,6 +47,11 @@ class ServerEngine:
     def model(self) -> str:
         """The name of the model, as the server writes it."""
         return str(self._card["id"])
+
+    @property
+    def fingerprint(self) -> str:
+        """Of its name: the weights are elsewhere."""
+        return key_of("served", self.model)
 
     @property
     def most_tokens(self) -> int | None:

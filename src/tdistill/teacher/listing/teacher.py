@@ -32,6 +32,11 @@ class Engine(Protocol):
         ...
 
     @property
+    def fingerprint(self) -> str:
+        """Of the model, as far as it is known here."""
+        ...
+
+    @property
     def most_tokens(self) -> int | None:
         """The longest row that it takes, in tokens, if it says so."""
         ...
@@ -87,7 +92,7 @@ class ListingTeacher:
         may_lack = self.incomplete == "accept" and self.listed < self._cap
         return CacheIdentity(
             teacher=self.engine.model,
-            teacher_fingerprint=key_of("served", self.engine.model),
+            teacher_fingerprint=self.engine.fingerprint,
             tokenizer_fingerprint=self.tokenizer_fingerprint,
             vocabulary_size=self.vocabulary_size,
             **asdict(config),
@@ -105,6 +110,7 @@ class ListingTeacher:
         Raises:
             ModelError: it cannot be used.
         """
+        longest += self.incomplete == "score"  # one token is sampled in vain
         room = self.engine.most_tokens
         if room is not None and longest > room:
             raise ModelError(

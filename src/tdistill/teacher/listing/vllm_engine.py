@@ -10,6 +10,8 @@ from typing import Any
 
 from tdistill.errors import ModelError, one_line
 from tdistill.evidence.rows import Row
+from tdistill.files import fingerprint
+from tdistill.hashing import key_of
 from tdistill.models.language_model import tokenizer_fingerprint
 from tdistill.teacher.config import VllmConfig
 from tdistill.teacher.listing.answers import WrongAnswer, checked_response, checked_steps
@@ -33,6 +35,11 @@ class VllmEngine:
     def model(self) -> str:
         """The name of the model."""
         return Path(self.path).name
+
+    @property
+    def fingerprint(self) -> str:
+        """Of what is at its path."""
+        return key_of("vllm", fingerprint(self.path))
 
     @cached_property
     def _engine(self) -> Any:
