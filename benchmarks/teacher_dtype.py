@@ -1,6 +1,6 @@
 """What half precision changes of a teacher's evidence, at the same steps.
 
-    python benchmarks/teacher_dtype.py --teacher FOLDER [--prompts 32] [--tokens 48]
+    python benchmarks/teacher_dtype.py --teacher FOLDER [--prompts 16] [--tokens 32]
 
 The responses are sampled from the teacher in float32. ``network`` computes in half precision and is
 summed over the vocabulary in float32, which is what tdistill does; ``all`` is summed in half
@@ -28,7 +28,6 @@ from tdistill.teacher.config import CaptureConfig, RolloutConfig
 from tdistill.teacher.loading import load_stopping
 from tdistill.teacher.rollouts import plan_units, sample_unit
 
-_STEPS = 64
 TOP_P = 0.9
 
 
@@ -41,19 +40,19 @@ def main() -> None:
     rows = sampled(exact, options.prompts, options.tokens)
     steps = sum(len(row.response_ids) for row in rows)
     print(f"{len(rows)} responses of {exact.name}, {steps} steps, V = {exact.vocabulary_size}")
-    reference = distributions(exact, rows, torch.float32)
+    reference = logits_of(exact, rows).log_softmax(-1)
     for dtype in ("bfloat16", "float16"):
-        other = loaded(options.teacher, dtype)
+        logits = logits_of(loaded(options.teacher, dtype), rows)
         for name, summed in (("network", torch.float32), ("all", getattr(torch, dtype))):
-            found = distributions(other, rows, summed)
+            found = logits.to(summed).log_softmax(-1).float()
             print(f"{dtype:9} {name:8} {told(reference, found, rows)}", flush=True)
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--teacher", type=Path, required=True)
-    parser.add_argument("--prompts", type=int, default=32)
-    parser.add_argument("--tokens", type=int, default=48)
+    parser.add_argument("--prompts", type=int, default=16)
+    parser.add_argument("--tokens", type=int, default=32)
     return parser.parse_args()
 
 
@@ -73,16 +72,13 @@ def sampled(lm: LanguageModel, prompts: int, tokens: int) -> list[Row]:
 
 
 @torch.no_grad()
-def distributions(lm: LanguageModel, rows: Sequence[Row], dtype: torch.dtype) -> Tensor:
-    """Log-probabilities of every step over the vocabulary [T, V], summed in a precision."""
+def logits_of(lm: LanguageModel, rows: Sequence[Row]) -> Tensor:
+    """The logits of every step over the vocabulary [T, V], in the precision of the network."""
     parts = []
     for row in rows:
-        scores = step_scores(
-            lm.model, lay_out([row], lm.pad_id), vocabulary_size=lm.vocabulary_size
-        )
-        for start in range(0, len(scores), _STEPS):
-            logits = scores.rows(start, min(start + _STEPS, len(scores)))
-            parts.append(logits.to(dtype).log_softmax(-1).to(torch.float32))
+        layout, size = lay_out([row], lm.pad_id), lm.vocabulary_size
+        scores = step_scores(lm.model, layout, vocabulary_size=size)
+        parts.append(scores.rows(0, len(scores)))
     return torch.cat(parts)
 
 

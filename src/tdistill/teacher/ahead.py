@@ -11,7 +11,7 @@ _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 
-def in_order(
+def made_ahead(
     function: Callable[[_Item], _Result],
     items: Iterable[_Item],
     *,
@@ -27,7 +27,7 @@ def in_order(
         stop: makes calls that are under way end soon; after an error, or when nobody wants more.
 
     Example:
-        >>> list(in_order(lambda x: x * x, iter([1, 2, 3]), at_once=2))
+        >>> list(made_ahead(lambda x: x * x, iter([1, 2, 3]), at_once=2))
         [(1, 1), (2, 4), (3, 9)]
     """
     if at_once == 1:

@@ -19,7 +19,7 @@ from tdistill.evidence.rows import Row
 from tdistill.hashing import key_of
 from tdistill.models.generation import draw_from_sets, generate, row_uniforms, seed_of
 from tdistill.models.language_model import LanguageModel
-from tdistill.teacher.ahead import in_order
+from tdistill.teacher.ahead import made_ahead
 from tdistill.teacher.cache.manifest import CacheIdentity
 from tdistill.teacher.cache.row_encoder import CachedResponse
 from tdistill.teacher.cache.writer import CacheWriter
@@ -119,9 +119,9 @@ def collect_rollouts(
         return None if item[2] else _sampled(teacher, item[1], config)
 
     if isinstance(teacher, LanguageModel):
-        found = in_order(made, items, at_once=1)
+        found = made_ahead(made, items, at_once=1)
     else:
-        found = in_order(made, items, at_once=_AT_ONCE, stop=teacher.stop)
+        found = made_ahead(made, items, at_once=_AT_ONCE, stop=teacher.stop)
     for (name, unit, _), responses in found:
         if responses is not None:
             writer.write(name, responses)

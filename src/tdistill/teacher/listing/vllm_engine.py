@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -42,17 +43,22 @@ class VllmEngine:
         return key_of("vllm", fingerprint(self.path))
 
     @cached_property
-    def _engine(self) -> Any:
-        """Raises: ModelError: vLLM is not installed, or cannot run the model."""
+    def _module(self) -> Any:
+        """Raises: ModelError: vLLM is not installed."""
         try:
-            from vllm import LLM  # pyright: ignore[reportMissingImports]
+            return import_module("vllm")
         except ImportError as error:
             raise ModelError(
                 "teacher.backend: vllm: expected the package vllm, found none that can be imported "
                 f"({one_line(error)}); pip install 'tdistill[vllm]', or use backend: server"
             ) from error
+
+    @cached_property
+    def _engine(self) -> Any:
+        """Raises: ModelError: vLLM cannot run the model."""
+        module = self._module
         try:
-            return LLM(
+            return module.LLM(
                 model=self.path,
                 dtype=self.dtype,
                 max_logprobs=-1,
@@ -126,9 +132,7 @@ class VllmEngine:
         """See :class:`tdistill.teacher.listing.teacher.Engine`; a pass goes on to its end."""
 
     def _params(self, how: Asking, **changes: Any) -> Any:
-        from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
-
-        return SamplingParams(temperature=1.0, detokenize=False, **changes)
+        return self._module.SamplingParams(temperature=1.0, detokenize=False, **changes)
 
     def _generate(self, prompts: Sequence[Sequence[int]], params: Sequence[Any]) -> list[Any]:
         wanted = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
