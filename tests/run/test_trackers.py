@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
+import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers.integrations import TensorBoardCallback
 
 from pipeline import Finished, write_world
 from tdistill import cli
 from tdistill.report.result import read_result
 from tdistill.run.trackers import attach, plain_scores
+from tdistill.training.tracking import tracked
 
 
 @pytest.fixture
@@ -37,6 +42,36 @@ def reporting_to(recipe: Path, name: str) -> Path:
     return out
 
 
+def test_a_training_has_a_name_and_a_place_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("TENSORBOARD_LOGGING_DIR", "WANDB_PROJECT", "TRACKIO_PROJECT"):
+        monkeypatch.delenv(name, raising=False)
+    ended: list[str] = []
+    wandb = SimpleNamespace(run=object(), finish=lambda: ended.append("wandb"))
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    board = TensorBoardCallback()
+    trainer = SimpleNamespace(
+        args=SimpleNamespace(run_name=None, project="huggingface"),
+        callback_handler=SimpleNamespace(callbacks=[object(), board]),
+    )
+    with tracked(trainer, tmp_path / "tracking" / "kd-seed-1"):
+        assert os.environ["WANDB_PROJECT"] == "tdistill"
+        assert ended == []
+    assert board.logging_dir == str(tmp_path / "tracking" / "kd-seed-1")
+    assert (trainer.args.run_name, trainer.args.project) == ("kd-seed-1", "tdistill")
+    assert ended == ["wandb"]
+    assert "WANDB_PROJECT" not in os.environ
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "/elsewhere")
+    monkeypatch.setenv("WANDB_PROJECT", "mine")
+    with pytest.raises(ValueError, match="training failed"), tracked(trainer, tmp_path / "kd"):
+        raise ValueError("training failed")
+    assert board.logging_dir == "/elsewhere/kd"
+    assert trainer.args.project == os.environ["WANDB_PROJECT"] == "mine"
+    assert ended == ["wandb", "wandb"]
+
+
+@pytest.mark.slow
 def test_tensorboard_keeps_every_training_apart(tracked_run: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
     out = reporting_to(tracked_run, "tensorboard")
