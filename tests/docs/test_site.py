@@ -1,4 +1,4 @@
-"""The documentation's site: its pages are those of its nav, and its reference has the public names."""
+"""The documentation's site: its pages are those of its nav, its reference has every public name."""
 
 from __future__ import annotations
 
