@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import re
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -15,7 +16,8 @@ from test_report import Page
 
 from made_up import made_up
 from tdistill.report import score_table, summary
-from tdistill.report.curves import LINES_A_PANEL, curve_groups
+from tdistill.report.choice import MOST_AT_FIRST, choices, first_shown
+from tdistill.report.curves import learning_curves
 from tdistill.report.figures import interval_figures
 from tdistill.report.page import render
 from tdistill.report.result import result_of
@@ -49,7 +51,8 @@ def test_the_page_is_self_contained_and_well_formed():
     text = render(result_of(plain))
     page = Page(text)
     assert not page.open
-    assert not page.tags & {"script", "img", "link", "iframe", "object"}
+    assert not page.tags & {"img", "link", "iframe", "object", "form"}
+    assert text.count("<script") == 1
     assert len(page.ids) == len(set(page.ids))
     assert page.references <= set(page.ids)
     assert {"scores", "differences", "curves", "setup"} <= set(page.ids)
@@ -59,18 +62,43 @@ def test_the_page_is_self_contained_and_well_formed():
         assert text.count(f'<th scope="row">{label}</th>') == 2 + 3 - (label == plain["baseline"])
 
 
-def test_every_objective_is_in_one_group_of_few_lines():
+def test_curves_of_all_families_are_on_one_axis():
     result = result_of(made_up(steps=12))
-    groups = curve_groups(result)
-    assert [g.title for g in groups[:3]] == [
-        "cloning, 1 of 2",
-        "cloning, 2 of 2",
-        "temporal-difference, 1 of 3",
+    drawn = learning_curves(result)
+    assert drawn and drawn.models == [x for x in result.models if x != "teacher"]
+    assert [panel.title for panel in drawn.panels] == [
+        "KL in the set",
+        "Leak",
+        "Implied reward",
+        "Soft value V",
     ]
-    assert all(1 <= len(g.legend) <= LINES_A_PANEL for g in groups)
-    assert all(len({colour for _, colour in g.legend}) == len(g.legend) for g in groups)
-    assert [name for g in groups for name, _ in g.legend] == list(result.objectives)
-    assert {len(g.panels) for g in groups} == {4}
+    for panel in drawn.panels:
+        # The mean and three seeds of the start and of every objective, teacher and others absent.
+        counts = {f"m{i}": 4 for i in range(1, len(result.models))}
+        assert Counter(re.findall(r'class="(m\d+)"', panel.svg)) == counts
+
+
+def test_of_many_objectives_the_best_of_each_family_are_shown_at_first():
+    plain = made_up(steps=2)
+    result = result_of(plain)
+    means = {row["model"]: row["metrics"]["forward_kl"]["mean"] for row in plain["imitation"]}
+    shown = first_shown(result)
+    assert shown[:3] == ["teacher", "start", result.distilled]
+    found = choices(result)
+    for family, members in found.items():
+        if family:
+            assert min((c.label for c in members), key=lambda x: means[x]) in shown
+    assert len(shown) <= MOST_AT_FIRST + 2
+    colours = [c.colour for members in found.values() for c in members if c.shown]
+    assert len(set(colours)) == len(colours)
+    assert [c.key for members in found.values() for c in members] == [
+        f"m{i}" for i in range(len(result.models))
+    ]
+
+
+def test_few_objectives_are_all_shown_at_first(small: Any):
+    result = result_of(small)
+    assert first_shown(result) == result.models
 
 
 def test_an_outlier_does_not_squeeze_the_others():

@@ -9,7 +9,6 @@ import pytest
 from test_report import Page
 
 from made_up import made_up
-from tdistill.report.curves import LINES_A_PANEL
 from tdistill.report.measures import DASH
 from tdistill.report.page import render
 from tdistill.report.result import TEACHER, Result, result_of
@@ -19,7 +18,7 @@ from tdistill.report.sweeps import (
     level_columns,
     matched_cell,
     matched_rows,
-    sweep_groups,
+    sweep_curves,
     sweep_table,
     swept_qualities,
 )
@@ -53,27 +52,23 @@ def test_without_a_sweep_the_page_says_nothing_of_it():
     assert 'id="sweep"' not in text and "#sweep" not in text and "Bigram" not in text
 
 
-def test_every_panel_has_the_teacher_the_baseline_and_few_others():
+def test_every_panel_has_all_models_on_one_axis():
     many = result_of(made_up({"cloning": 9, "temporal-difference": 2}, steps=20, swept=True))
-    groups = sweep_groups(many, "entropy")
-    assert [group.title for group in groups] == [
-        "cloning, 1 of 2",
-        "cloning, 2 of 2",
-        "temporal-difference",
-    ]
-    shown = [[name for name, _ in group.legend] for group in groups]
-    assert all(names[:2] == ["Teacher", many.baseline] for names in shown)
-    assert all(len(names) <= LINES_A_PANEL + 2 for names in shown)
-    assert {x for names in shown for x in names} == {"Teacher", *many.objectives}
-    for group in groups:
-        assert len({colour for _, colour in group.legend}) == len(group.legend)
-        assert [drawn.title for drawn in group.panels] == ["Rouge-L", "Teacher NLL"]
+    drawn = sweep_curves(many, "entropy")
+    assert drawn.models == list(many.sweep) == many.models
+    assert [panel.title for panel in drawn.panels] == ["Rouge-L", "Teacher NLL"]
+    for panel in drawn.panels:
+        # A band and a line each; the teacher and the baseline lie on top of the others.
+        order = re.findall(r'class="m(\d+)" id="[\w-]*-m\d+-1"', panel.svg)
+        assert sorted(map(int, order)) == list(range(len(many.models)))
+        baseline = many.models.index(many.baseline)
+        assert [int(x) for x in order[-2:]] == [baseline, 0]
 
 
 def test_a_line_goes_through_its_points_in_a_band(result: Result):
-    svg = sweep_groups(result, "entropy")[0].panels[0].svg
+    svg = sweep_curves(result, "entropy").panels[0].svg
     assert "entropy, nats/token" in svg
-    assert svg.count("fill-opacity: 0.13") == len(result.objectives) + 1
+    assert svg.count("fill-opacity: 0.13") == len(result.models)
     assert svg.count("stroke-dasharray: 4.5,3") == 1, "the teacher alone is dashed"
     mean = result.sweep[TEACHER][0].metrics["rouge_l"]
     assert mean is not None and f"Teacher from {mean.mean:.1f} to" in svg

@@ -1,116 +1,74 @@
-"""Learning curves, drawn: small multiples of few lines, the mean over seeds strong."""
+"""Learning curves, drawn: one axis a measure for all models, the mean over seeds strong."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tdistill.report.choice import MOST_AT_FIRST, numbers
 from tdistill.report.figures import WIDTH, Drawn
 from tdistill.report.measures import measure, model_name
-from tdistill.report.result import START, Columns, Curve, Result
+from tdistill.report.result import Columns, Curve, Result
 from tdistill.report.svg import (
-    ACCENT,
     MUTED,
     RULE,
-    SERIES,
-    css_variable,
     drawing,
+    model_colour,
+    of_model,
     plain_numbers,
     to_svg,
 )
-from tdistill.report.tables import families
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
 
-LINES_A_PANEL = 6
 _MOST_POINTS = 400
 _FEW_POINTS = 12
 _SHARED = ("forward_kl", "set_kl", "leak", "implied_reward", "value")
 _NOT_CURVES = {"step", "loss", "learning_rate"}
 
-Curves = Mapping[str, Curve]
-Scale = tuple[float, float] | None
-
 
 @dataclass(frozen=True)
-class CurveGroup:
-    """A few objectives, with their colours and a panel for every shared measure."""
+class Curves:
+    """Panels with the lines of all models together, and those of what else was logged."""
 
-    title: str
-    legend: list[tuple[str, str]]
+    models: list[str]
     panels: list[Drawn]
     others: list[Drawn]
 
 
-def curve_groups(result: Result) -> list[CurveGroup]:
-    """All objectives in one group, or at most six of one family in each.
-
-    A measure has one scale in all groups. What else was logged is drawn where one group holds all.
-    """
-    logged = {name for curve in result.curves.values() for name in curve.mean}
+def learning_curves(result: Result) -> Curves | None:
+    """Every measure on one axis for all models; None where nothing shared was logged."""
+    curves = {x: result.curves[x] for x in result.models if x in result.curves}
+    logged = {name for curve in curves.values() for name in curve.mean}
     names = [name for name in _SHARED if name in logged]
-    shown = [x for x, c in result.curves.items() if any(name in c.mean for name in names)]
-    parts = few_lines_each(result, shown)
-    scales = {name: _scale(result.curves, name) if len(parts) > 1 else None for name in names}
-    others = sorted(logged - set(_SHARED) - _NOT_CURVES) if len(parts) == 1 else []
-    groups = []
-    for i, (title, labels) in enumerate(parts):
-        colours = line_colours(labels, result.distilled)
-        lines = {x: result.curves[x] for x in labels}
-        panels = [_panel(f"curve-{i}-{n}", n, lines, colours, scales[n]) for n in names]
-        more = [
-            _panel(
-                f"logged-{j}", n, result.curves, line_colours(list(result.curves), result.distilled)
-            )
-            for j, n in enumerate(others)
-        ]
-        legend = [(model_name(x), css_variable(colours[x])) for x in labels]
-        groups.append(CurveGroup(title, legend, panels, more))
-    return groups
+    if not names:
+        return None
+    others = sorted(logged - set(_SHARED) - _NOT_CURVES)
+    number = numbers(result)
+    panels = [_panel(f"curve-{name}", name, curves, number) for name in names]
+    more = [_panel(f"logged-{i}", name, curves, number) for i, name in enumerate(others)]
+    return Curves(list(curves), panels, more)
 
 
-def loss_panels(result: Result) -> list[Drawn]:
+def loss_panels(result: Result) -> list[tuple[str, Drawn]]:
     """The loss of every objective in a panel of its own: they are different functions."""
-    drawn = []
-    for i, (label, curve) in enumerate(result.curves.items()):
-        if "loss" in curve.mean:
-            colours = line_colours([label], result.distilled)
-            panel = _panel(f"loss-{i}", "loss", {label: curve}, colours)
-            drawn.append(Drawn(f"Loss, {model_name(label)}", "", panel.svg))
+    drawn, number = [], numbers(result)
+    for label in result.models:
+        curve = result.curves.get(label)
+        if curve and "loss" in curve.mean:
+            panel = _panel(f"loss-{number[label]}", "loss", {label: curve}, number)
+            title = f"Loss, {model_name(label)}"
+            drawn.append((f"m{number[label]}", Drawn(title, "", panel.svg)))
     return drawn
 
 
-def few_lines_each(result: Result, labels: Sequence[str]) -> list[tuple[str, list[str]]]:
-    """As few groups as the limit allows, with titles where there are several."""
-    if len(labels) <= LINES_A_PANEL:
-        return [("", list(labels))] if labels else []
-    parts = []
-    for family, members in families(result).items():
-        own = [x for x in members if x in labels]
-        number = math.ceil(len(own) / LINES_A_PANEL)
-        ends = [round(i * len(own) / number) for i in range(number + 1)] if number else []
-        for place, (a, b) in enumerate(pairwise(ends)):
-            title = family if number == 1 else f"{family}, {place + 1} of {number}"
-            parts.append((title, own[a:b]))
-    return parts
-
-
-def line_colours(labels: Sequence[str], distilled: str) -> dict[str, str]:
-    """The accent for the distilled student, grey for the start, a colour for each other."""
-    fixed = {distilled: ACCENT, START: MUTED}
-    free = [*SERIES] if distilled in labels else [*SERIES, ACCENT]
-    others = [x for x in labels if x not in fixed]
-    colours = {x: free[i % len(free)] for i, x in enumerate(others)}
-    return {x: fixed.get(x) or colours[x] for x in labels}
-
-
-def _scale(curves: Curves, name: str) -> Scale:
+def _scale(curves: Mapping[str, Curve], name: str) -> tuple[float, float] | None:
     """Where nearly all of a measure is, over all objectives, once the first steps are over."""
     values: list[float] = []
     for curve in curves.values():
@@ -125,16 +83,16 @@ def _scale(curves: Curves, name: str) -> Scale:
     return float(low - margin), float(high + margin)
 
 
-def _panel(
-    key: str, name: str, curves: Curves, colours: Mapping[str, str], scale: Scale = None
-) -> Drawn:
+def _panel(key: str, name: str, curves: Mapping[str, Curve], number: Mapping[str, int]) -> Drawn:
+    """One measure; of many models the axis is long enough for nearly all of what they reach."""
     what, ends = measure(name), []
+    scale = _scale(curves, name) if len(curves) > MOST_AT_FIRST else None
     with drawing(WIDTH, 2.3) as (figure, axes):
         figure.subplots_adjust(0.135, 0.185, 0.975, 0.96)
         for label, curve in curves.items():
             points = _points(curve.mean, name)
             if points:
-                _line(axes, curve, name, colours[label])
+                of_model(number[label], _lines(axes, curve, name, model_colour(number[label])))
                 ends.append(f"{model_name(label)} from {points[0][1]:.3g} to {points[-1][1]:.3g}")
         if scale is not None:
             axes.set_ylim(scale)
@@ -147,17 +105,17 @@ def _panel(
         return Drawn(what.title, what.unit, to_svg(figure, key, what.title, "; ".join(ends)))
 
 
-def _line(axes: Axes, curve: Curve, name: str, colour: str) -> None:
+def _lines(axes: Axes, curve: Curve, name: str, colour: str) -> list[Artist]:
     """The mean strong; faint: each seed, or what was logged where there is one."""
     steps, values = _split(curve.mean, name)
     if len(steps) < _FEW_POINTS:
-        axes.plot(steps, values, "-o", color=colour, lw=1.5, ms=3)
-        return
+        return [*axes.plot(steps, values, "-o", color=colour, lw=1.5, ms=3)]
+    lines: list[Artist] = []
     for seed in curve.seeds:
         seed_steps, logged = _split(seed, name)
         faint = logged if len(curve.seeds) == 1 else smoothed(logged)
-        axes.plot(seed_steps, faint, color=colour, lw=0.7, alpha=0.3)
-    axes.plot(steps, smoothed(values), color=colour, lw=1.7)
+        lines += axes.plot(seed_steps, faint, color=colour, lw=0.7, alpha=0.3)
+    return [*lines, *axes.plot(steps, smoothed(values), color=colour, lw=1.7)]
 
 
 def _split(columns: Columns, name: str) -> tuple[list[float], list[float]]:

@@ -27,27 +27,6 @@ def against(result: Result, label: str, metric: str, decoding: str | None) -> Es
     return None if turned is None else -turned
 
 
-def headline(result: Result) -> str:
-    """The report's title: what became of the forward KL, as far as the interval allows."""
-    before = result.estimate(START, "forward_kl", None)
-    after = result.estimate(result.distilled, "forward_kl", None)
-    teacher, student = (count(result.parameters[x]) for x in (TEACHER, result.distilled))
-    if before is None or after is None:
-        return f"A {student}-parameter student of a {teacher}-parameter teacher"
-    name, a, b = model_name(result.distilled), number(before.mean, 2), number(after.mean, 2)
-    found = verdict(against(result, START, "forward_kl", None), measure("forward_kl"))
-    if found in ("better", "worse"):
-        moved = "lowers" if found == "better" else "raises"
-        whose = f"the forward KL of a {student} student to its {teacher} teacher"
-        return f"{name} {moved} {whose} from {a} to {b} nats a step"
-    return (
-        f"Forward KL to the teacher: {a} nats a step before {name}, {b} after; {_UNDECIDED[found]}"
-    )
-
-
-_UNDECIDED = {"even": "not told apart", "": "without an interval, not a ranking"}
-
-
 def summary(result: Result) -> list[str]:
     """The sentences under the title; those that lack their numbers are left out."""
     sentences = [_counted(result), _sizes(result), _from_start(result)]

@@ -1,20 +1,25 @@
-"""One self-contained HTML page from a result: no script, no address, works offline."""
+"""One self-contained HTML page from a result: its own script at most, no address."""
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tdistill.files import write_atomically
 from tdistill.report import findings
-from tdistill.report.curves import curve_groups, loss_panels
+from tdistill.report.choice import choices, numbers
+from tdistill.report.curves import learning_curves, loss_panels
+from tdistill.report.downloads import downloads
 from tdistill.report.facts import Fact, facts, settings, setup
 from tdistill.report.figures import family_colours, interval_figures
+from tdistill.report.headline import headline
 from tdistill.report.measures import MEASURES, in_order, measure, model_name, number
-from tdistill.report.places import place_groups
+from tdistill.report.places import places
 from tdistill.report.result import Inspection, Result
 from tdistill.report.sets import bound_figure, histogram_figure
 from tdistill.report.svg import css_variable
@@ -24,7 +29,7 @@ from tdistill.report.sweeps import (
     level_columns,
     matched_cell,
     matched_rows,
-    sweep_groups,
+    sweep_curves,
     sweep_table,
 )
 from tdistill.report.tables import (
@@ -89,7 +94,7 @@ def render(result: Result) -> str:
         templates()
         .get_template("page.html.j2")
         .render(
-            headline=findings.headline(result),
+            headline=headline(result),
             summary=findings.summary(result),
             caveat=findings.caveat(result),
             failed=result.failed,
@@ -108,9 +113,11 @@ def render(result: Result) -> str:
             full=full_table(result),
             sweep=_sweep(result) if result.sweep else None,
             meanings=_meanings(result),
-            groups=curve_groups(result),
+            choices=choices(result),
+            downloads=downloads(result),
+            curves=learning_curves(result),
             losses=loss_panels(result),
-            places=place_groups(result),
+            places=places(result),
             sets=_sets(result.cache),
             samples=_samples(result),
             open_samples=_OPEN_SAMPLES,
@@ -138,6 +145,9 @@ def templates() -> Environment:
     )
     environment.filters["svg"] = lambda drawn: Markup(drawn.svg)
     environment.globals["style"] = Markup((folder / "style.css").read_text(encoding="utf-8"))
+    script = (folder / "page.js").read_text(encoding="utf-8")
+    environment.globals["script"] = Markup(script)
+    environment.globals["script_hash"] = b64encode(sha256(script.encode()).digest()).decode()
     return environment
 
 
@@ -186,7 +196,7 @@ def _sweep(result: Result) -> dict[str, Any]:
     temperatures = dict.fromkeys(p.temperature for points in result.sweep.values() for p in points)
     return {
         "temperatures": ", ".join(f"{temperature:g}" for temperature in temperatures),
-        "figures": [(title, sweep_groups(result, x)) for x, title in VARIABLES.items()],
+        "figures": [(title, sweep_curves(result, x)) for x, title in VARIABLES.items()],
         "tables": tables,
         "comparisons": max((row.comparisons for row in result.matched), default=0),
         "full": sweep_table(result),
@@ -212,11 +222,12 @@ def _sets(cache: Inspection) -> dict[str, Any]:
 
 
 def _samples(result: Result) -> list[dict[str, Any]]:
+    number = numbers(result)
     return [
         {
             "prompt": sample.prompt,
             "responses": [
-                (model_name(x), sample.responses[x], x == result.distilled)
+                (model_name(x), sample.responses[x], x == result.distilled, f"m{number.get(x)}")
                 for x in shown_first(result, sample.responses)
             ],
         }

@@ -9,12 +9,13 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from html import escape
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -28,6 +29,8 @@ VARIABLES = {
     ACCENT: "--accent",
     **{colour: f"--s{i + 1}" for i, colour in enumerate(SERIES)},
 }
+
+_OF_MODEL = "#0b"  # and four digits: the number of a model
 
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -88,10 +91,12 @@ def to_svg(figure: Figure, name: str, title: str, description: str) -> str:
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.S)
     # Inline SVG needs no namespaces, and the page is then free of anything like an address.
     text = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", text).replace("xlink:href", "href")
+    text = re.sub(r'\bid="(m\d+)-(\d+)"', r'class="\1" id="\1-\2"', text)
     text = re.sub(r'\bid="', f'id="{name}-', text)
     text = re.sub(r'href="#', f'href="#{name}-', text).replace("url(#", f"url(#{name}-")
     for colour, variable in VARIABLES.items():
         text = text.replace(colour, f"var({variable})")
+    text = re.sub(_OF_MODEL + "([0-9a-f]{4})", lambda found: f"var(--m{int(found[1], 16)})", text)
     box = re.search(r'viewBox="[^"]*"', text)
     assert box is not None
     head = (
@@ -112,6 +117,22 @@ def plain_numbers(axes: Axes, *, which: str = "xy") -> None:
         axis.set_major_formatter(
             FuncFormatter(lambda x, _: f"{x:g}".replace("-", "\N{MINUS SIGN}"))
         )
+
+
+def model_colour(number: int) -> str:
+    """The stand-in colour of a model's lines; the page says what it is, and may change it."""
+    return f"{_OF_MODEL}{number:04x}"
+
+
+def of_model(number: int, artists: Iterable[Artist]) -> None:
+    """Mark lines and areas as a model's: the page shows or hides all of class ``m<number>``.
+
+    Args:
+        number: of the model.
+        artists: all that a figure draws of it, in one call.
+    """
+    for place, artist in enumerate(artists):
+        artist.set_gid(f"m{number}-{place}")
 
 
 def css_variable(colour: str) -> str:

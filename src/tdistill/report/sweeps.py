@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from tdistill.report.curves import CurveGroup, few_lines_each, line_colours
+from tdistill.report.choice import numbers
+from tdistill.report.curves import Curves
 from tdistill.report.figures import WIDTH, Drawn, axis_limits
 from tdistill.report.measures import DASH, Measure, in_order, measure, model_name, number
 from tdistill.report.result import TEACHER, Estimate, Matched, Result, SweepPoint
-from tdistill.report.svg import INK, MUTED, RULE, css_variable, drawing, plain_numbers, to_svg
+from tdistill.report.svg import (
+    MUTED,
+    RULE,
+    drawing,
+    model_colour,
+    of_model,
+    plain_numbers,
+    to_svg,
+)
 from tdistill.report.tables import (
     VERDICTS,
     Cell,
@@ -18,6 +28,10 @@ from tdistill.report.tables import (
     written,
     written_difference,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
 
 VARIABLES = {
     "entropy": "Against the entropy of a token",
@@ -54,43 +68,28 @@ def swept_qualities(result: Result) -> list[str]:
     return [name for name in QUALITIES if name in names]
 
 
-def sweep_groups(result: Result, variable: str) -> list[CurveGroup]:
-    """A panel for every quality, with at most six objectives, the baseline and the teacher."""
-    base, groups = result.baseline, []
-    for i, (title, labels) in enumerate(few_lines_each(result, list(result.objectives))):
-        shown = in_order([*labels, base, TEACHER], [TEACHER, base])
-        colours = {TEACHER: MUTED, base: INK}
-        colours |= line_colours([x for x in labels if x != base], result.distilled)
-        curves = {x: result.sweep[x] for x in shown if x in result.sweep}
-        panels = [
-            _panel(f"sweep-{variable}-{i}-{quality}", curves, variable, quality, colours)
-            for quality in swept_qualities(result)
-        ]
-        legend = [(model_name(x), css_variable(colours[x])) for x in curves]
-        groups.append(CurveGroup(title, legend, panels, []))
-    return groups
+def sweep_curves(result: Result, variable: str) -> Curves:
+    """A panel for every quality, with all models."""
+    curves = {x: result.sweep[x] for x in result.models if x in result.sweep}
+    panels = [_panel(result, curves, variable, quality) for quality in swept_qualities(result)]
+    return Curves(list(curves), panels, [])
 
 
 def _panel(
-    key: str,
-    curves: Mapping[str, Sequence[SweepPoint]],
-    variable: str,
-    quality: str,
-    colours: Mapping[str, str],
+    result: Result, curves: Mapping[str, Sequence[SweepPoint]], variable: str, quality: str
 ) -> Drawn:
     along, what, words = measure(variable), measure(quality), []
     lines = {label: _line(points, variable, quality) for label, points in curves.items()}
+    of, last = numbers(result), [result.baseline, TEACHER]  # these are drawn on top
     with drawing(WIDTH, 2.7) as (figure, axes):
         figure.subplots_adjust(0.135, 0.165, 0.975, 0.97)
-        for label, line in reversed(lines.items()):  # the teacher and the baseline on top
+        for label in sorted(lines, key=lambda x: last.index(x) if x in last else -1):
+            line = lines[label]
             if not line:
                 continue
-            xs, ys = [x for x, _ in line], [y.mean for _, y in line]
-            low = [y.mean if y.low is None else y.low for _, y in line]
-            high = [y.mean if y.high is None else y.high for _, y in line]
-            colour, dashes = colours[label], (0, (3, 2)) if label == TEACHER else "-"
-            axes.fill_between(xs, low, high, color=colour, alpha=0.13, lw=0)
-            axes.plot(xs, ys, marker="o", ls=dashes, color=colour, lw=1.5, ms=3.2)
+            dashes = (0, (3, 2)) if label == TEACHER else "-"
+            of_model(of[label], _drawn(axes, line, model_colour(of[label]), dashes))
+            ys = [y.mean for _, y in line]
             ends = f"{number(ys[0], what.digits)} to {number(ys[-1], what.digits)}"
             words.append(f"{model_name(label)} from {ends}")
         axes.set_ylim(axis_limits([y for line in lines.values() for _, y in line]))
@@ -100,7 +99,19 @@ def _panel(
         axes.locator_params(nbins=5)
         axes.set_xlabel(f"{along.title.lower()}, {along.unit}", color=MUTED, labelpad=1)
         plain_numbers(axes)
+        key = f"sweep-{variable}-{quality}"
         return Drawn(what.title, what.unit, to_svg(figure, key, what.title, "; ".join(words)))
+
+
+def _drawn(
+    axes: Axes, line: Sequence[tuple[float, Estimate]], colour: str, dashes: Any
+) -> list[Artist]:
+    """A dot a temperature, with the band of the quality's interval."""
+    xs, ys = [x for x, _ in line], [y.mean for _, y in line]
+    low = [y.mean if y.low is None else y.low for _, y in line]
+    high = [y.mean if y.high is None else y.high for _, y in line]
+    band = axes.fill_between(xs, low, high, color=colour, alpha=0.13, lw=0)
+    return [band, *axes.plot(xs, ys, marker="o", ls=dashes, color=colour, lw=1.5, ms=3.2)]
 
 
 def _line(

@@ -86,13 +86,17 @@ class TableRow:
 
 @dataclass(frozen=True)
 class Cell:
-    """One written number; ``verdict`` is that of a difference, ``best`` that of a column."""
+    """One written number; ``verdict`` is that of a difference, ``best`` that of a column.
+
+    ``value`` is the number itself: what rows are sorted by.
+    """
 
     mean: str
     spread: str = ""
     hint: str = ""
     verdict: str = ""
     best: bool = False
+    value: float | None = None
 
 
 def families(result: Result) -> dict[str, list[str]]:
@@ -160,7 +164,7 @@ def score_cell(result: Result, row: TableRow, column: Column) -> Cell:
         return Cell("failed", hint=why) if column.metric == "seconds" else Cell("")
     if column.metric == "seconds":
         seconds = None if row.tuned else result.seconds.train.get(row.label)
-        return Cell("" if seconds is None else number(seconds, 0))
+        return Cell("" if seconds is None else number(seconds, 0), value=seconds)
     own = result.estimate(row.label, column.metric, row.decoding(column))
     return written(own, column.measure, best=not row.tuned and _is_best(result, row.label, column))
 
@@ -172,9 +176,8 @@ def written(estimate: Estimate | None, what: Measure, *, best: bool = False) -> 
     half, more = estimate.half_width, what.digits + 1
     spread = "" if half is None else f"\N{PLUS-MINUS SIGN}{number(half, what.digits)}"
     hint = f"{number(estimate.mean, more)} {interval(estimate, more)} {what.unit}".strip()
-    return Cell(
-        number(estimate.mean, what.digits), spread, hint + _by_seed(estimate, more), best=best
-    )
+    mean, hint = number(estimate.mean, what.digits), hint + _by_seed(estimate, more)
+    return Cell(mean, spread, hint, best=best, value=estimate.mean)
 
 
 def _by_seed(estimate: Estimate, digits: int) -> str:
@@ -205,7 +208,8 @@ def written_difference(own: Estimate, what: Measure) -> Cell:
     bounds = "" if own.low is None else interval(own, what.digits)
     hint = f"{number(own.mean, what.digits + 1)} {interval(own, what.digits + 1)}"
     hint += _by_seed(own, what.digits + 1)
-    return Cell(sign + number(own.mean, what.digits), bounds, hint, verdict(own, what))
+    mean = sign + number(own.mean, what.digits)
+    return Cell(mean, bounds, hint, verdict(own, what), value=own.mean)
 
 
 def full_table(result: Result) -> tuple[list[str], list[tuple[str, str, list[Cell]]]]:
