@@ -14,7 +14,8 @@ from typing import Any
 from tdistill.errors import excerpt, printable
 from tdistill.files import hub_name, last_name
 from tdistill.report.facts import Fact, facts
-from tdistill.report.findings import caveat, headline
+from tdistill.report.findings import caveat
+from tdistill.report.headline import headline
 from tdistill.report.measures import (
     count,
     decoding_phrase,
