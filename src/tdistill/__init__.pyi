@@ -3,9 +3,10 @@
 from .data.config import DataConfig
 from .errors import TdistillError
 from .evaluation.config import EvaluationConfig
+from .models.weights import WeightsConfig
 from .recipe import Recipe, StartConfig, StudentConfig, TeacherConfig, read_recipe
 from .run import run_recipe
-from .teacher.config import CaptureConfig, RolloutConfig
+from .teacher.config import CaptureConfig, RolloutConfig, ServerConfig, VllmConfig
 from .training import objectives
 from .training.config import ReplayConfig, TrainConfig
 
@@ -18,11 +19,14 @@ __all__ = [
     "Recipe",
     "ReplayConfig",
     "RolloutConfig",
+    "ServerConfig",
     "StartConfig",
     "StudentConfig",
     "TdistillError",
     "TeacherConfig",
     "TrainConfig",
+    "VllmConfig",
+    "WeightsConfig",
     "objectives",
     "read_recipe",
     "run_recipe",

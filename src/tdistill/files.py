@@ -165,6 +165,23 @@ def replacing(path: Path) -> Iterator[Path]:
     _sync_folder(path.parent)
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """Let a file be at a second place too, without a copy of it where the disk can do that.
+
+    Only for files that are never written again, but replaced.
+    """
+    partial = target.with_name(f".{target.name}.partial")
+    partial.unlink(missing_ok=True)
+    try:
+        partial.hardlink_to(source)
+    except OSError:  # another disk, or one without links, or somebody else's file
+        with replacing(target) as copied:
+            shutil.copyfile(source, copied)
+        return
+    partial.replace(target)
+    _sync_folder(target.parent)
+
+
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
     """A new folder to write beside ``path``, which takes its place if nothing is raised.

@@ -7,6 +7,7 @@ and nothing here does anything. Torch is imported where there are several.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import time
@@ -23,6 +24,8 @@ _DEFAULT_HOURS = 48.0  # that a process waits for another: sampling a large teac
 _PATIENCE = 60.0  # seconds that a process which failed waits to hear whether the others did, too
 _SILENT = 5.0  # seconds of waiting before it is said
 _ENDED = "ended"
+
+_NUMBERS = itertools.count()  # of the teams of this process, which are the same in all processes
 
 _Any = TypeVar("_Any")
 
@@ -83,12 +86,20 @@ class Team:
         count: of the processes.
         store: where they leave each other messages: a ``torch.distributed.Store``.
         hours: that a process waits for another before it ends.
+        closes: whether the process group of the trainings ends with the work.
     """
 
     def __init__(
-        self, rank: int = 0, count: int = 1, store: Any = None, *, hours: float = _DEFAULT_HOURS
+        self,
+        rank: int = 0,
+        count: int = 1,
+        store: Any = None,
+        *,
+        hours: float = _DEFAULT_HOURS,
+        closes: bool = False,
     ) -> None:
         self.rank, self.count, self.store, self.hours = rank, count, store, hours
+        self.closes = closes
         self._number = 0  # of the message
 
     @property
@@ -148,7 +159,7 @@ class Team:
         others = [f"left/{rank}" for rank in range(self.count)]
         while self.leads and not self.store.check(others) and time.monotonic() < until:
             time.sleep(0.05)  # it may keep the store
-        if error is None:
+        if error is None and self.closes:
             _close_group()
 
     def _wait(self, keys: Sequence[str], seconds: float) -> None:
@@ -199,7 +210,9 @@ def launched_team() -> Team:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     store, rank, count = next(iter(rendezvous("env://", timeout=timedelta(minutes=30))))
-    return Team(rank, count, store, hours=time_limit())
+    own = torch.distributed.PrefixStore(f"tdistill/{next(_NUMBERS)}", store)
+    closes = not torch.distributed.is_initialized()
+    return Team(rank, count, own, hours=time_limit(), closes=closes)
 
 
 def time_limit() -> float:

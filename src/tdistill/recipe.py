@@ -13,12 +13,20 @@ from tdistill.data.config import DataConfig
 from tdistill.errors import InvalidValueError, RecipeError
 from tdistill.evaluation.config import EvaluationConfig
 from tdistill.files import in_world, path_from, place_in_world
-from tdistill.teacher.config import RolloutConfig
+from tdistill.models.weights import DType, WeightsConfig
+from tdistill.teacher.config import Backend, Incomplete, RolloutConfig, ServerConfig, VllmConfig
 from tdistill.training.config import LayerRule, TrainConfig
 from tdistill.training.objectives import KD, SFT, AnyObjective, BellmanDistill, SeqKD
 
 _SOURCES = ("train", "valid", "test", "lm_text")  # fields of data
-_PATHS = {"teacher": ("path",), "student": ("path",), "data": _SOURCES, "world": ("folder",)}
+_GIVEN = ("cache", "responses")  # fields of rollouts
+_PATHS = {
+    "teacher": ("path",),
+    "student": ("path",),
+    "data": _SOURCES,
+    "rollouts": _GIVEN,
+    "world": ("folder",),
+}
 _OF_OBJECTIVES = ("objectives", "distilled", "baseline")
 
 
@@ -49,6 +57,20 @@ class TeacherConfig:
 
     path: str  # a folder, hub:NAME, world:NAME, or package:NAME of an installed package
     gguf_file: str | None = None  # name of a GGUF file in it; converted to safetensors once
+    weights: WeightsConfig = field(default_factory=WeightsConfig)  # how transformers loads it
+    # Who samples it and reads responses: transformers here, vLLM here, or a vLLM-compatible server.
+    # With the latter two the folder of path gives tokenizer and configuration.
+    backend: Backend = "transformers"
+    server: ServerConfig = field(default_factory=ServerConfig)
+    vllm: VllmConfig = field(default_factory=VllmConfig)
+    listed_tokens: int | None = None  # that server or vLLM list at a step; null: max_set_size
+    incomplete: Incomplete = "refuse"  # sets that these do not complete; score: asked for once more
+
+    def __post_init__(self) -> None:
+        """Refuse what excludes each other."""
+        check_at_least(1, listed_tokens=self.listed_tokens)
+        alone = self.backend == "transformers" or self.gguf_file is None
+        check("gguf_file", alone, f"none with backend: {self.backend}", self.gguf_file)
 
 
 @dataclass(frozen=True)
@@ -59,6 +81,9 @@ class StudentConfig:
     path: str | None = None  # or start from this folder, hub:NAME or world:NAME
     choose: LayerRule = "greedy"  # evenly spaced, the first, most influence, or least loss
     measured_tokens: int = 1024  # of teacher rows that influence and greedy read
+    attention: str | None = None  # sdpa, eager, flash_attention_2, ...; null: transformers chooses
+    # Of DIR/student; auto: that of the checkpoint it comes from. Training is in float32 throughout.
+    served_dtype: DType = "auto"
 
     def __post_init__(self) -> None:
         """Refuse both and neither."""
@@ -135,15 +160,50 @@ class Recipe:
                     f"objectives.{label}: {objective.name} needs sampled tail tokens: expected "
                     "rollouts.capture.tail_samples above 0 (8 is a start), found 0"
                 )
+        whole = self.student.layers is None or self.teacher.weights.quantise is None
+        field = "teacher.weights.quantise"
+        check(field, whole, "null where student.layers takes its weights", "quantised ones")
+        if self.teacher.backend != "transformers":
+            self._check_listing()
         models = ("teacher", "start", *self.objectives)
         for name in self.evaluation.tuned_models:
             check("evaluation.tuned_models", name in models, f"among {', '.join(models)}", name)
 
+    def _check_listing(self) -> None:
+        """What a teacher that only lists its likeliest tokens cannot give."""
+        capture, backend = self.rollouts.capture, f"with teacher.backend: {self.teacher.backend}"
+        field = "rollouts.capture.tail_samples"
+        check(field, capture.tail_samples == 0, f"0 {backend}", capture.tail_samples)
+        field = "rollouts.capture.max_set_size"
+        check(field, capture.max_set_size is not None, f"a number {backend}", None)
+        refuse_unknown_normaliser(self, backend)
+
+
+def refuse_unknown_normaliser(recipe: Recipe, where: str) -> None:
+    """Refuse objectives that read log-normalisers where there are none.
+
+    Args:
+        recipe: whose objectives are looked at.
+        where: what gives none.
+
+    Raises:
+        InvalidValueError: with the cure.
+    """
+    for label, objective in recipe.objectives.items():
+        if objective.reads_normaliser:
+            raise InvalidValueError(
+                f"objectives.{label}: expected the teacher's log-normalisers, which "
+                f"{objective.name} reads under shift: raw; found none {where}; set shift to "
+                "set-max or normalised, or let the teacher at hand read the responses (`tdistill "
+                "score`, then rollouts.cache)"
+            )
+
 
 def named_paths(recipe: Recipe) -> dict[str, str]:
-    """The paths of models and data that a recipe gives, by their field."""
+    """The paths of models, data and caches that a recipe gives, by their field."""
     paths = {"teacher.path": recipe.teacher.path, "student.path": recipe.student.path}
     paths |= {f"data.{name}": getattr(recipe.data, name) for name in _SOURCES}
+    paths |= {f"rollouts.{name}": getattr(recipe.rollouts, name) for name in _GIVEN}
     return {field: path for field, path in paths.items() if path is not None}
 
 
@@ -155,6 +215,7 @@ def placed(recipe: Recipe, world: Path) -> Recipe:
         teacher=replace(recipe.teacher, path=paths["teacher.path"]),
         student=replace(recipe.student, path=paths.get("student.path")),
         data=replace(recipe.data, **{name: paths.get(f"data.{name}") for name in _SOURCES}),
+        rollouts=replace(recipe.rollouts, **{x: paths.get(f"rollouts.{x}") for x in _GIVEN}),
     )
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from tdistill.cli.cache import read_responses
+from tdistill.cli.cache import read_responses, rendering_of
 from tdistill.data import DataConfig
 from tdistill.errors import DataError, InvalidValueError
 from tdistill.recipe import Recipe, StudentConfig, TeacherConfig, recipe_dict
@@ -33,13 +34,14 @@ def test_the_section_and_the_date_of_a_run_are_used(tmp_path: Path):
     recipe = Recipe(TeacherConfig("t"), StudentConfig(layers=1), data=config)
     (tmp_path / "recipe.resolved.yaml").write_text(yaml.safe_dump(recipe_dict(recipe)))
     (tmp_path / "rendering.json").write_text('{"clock": "2030-05-09T00:00:00"}')
-    (row,) = read_responses(str(data), dated(), tmp_path)
+    config, clock = rendering_of(tmp_path)
+    (row,) = read_responses(replace(config, train=str(data)), dated(), clock=clock)
     words = tokenizer().convert_ids_to_tokens(list(row.prompt_ids))
     assert words == ["one", "yes", "a", "<end>"]
     with pytest.raises(DataError, match="found the columns query, answer"):
-        read_responses(str(data), dated())
+        read_responses(DataConfig(train=str(data)), dated())
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path):
     with pytest.raises(InvalidValueError, match=r"expected the folder of a run"):
-        read_responses("demo:train", dated(), tmp_path)
+        rendering_of(tmp_path)

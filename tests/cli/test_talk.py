@@ -146,6 +146,7 @@ def test_an_answer_can_be_stopped_and_a_failure_ends_nothing(finished: Finished)
     assert voices[1].turns == voices[2].turns == []
     shown = stream.getvalue()
     assert "so far (stopped)" in shown
+    assert "..." not in shown
     assert "(prompts: expected at least one token in each" in shown
 
 

@@ -26,6 +26,7 @@ from tdistill.models.language_model import (
     save,
     tokenizer_fingerprint,
 )
+from tdistill.models.weights import WeightsConfig
 from tiny import FAMILIES, VOCABULARY, tiny_lm, tiny_model, tokenizer
 
 # PEFT asks transformers for a property that transformers has renamed.
@@ -62,7 +63,7 @@ def test_a_saved_model_is_loaded_the_same(family: str, tmp_path: Path):
 def test_the_dtype_of_the_weights_is_chosen(tmp_path: Path):
     save(tiny_lm(), tmp_path)
     assert load(tmp_path).model.dtype == torch.float32
-    assert load(tmp_path, dtype=torch.float16).model.dtype == torch.float16
+    assert load(tmp_path, weights=WeightsConfig("float16")).model.dtype == torch.float16
 
 
 def truncate_weights(folder: Path) -> None:

@@ -32,11 +32,11 @@ def test_the_doctor_looks_at_all_parts_and_leaves_nothing(
     said = capsys.readouterr().out
     parts = re.findall(r"^  (fine|doubtful|wrong) +(\w+): ", said, re.MULTILINE)
     names = ["folder", "models", "data", "packages", "training"]
-    names += ["prompts", "teacher", "student", "room"]
+    names += ["prompts", "teacher", "student", "tasks", "room"]
     assert [name for _, name in parts] == names
     assert {level for level, _ in parts} == {"fine"}
     assert "data doctor: " in said
-    assert said.splitlines()[-1] == "9 checks: 0 wrong, 0 doubtful"
+    assert said.splitlines()[-1] == "10 checks: 0 wrong, 0 doubtful"
     assert list(tmp_path.iterdir()) == []
     assert digest(finished.recipe.parent) == before
 
@@ -57,7 +57,8 @@ def test_a_run_says_what_is_doubtful_and_goes_on(finished: Finished, tmp_path: P
     recipe = read_recipe(finished.recipe, ["--start.training.warmup_steps", "4"])
     lines: list[str] = []
     Run(recipe, tmp_path / "out", lines.append).begin()
-    assert lines[0].startswith("  doubtful: start.training.warmup_steps: 4 of 6 updates, so")
+    assert lines[0].startswith("distils teacher into 2 of its layers: samples 2 responses to each")
+    assert lines[1].startswith("  doubtful: start.training.warmup_steps: 4 of 6 updates, so")
     assert (tmp_path / "out/recipe.resolved.yaml").exists()
 
 

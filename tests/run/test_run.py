@@ -384,9 +384,9 @@ def test_a_gguf_teacher_is_converted_once(
     opened: list[Any] = []
     original: Callable[..., Any] = tdistill.models.language_model.load
 
-    def load(path: Any, *, gguf_file: str | None = None) -> Any:
+    def load(path: Any, *, gguf_file: str | None = None, **options: Any) -> Any:
         opened.append(gguf_file)
-        return tiny_lm("llama") if gguf_file else original(path)
+        return tiny_lm("llama") if gguf_file else original(path, **options)
 
     monkeypatch.setattr(tdistill.models.language_model, "load", load)
     for expected in (["t.gguf", None], [None]):

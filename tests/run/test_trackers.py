@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import sqlite3
+import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers.integrations import TensorBoardCallback
 
 from pipeline import Finished, write_world
 from tdistill import cli
 from tdistill.report.result import read_result
 from tdistill.run.trackers import attach, plain_scores
+from tdistill.training.tracking import tracked
 
 
 @pytest.fixture
@@ -36,6 +42,36 @@ def reporting_to(recipe: Path, name: str) -> Path:
     return out
 
 
+def test_a_training_has_a_name_and_a_place_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("TENSORBOARD_LOGGING_DIR", "WANDB_PROJECT", "TRACKIO_PROJECT"):
+        monkeypatch.delenv(name, raising=False)
+    ended: list[str] = []
+    wandb = SimpleNamespace(run=object(), finish=lambda: ended.append("wandb"))
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    board = TensorBoardCallback()
+    trainer = SimpleNamespace(
+        args=SimpleNamespace(run_name=None, project="huggingface"),
+        callback_handler=SimpleNamespace(callbacks=[object(), board]),
+    )
+    with tracked(trainer, tmp_path / "tracking" / "kd-seed-1"):
+        assert os.environ["WANDB_PROJECT"] == "tdistill"
+        assert ended == []
+    assert board.logging_dir == str(tmp_path / "tracking" / "kd-seed-1")
+    assert (trainer.args.run_name, trainer.args.project) == ("kd-seed-1", "tdistill")
+    assert ended == ["wandb"]
+    assert "WANDB_PROJECT" not in os.environ
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "/elsewhere")
+    monkeypatch.setenv("WANDB_PROJECT", "mine")
+    with pytest.raises(ValueError, match="training failed"), tracked(trainer, tmp_path / "kd"):
+        raise ValueError("training failed")
+    assert board.logging_dir == "/elsewhere/kd"
+    assert trainer.args.project == os.environ["WANDB_PROJECT"] == "mine"
+    assert ended == ["wandb", "wandb"]
+
+
+@pytest.mark.slow
 def test_tensorboard_keeps_every_training_apart(tracked_run: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
     out = reporting_to(tracked_run, "tensorboard")
@@ -83,19 +119,30 @@ def test_a_tracker_that_fails_ends_nothing(finished: Finished, monkeypatch: pyte
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("wandb") is None, reason="wandb is not installed")
 def test_wandb_offline_has_a_run_for_every_training(
-    tracked_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tracked_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     reporting_to(tracked_run, "wandb")
+    assert "did not take the result" not in capsys.readouterr().out
     assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == 3  # kd, sft, the result
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("trackio") is None, reason="trackio is not installed")
 def test_trackio_has_a_run_for_every_training(
-    tracked_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tracked_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ):
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     reporting_to(tracked_run, "trackio")
-    assert (tmp_path / "trackio" / "tdistill.db").exists()
+    assert "did not take the result" not in capsys.readouterr().out
+    (database,) = (tmp_path / "trackio").glob("tdistill*.db")
+    with sqlite3.connect(database) as opened:
+        runs = {name for (name,) in opened.execute("select distinct run_name from metrics")}
+    assert runs == {"kd", "sft", "out-result"}

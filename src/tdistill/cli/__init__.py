@@ -30,6 +30,7 @@ begin:
 distil:
   run RECIPE ... --out DIR         teacher to students, table and report; resumes what is there
   rollouts RECIPE --out DIR        only so far: sample the teacher, capture its top-p sets
+                                   (--shard 2/8: the second of eight shares of that work)
   train RECIPE --out DIR           only so far: make the start, train every objective from it
   evaluate RECIPE --out DIR        only so far: judge every model on the test prompts
 
@@ -42,6 +43,7 @@ use what a run made:
 
 evidence and models:
   score --teacher T --data F --cache C    teacher evidence for responses you already have
+  merge DIR [CACHE ...]                   the shares of a run or of a cache become one cache
   inspect CACHE [--gap NATS] [--json]     what a cache holds, and what each p would cost
   verify CACHE                            check a cache: checksums and contents
   export-cache CACHE OUT.parquet          a cache for pandas, DuckDB and `datasets`
@@ -69,6 +71,7 @@ COMMANDS = {
     "export": "hand_over",
     "student": "tools",
     "score": "cache",
+    "merge": "cache",
     "inspect": "cache",
     "verify": "cache",
     "export-cache": "cache",

@@ -1,14 +1,20 @@
-"""The commands on a teacher cache: fill it from given responses, look into it, check, export."""
+"""The commands on a teacher cache: fill it from given responses, merge, look into it, export."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tyro
 
+from tdistill.checks import check_at_least
+from tdistill.cli.options import DATA_FIELDS, given_fields
+from tdistill.data.config import DataConfig, Format, Template
+from tdistill.models.weights import DType, WeightsConfig
 from tdistill.progress import Progress, quiet_libraries, tell
 from tdistill.teacher.config import CaptureConfig
 
@@ -30,9 +36,35 @@ class ScoreCommand:
     """Name of a GGUF file in the teacher's folder."""
     run: Path | None = None
     """Folder of a run whose section `data` and whose date the prompts are rendered with."""
+    shard: str | None = None
+    """Score only a share, i/n, into a cache of its own beside it, for `tdistill merge CACHE`."""
     batch_size: int = 32
     """Rows of one forward pass."""
+    limit: int | None = None
+    """Read only the first N rows of the data."""
+    format: Format | None = None
+    """Which columns of the data to read; likewise the following, as in DataConfig."""
+    template: Template | None = None
+    """How a prompt is rendered."""
+    system: str | None = None
+    """System message of rows that bring none."""
+    max_prompt_tokens: int | None = None
+    """Rows with a longer prompt are left out."""
+    max_response_tokens: int | None = None
+    """A longer response is cut."""
+    dtype: DType = "auto"
+    """Precision of the weights; auto: the checkpoint's on CUDA, float32 on a CPU."""
     capture: CaptureConfig = field(default_factory=CaptureConfig)
+
+
+@dataclass(frozen=True)
+class MergeCommand:
+    """Put the shares of a run's rollouts, or of a cache, together: linked, not copied."""
+
+    target: tyro.conf.Positional[Path]
+    """Folder of the run, or of the cache."""
+    sources: tyro.conf.Positional[tuple[Path, ...]] = ()
+    """Runs, or caches, whose shares are elsewhere; left out: those beside the target's own."""
 
 
 @dataclass(frozen=True)
@@ -72,47 +104,110 @@ class ExportCacheCommand:
 def score(words: list[str]) -> int:
     """Add the evidence of given responses to a cache."""
     command = tyro.cli(ScoreCommand, args=words, prog="tdistill score")
+    from tdistill.teacher.shares import WHOLE, read_share
+
+    check_at_least(1, batch_size=command.batch_size, limit=command.limit)
+    share = WHOLE if command.shard is None else read_share(command.shard)
     quiet_libraries()
     from tdistill.models.finite import keeping_bad_batch
     from tdistill.teacher.cache.writer import CacheWriter, identity_of
     from tdistill.teacher.loading import load_stopping
-    from tdistill.teacher.scoring import collect_scores
+    from tdistill.teacher.scoring import collect_scores, planned_score_shards
+    from tdistill.teacher.shares import note_of
     from tdistill.teacher.source import LiveTeacher
 
-    teacher = load_stopping(command.teacher, gguf_file=command.gguf_file)
-    rows = read_responses(command.data, teacher.tokenizer, command.run)
+    data, clock = _data_of(command)
+    weights = WeightsConfig(command.dtype)
+    teacher = load_stopping(command.teacher, data, gguf_file=command.gguf_file, weights=weights)
+    rows = read_responses(data, teacher.tokenizer, limit=command.limit, clock=clock)
     live = LiveTeacher(teacher, command.capture)
-    bar = Progress("score", len(rows), "responses")
-    writer = CacheWriter(command.cache, identity_of(teacher, command.capture))
-    with writer, keeping_bad_batch(command.cache / "failed.json"):
-        size, heard = command.batch_size, bar.advance
-        for _ in collect_scores(live, rows, writer, batch_size=size, on_finished=heard):
-            pass
+    folder = command.cache if command.shard is None else share.folder(command.cache)
+    writer = CacheWriter(folder, identity_of(teacher, command.capture), beside=command.cache)
+    size = command.batch_size
+    plan = planned_score_shards(rows, batch_size=size)
+    bar, done = Progress("score", len(rows) // share.count, "responses"), 0
+    with writer, keeping_bad_batch(folder / "failed.json"):
+        if command.shard is not None:
+            note_of(plan, share).write(folder)
+        options = {"batch_size": size, "share": share, "on_finished": bar.advance}
+        done = sum(collect_scores(live, rows, writer, **options))
     bar.close()
-    return inspect([str(command.cache)])
+    if command.shard is not None:
+        print(f"share {share} done; at the end of all: tdistill merge {command.cache}")
+    return inspect([str(folder)]) if done else 0
 
 
-def read_responses(data: str, tokenizer: Any, run: Path | None = None) -> list[Row]:
-    """Prompts with responses from a source of data, after its report is printed.
+def _data_of(command: ScoreCommand) -> tuple[DataConfig, datetime | None]:
+    """How the data are read and rendered, and the date that templates are told."""
+    given: dict[str, Any] = {"train": command.data} | given_fields(command, DATA_FIELDS)
+    if command.run is None:
+        return DataConfig(**given), None
+    config, clock = rendering_of(command.run)
+    return replace(config, **given), clock
+
+
+def rendering_of(run: Path) -> tuple[DataConfig, datetime | None]:
+    """How a run renders prompts: its section ``data``, and its date.
+
+    Raises:
+        InvalidValueError: no run was made in the folder.
+    """
+    from tdistill.recipe import read_recipe
+    from tdistill.run.examples import read_clock
+    from tdistill.run.folders import resolved_recipe
+
+    return read_recipe(resolved_recipe(run)).data, read_clock(run)
+
+
+def read_responses(
+    data: DataConfig,
+    tokenizer: Any,
+    *,
+    limit: int | None = None,
+    clock: datetime | None = None,
+) -> list[Row]:
+    """All responses of the rows of a source of data, after its report is printed.
 
     Args:
-        data: the source.
+        data: its ``train`` is the source.
         tokenizer: of the teacher.
-        run: folder of a run whose section ``data`` and whose date are used; None: the defaults.
+        limit: number of rows of the source that are read.
+        clock: the moment that chat templates are told; None: now.
     """
-    from tdistill.data import DataConfig, load_examples
-    from tdistill.evidence.rows import Row
+    from tdistill.run.given import load_rows
 
-    config, clock = DataConfig(train=data), None
-    if run is not None:
-        from tdistill.recipe import read_recipe
-        from tdistill.run.examples import read_clock
-        from tdistill.run.folders import resolved_recipe
+    rows, report = load_rows(data.train, tokenizer, data, limit=limit, clock=clock)
+    tell(report)
+    return rows
 
-        config, clock = read_recipe(resolved_recipe(run)).data, read_clock(run)
-    examples, report = load_examples(data, tokenizer, config, require_references=True, clock=clock)
-    tell(report.text())
-    return [Row(e.prompt_ids, e.reference_ids, e.reference_ended) for e in examples]
+
+def merge(words: list[str]) -> int:
+    """Put shares together; nothing is sampled or scored."""
+    command = tyro.cli(MergeCommand, args=words, prog="tdistill merge")
+    from tdistill.teacher.cache.merging import merge_caches
+
+    for cache, sources in _merges(command.target, command.sources):
+        done = merge_caches(cache, sources)
+        print(
+            f"{cache}: {done.rows} responses in {done.shards} shards, {done.brought} of them from "
+            f"{len(sources)} caches"
+        )
+    return 0
+
+
+def _merges(target: Path, sources: Sequence[Path]) -> Iterator[tuple[Path, list[Path]]]:
+    """Each cache to make, with what goes into it."""
+    from tdistill.teacher.shares import share_folders
+
+    known = ("cache", "cache-test")
+    runs = [target, *sources] if sources else [target]
+    if any(share_folders(run / "cache") for run in runs):
+        for name in known:
+            found = [folder for run in runs for folder in share_folders(run / name)]
+            if found:
+                yield target / name, found
+    else:
+        yield target, list(sources) or share_folders(target)
 
 
 def inspect(words: list[str]) -> int:

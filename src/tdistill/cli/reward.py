@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import tyro
 
 from tdistill.checks import check, check_at_least
+from tdistill.cli.options import DATA_FIELDS, given_fields
 from tdistill.data.config import DataConfig, Format, Template
 from tdistill.files import write_atomically
+from tdistill.models.weights import DType, WeightsConfig
 from tdistill.progress import quiet_libraries, tell
 
 if TYPE_CHECKING:
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
     from tdistill.training.objectives import CriticConfig, TemporalDifference
 
 _OF_OBJECTIVE = ("shift", "discount", "set_top_p")
-_OF_DATA = ("format", "template", "system", "max_prompt_tokens", "max_response_tokens")
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,8 @@ class RewardCommand:
     """Rows with a longer prompt are left out."""
     max_response_tokens: int | None = None
     """A longer response is cut."""
+    dtype: DType = "auto"
+    """Precision of the weights; auto: the checkpoint's on CUDA, float32 on a CPU."""
 
 
 class _Settings(NamedTuple):
@@ -146,11 +149,11 @@ def _settings(command: RewardCommand) -> _Settings:
     from tdistill.teacher.config import CaptureConfig
     from tdistill.training.objectives import TemporalDifference
 
-    data: dict[str, Any] = {"train": command.data} | _given(command, _OF_DATA)
+    data: dict[str, Any] = {"train": command.data} | given_fields(command, DATA_FIELDS)
     if command.run is not None:
         return _settings_of_run(command, command.run, data)
     assert command.model is not None, "checked before"
-    objective = TemporalDifference(**_given(command, _OF_OBJECTIVE))
+    objective = TemporalDifference(**given_fields(command, _OF_OBJECTIVE))
     capture = CaptureConfig(objective.set_top_p or 1.0, None)
     return _Settings(command.model, command.teacher, objective, capture, DataConfig(**data))
 
@@ -169,7 +172,7 @@ def _settings_of_run(command: RewardCommand, run: Path, data: dict[str, Any]) ->
     trained = recipe.objectives.get(label, recipe.objectives[recipe.distilled])
     names = (*_OF_OBJECTIVE, "q_min")
     own = {name: getattr(trained, name) for name in names if hasattr(trained, name)}
-    objective = TemporalDifference(**(own | _given(command, _OF_OBJECTIVE)))
+    objective = TemporalDifference(**(own | given_fields(command, _OF_OBJECTIVE)))
     capture = recipe.rollouts.capture
     most = max(capture.captured_top_p, objective.set_top_p or 0.0)
     folder, config = model_folder(recipe, run, label), trained.critic_config
@@ -185,11 +188,6 @@ def _settings_of_run(command: RewardCommand, run: Path, data: dict[str, Any]) ->
     )
 
 
-def _given(command: RewardCommand, names: Sequence[str]) -> dict[str, Any]:
-    values = {name: getattr(command, name) for name in names}
-    return {name: value for name, value in values.items() if value is not None}
-
-
 def _read(command: RewardCommand, wanted: _Settings) -> tuple[list[Example], list[dict[str, Any]]]:
     """Every response, and its line of ``rewards.jsonl``."""
     from tdistill.data import load_examples
@@ -198,9 +196,11 @@ def _read(command: RewardCommand, wanted: _Settings) -> tuple[list[Example], lis
     from tdistill.training.critic import load_critic
 
     data, teacher = wanted.data, None
-    model = load_stopping(wanted.model, data, gguf_file=command.gguf_file)
+    weights = WeightsConfig(command.dtype)
+    model = load_stopping(wanted.model, data, gguf_file=command.gguf_file, weights=weights)
     if wanted.teacher is not None:
-        teacher = load_stopping(wanted.teacher, data, gguf_file=command.teacher_gguf_file)
+        file = command.teacher_gguf_file
+        teacher = load_stopping(wanted.teacher, data, gguf_file=file, weights=weights)
     examples, _ = load_examples(
         command.data,
         model.tokenizer,

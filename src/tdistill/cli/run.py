@@ -29,6 +29,9 @@ command continues what was interrupted; started twice, the processes share the w
 With `torchrun --nproc_per_node N -m tdistill` in place of `tdistill`, N processes train together.
 Relative paths in a recipe are those of its folder; on the command line, of the current one.
 
+`tdistill rollouts RECIPE.yaml --out DIR --shard 2/8` samples the second of eight shares, without a
+word to the others; `tdistill merge DIR` puts them together.
+
 Fields of a recipe, each with its type and its default:
 """
 
@@ -111,8 +114,33 @@ def _emit(result: Result, out: Path) -> None:
 
 
 def rollouts(words: list[str]) -> int:
-    """The teacher's responses and their evidence."""
-    return _stages("rollouts", words)
+    """The teacher's responses and their evidence, or with --shard i/n a share of them."""
+    text, left = _taken("shard", words)
+    if text is None:
+        return _stages("rollouts", left)
+    if helped("rollouts", left):
+        return 0
+    from tdistill.teacher.shares import read_share
+
+    share = read_share(text)
+    recipe, out = read_words("rollouts", left)
+    from tdistill.run import Run
+
+    Run(recipe, out).sample_share(share)
+    print(f"share {share} done; when all {share.count} are there: tdistill merge {out}")
+    return 0
+
+
+def _taken(name: str, words: list[str]) -> tuple[str | None, list[str]]:
+    """The last value of an option that is no field of a recipe, and the words without it."""
+    found, left, rest = None, list[str](), iter(words)
+    for word in rest:
+        option, sign, value = word.partition("=")
+        if option != f"--{name}":
+            left.append(word)
+        else:
+            found = value if sign else next(rest, "nothing")
+    return found, left
 
 
 def train(words: list[str]) -> int:

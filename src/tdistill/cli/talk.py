@@ -291,6 +291,7 @@ class Conversation:
             answers[voice.label] = text
             draw()
 
+        show("...")  # a first answer takes seconds: how the model can be read is tried
         return voice.answer(
             line,
             self.decoding,

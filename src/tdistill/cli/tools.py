@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -13,6 +13,9 @@ from tdistill.errors import InvalidValueError
 from tdistill.files import replacing_folder
 from tdistill.progress import quiet_libraries
 from tdistill.training.config import LayerRule
+
+if TYPE_CHECKING:
+    from tdistill.evidence.rows import Row
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ def student(words: list[str]) -> int:
     command = tyro.cli(StudentCommand, args=words, prog="tdistill student")
     quiet_libraries()
     from tdistill.cli.cache import read_responses
+    from tdistill.data import DataConfig
     from tdistill.models.language_model import save
     from tdistill.teacher.loading import load_stopping
     from tdistill.training.layer_choice import choose_layers
@@ -59,7 +63,9 @@ def student(words: list[str]) -> int:
             "another, or remove it"
         )
     teacher = load_stopping(command.source, gguf_file=command.gguf_file)
-    rows = [] if command.data is None else read_responses(command.data, teacher.tokenizer)
+    rows: list[Row] = []
+    if command.data is not None:
+        rows = read_responses(DataConfig(train=command.data), teacher.tokenizer)
     rule = command.choose or ("greedy" if rows else "even")
     choice = choose_layers(
         teacher, command.layers, rule, rows, measured_tokens=command.measured_tokens

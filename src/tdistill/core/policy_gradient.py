@@ -28,8 +28,8 @@ def clipped_policy_loss(
 
     Example:
         >>> ratio, advantage = torch.tensor([2.0, 2.0]).log(), torch.tensor([1.0, -1.0])
-        >>> [round(x, 3) for x in clipped_policy_loss(ratio, advantage, clip=0.2).tolist()]
-        [-1.2, 2.0]
+        >>> tuple(round(x, 3) for x in clipped_policy_loss(ratio, advantage, clip=0.2).tolist())
+        (-1.2, 2.0)
     """
     ratio = log_ratio.exp()
     if clip is None:

@@ -22,7 +22,7 @@ class Evidence(TensorGroup):
     Attributes:
         sets: top-p sets; log-probabilities in nats over the full vocabulary, rounded as stored.
         log_normaliser: log-sum-exp of the teacher's logits, nats, rounded as stored;
-            Q_T = log_probs + log_normaliser.
+            Q_T = log_probs + log_normaliser. Not a number where the teacher did not give it.
         action_log_prob: log-probability of the response's own token, rounded as stored.
         tail: tokens sampled off these sets, or None; sets that are cut no longer fit it.
     """

@@ -197,8 +197,9 @@ class _Policy:
                 refuse_step(reader.lm.model, rows, row, len(rows[row]) - 1)
 
     def logits(self) -> Float[Tensor, "A V"]:
-        """What the sampler sees."""
-        own, *others = (part.to(self.device) for part in self.parts if part is not None)
+        """What the sampler sees, in float32 whatever the model computes in."""
+        parts = (part.to(self.device) for part in self.parts if part is not None)
+        own, *others = (part.float() for part in parts)  # softmax over a vocabulary, in float32
         return own if self.companion is None else _mixture(own, others[0], self.companion.weight)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from tdistill.hashing import key_of
 from tdistill.models.adapters import adapter_base, merged
 from tdistill.models.architecture import TEXT_KEYS, causal_config
 from tdistill.models.model_files import check_model_folder
+from tdistill.models.weights import FLOAT32, DType, WeightsConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -86,7 +87,7 @@ def load(
     *,
     gguf_file: str | None = None,
     device: str | torch.device | None = None,
-    dtype: torch.dtype = torch.float32,
+    weights: WeightsConfig = FLOAT32,
 ) -> LanguageModel:
     """A causal language model from a folder, or from the hub as ``hub:NAME``.
 
@@ -99,7 +100,7 @@ def load(
         path: a Hugging Face folder, ``package:NAME`` or ``hub:NAME``.
         gguf_file: name of a GGUF file within it.
         device: where to put the weights; None takes CUDA where there is one.
-        dtype: of the weights.
+        weights: their precision, and how they are spread over several devices.
 
     Returns:
         The model, in evaluation mode, with its tokenizer.
@@ -110,23 +111,63 @@ def load(
     path = resolve_path(str(path))
     base = adapter_base(path)
     if base is not None:
-        lm = load(base, device="cpu", dtype=dtype)
+        lm = load(base, device="cpu", weights=_to_merge(weights))
         tokenizer = load_tokenizer(path) if _has_tokenizer(path) else lm.tokenizer
         model = merged(lm.model, Path(path)).to(_device(device)).eval()
         return LanguageModel(model, tokenizer, path)
     if hub_name(path) is None and gguf_file is None:
         check_model_folder(Path(path))
     if gguf_file is not None:
-        model = _load_gguf(path, gguf_file, dtype)
+        model = _load_gguf(path, gguf_file, _dtype_of(weights, device) or torch.float32)
     else:
         whole = _load_whole_config(path)
         config = causal_config(whole, path)
         text = {} if config is whole else {"key_mapping": TEXT_KEYS}
-        model = _load_weights(path, dtype=dtype, config=config, **text)
+        options = _loading_options(weights, device)
+        model = _load_weights(path, config=config, **options, **text)
         if text:  # else it would be saved under the names of the whole
             vars(model).pop("_weight_conversions", None)
     tokenizer = load_tokenizer(path, gguf_file=gguf_file)
-    return LanguageModel(model.to(_device(device)).eval(), tokenizer, path)
+    return LanguageModel(_placed(model, device, weights).eval(), tokenizer, path)
+
+
+def _placed(model: Any, device: str | torch.device | None, weights: WeightsConfig) -> Any:
+    """On one device, where accelerate or a quantiser has not put it anywhere."""
+    if weights.device_map is not None or getattr(model, "is_quantized", False):
+        return model
+    return model.to(_device(device))
+
+
+def _dtype_of(weights: WeightsConfig, device: str | torch.device | None) -> torch.dtype | None:
+    """The precision to load in; None: the checkpoint's own."""
+    if weights.dtype != "auto":
+        return getattr(torch, weights.dtype)
+    return None if torch.device(_device(device)).type == "cuda" else torch.float32
+
+
+def _to_merge(weights: WeightsConfig) -> WeightsConfig:
+    """How the base of an adapter is loaded: whole and on one device, since it is added to."""
+    return replace(weights, device_map=None, quantise=None)
+
+
+def _loading_options(weights: WeightsConfig, device: str | torch.device | None) -> dict[str, Any]:
+    """The arguments of transformers that a configuration stands for."""
+    from transformers import BitsAndBytesConfig
+
+    dtype = _dtype_of(weights, device)
+    options: dict[str, Any] = {"dtype": "auto" if dtype is None else dtype}
+    if weights.device_map is not None:
+        options["device_map"] = weights.device_map
+    if weights.attention is not None:
+        options["attn_implementation"] = weights.attention
+    if weights.quantise == "8bit":
+        options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
+    elif weights.quantise == "4bit":
+        compute = dtype or torch.bfloat16
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute
+        )
+    return options
 
 
 def _device(device: str | torch.device | None) -> str | torch.device:
@@ -237,6 +278,18 @@ def _loaded(path: str, expected: str, read: Callable[[], Any]) -> Any:
         elif "ignore_mismatched_sizes" in str(error):
             why = "its weights have other shapes than config.json says"
         raise ModelError(f"{path}: expected {expected}; loading failed with: {why}") from error
+
+
+def saved_dtype(path: str | Path, wanted: DType) -> DType:
+    """The precision that a model is written in; auto: that of the checkpoint it comes from.
+
+    Args:
+        path: of that checkpoint.
+        wanted: as a recipe names it.
+    """
+    own: Any = getattr(load_config(path), "dtype", None) if wanted == "auto" else None
+    half: dict[Any, DType] = {torch.bfloat16: "bfloat16", torch.float16: "float16"}
+    return half.get(own, "float32") if wanted == "auto" else wanted
 
 
 def save(lm: LanguageModel, folder: Path) -> None:

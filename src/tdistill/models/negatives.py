@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -81,7 +81,8 @@ def draw_negatives(
         Tokens, each with the weight ``1 / P(drawn)``.
     """
     members, frequency = found.ids, found.count
-    device, random = members.device, {"device": members.device, "generator": generator}
+    device = members.device
+    random: dict[str, Any] = {"device": device, "generator": generator}
     if count >= vocabulary_size:
         every = torch.arange(vocabulary_size, device=device)
         return Negatives(every, torch.zeros(vocabulary_size, device=device))
@@ -129,7 +130,8 @@ def _outside(
     generator: torch.Generator | None,
 ) -> Int[Tensor, " N"]:
     """Distinct tokens that are no members (ascending), each other token equally likely."""
-    found, random = members.new_zeros(0), {"device": members.device, "generator": generator}
+    found = members.new_zeros(0)
+    random: dict[str, Any] = {"device": members.device, "generator": generator}
     if vocabulary_size - len(members) < 4 * count:  # too dense for drawing until they are found
         free = torch.ones(vocabulary_size, dtype=torch.bool, device=members.device)
         free[members] = False

@@ -9,7 +9,7 @@ from typing import Any
 RECIPES = {
     "laptop": "a small teacher and half its layers, on a few CPU cores",
     "one-gpu": "a teacher of one to eight billion parameters, on one GPU",
-    "eight-gpus": "four objectives from two training seeds, shared out over eight GPUs",
+    "eight-gpus": "a larger job, trained by the eight GPUs of one machine together",
     "arithmetic": "sums that the run makes itself, with a check of every answer",
     "own-objective": "a loss of your own beside kd, on the same evidence",
 }

@@ -167,6 +167,12 @@ def _packages(recipe: Recipe) -> str:
     wanted = {}
     if recipe.training.lora is not None:
         wanted["training.lora"] = "peft"
+    if recipe.teacher.weights.quantise is not None:
+        wanted["teacher.weights.quantise"] = "bitsandbytes"
+    if recipe.teacher.backend == "server":
+        wanted["teacher.backend"] = "httpx2"
+    if recipe.teacher.backend == "vllm":
+        wanted["teacher.backend"] = "vllm"
     if recipe.teacher.gguf_file is not None:
         wanted["teacher.gguf_file"] = "gguf"
     for field, name in wanted.items():
@@ -205,9 +211,12 @@ def thorough_checks(ground: Groundwork, folder: Path) -> dict[str, Callable[[], 
         ground: of the run.
         folder: where caches, models and checkpoints will go.
     """
+    given = {"responses": lambda: _responses(ground)} if ground.recipe.rollouts.given else {}
+    teacher = _teacher if ground.at_hand else _engine
     return {
         "prompts": lambda: _prompts(ground),
-        "teacher": lambda: _teacher(ground),
+        **given,
+        "teacher": lambda: teacher(ground),
         "student": lambda: _student(ground),
         "tasks": lambda: _tasks(ground),
         "room": lambda: _room(ground, folder),
@@ -217,6 +226,11 @@ def thorough_checks(ground: Groundwork, folder: Path) -> dict[str, Callable[[], 
 def _prompts(ground: Groundwork) -> str:
     examples = ground.load_examples()
     return ", ".join(f"{len(examples[split])} to {use}" for split, use in _USES.items())
+
+
+def _responses(ground: Groundwork) -> str:
+    supplies = ground.find_given()
+    return ", ".join(f"{split}: {len(supply.shards)} shards" for split, supply in supplies.items())
 
 
 def _teacher(ground: Groundwork) -> str:
@@ -236,6 +250,12 @@ def _teacher(ground: Groundwork) -> str:
     )
 
 
+def _engine(ground: Groundwork) -> str:
+    """Asks who has the teacher for what a run will ask for."""
+    prompts = [e.prompt_ids for rows in ground.load_examples().values() for e in rows]
+    return ground.check_engine(max(map(len, prompts), default=1))
+
+
 def _student(ground: Groundwork) -> str:
     ground.check_student()
     return f"about {student_parameters(ground):,} parameters"
@@ -248,7 +268,7 @@ def _tasks(ground: Groundwork) -> str:
 
 def student_parameters(ground: Groundwork) -> int:
     """Parameters of the student, from the teacher's layers or from its own checkpoint."""
-    teacher, layers = ground.load_teacher(), ground.recipe.student.layers
+    teacher, layers = ground.load_face(), ground.recipe.student.layers
     if layers is None:
         return ground.load_student().num_parameters
     _, stack = layer_stack(teacher.model)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from datetime import datetime
-from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from tdistill.data import Example, check_text_source, load_text_chunks
+from tdistill.errors import InvalidValueError
 from tdistill.evaluation import evaluate
 from tdistill.evaluation.evaluate import Exam
 from tdistill.evaluation.imitation import hold_out
@@ -23,46 +22,23 @@ from tdistill.models.language_model import LanguageModel
 from tdistill.models.positions import check_positions
 from tdistill.models.row_trials import check_reading
 from tdistill.models.scores import check_head
-from tdistill.progress import Progress
-from tdistill.recipe import Recipe, placed
+from tdistill.recipe import Recipe, refuse_unknown_normaliser
 from tdistill.run.examples import load_splits, now, read_clock, references_field, write_clock
-from tdistill.run.folders import model_folder, world_folder
-from tdistill.run.keys import stage_keys
-from tdistill.run.stages import Say, Stages
+from tdistill.run.given import Divided, Given, load_rows, row_of
+from tdistill.run.once import once
+from tdistill.run.stages import Say
+from tdistill.run.supplies import Sampled, Scored, Supply, sampled_identity
+from tdistill.run.teachers import Teachers
 from tdistill.run.worlds import make_world
-from tdistill.teacher.cache.manifest import CacheIdentity
+from tdistill.teacher.cache.manifest import CacheIdentity, read_manifest
 from tdistill.teacher.cache.reader import Cache
-from tdistill.teacher.cache.writer import CacheWriter, identity_of
-from tdistill.teacher.loading import load_stopping
-from tdistill.teacher.rollouts import (
-    collect_rollouts,
-    count_sampled,
-    plan_key,
-    planned_shards,
-)
-from tdistill.teacher.scoring import collect_scores, planned_score_shards
+from tdistill.teacher.shares import Share
 from tdistill.teacher.source import CachedTeacher, LiveTeacher
 from tdistill.training.layer_choice import choose_layers
 from tdistill.training.student import drop_layers, evenly_spaced
 
-_Self = TypeVar("_Self")
-_Made = TypeVar("_Made")
 
-
-def once(method: Callable[[_Self], _Made]) -> Callable[[_Self], _Made]:
-    """Let a method do its work at the first call; later calls give what it made."""
-    name = f"_{method.__name__}"
-
-    @wraps(method)
-    def made(self: _Self) -> _Made:
-        if name not in vars(self):
-            setattr(self, name, method(self))
-        return getattr(self, name)
-
-    return made
-
-
-class Groundwork:
+class Groundwork(Teachers):
     """The work that comes before any training, and that no training seed is in.
 
     Args:
@@ -72,11 +48,7 @@ class Groundwork:
     """
 
     def __init__(self, recipe: Recipe, folder: Path, say: Say) -> None:
-        self.recipe, self.folder, self.say = recipe, folder, say
-        self.world = world_folder(recipe, folder)
-        self.placed = placed(recipe, self.world)
-        self.keys = stage_keys(recipe)
-        self.stages = Stages(folder, say)
+        super().__init__(recipe, folder, say)
         self.data_report = ""  # what the data doctor found, once the examples are loaded
         self._caches: dict[str, Cache] = {}
         self._chunks: dict[int, list[tuple[int, ...]]] = {}
@@ -88,32 +60,7 @@ class Groundwork:
         if self.recipe.world is not None:
             make_world(self.recipe, self.placed, self.world, self.keys["world"], self.say)
 
-    # The teacher.
-
-    @property
-    def teacher_folder(self) -> Path:
-        """Where the teacher is, or will be once it is converted."""
-        return model_folder(self.recipe, self.folder, "teacher")
-
-    def convert_teacher(self) -> None:
-        """Convert a GGUF teacher to safetensors, once."""
-        config = self.placed.teacher
-        if config.gguf_file is None:
-            return
-
-        def convert() -> dict[str, Any]:
-            model = language_model.load(config.path, gguf_file=config.gguf_file)
-            with replacing_folder(self.teacher_folder) as partial:
-                language_model.save(model, partial)
-            return {}
-
-        self.stages.run("teacher", self.keys["teacher"], [self.teacher_folder], convert)
-
-    @once
-    def load_teacher(self) -> LanguageModel:
-        """The teacher."""
-        self.convert_teacher()
-        return load_stopping(self.teacher_folder, self.recipe.data)
+    # Models.
 
     @once
     def load_live_teacher(self) -> LiveTeacher:
@@ -122,22 +69,11 @@ class Groundwork:
         head = self.recipe.training.head
         return LiveTeacher(self.load_teacher(), config, vocabulary_size=size, head=head)
 
-    def release_teacher(self) -> None:
-        """Forget the teacher until it is needed again: training reads the cache."""
-        for name in ("_load_teacher", "_load_live_teacher", "_load_student"):
-            vars(self).pop(name, None)
-
-    @once
-    def load_tokenizer(self) -> Any:
-        """The tokenizer that teacher and student share."""
-        self.convert_teacher()
-        return language_model.load_tokenizer(self.teacher_folder)
-
     @once
     def load_student(self) -> LanguageModel:
         """The recipe's checkpoint, with the teacher's tokenizer and ends; says what it takes."""
-        given = language_model.load(str(self.placed.student.path))
-        student, changes = adopt(given, self.load_teacher())
+        given = language_model.load(str(self.placed.student.path), weights=self.student_weights)
+        student, changes = adopt(given, self.load_face())
         for change in changes:
             self.say(f"  student: {change}")
         return student
@@ -146,7 +82,7 @@ class Groundwork:
     def count_vocabulary(self) -> int:
         """Tokens that teacher and student share."""
         if self.placed.student.path is not None:
-            return shared_vocabulary(self.load_teacher(), self.load_student())
+            return shared_vocabulary(self.load_face(), self.load_student())
         return self.open_cache("train").manifest.identity.vocabulary_size
 
     # Data and evidence.
@@ -200,19 +136,36 @@ class Groundwork:
 
     @once
     def sample_rollouts(self) -> list[Row]:
-        """Teacher responses to the training prompts, with evidence, in ``cache/``."""
-        return self._sample("rollouts", "train", self.recipe.rollouts.n)
+        """Teacher responses to train on, with evidence, in ``cache/``."""
+        return self._gather("rollouts", "train")
 
     @once
     def sample_held_out(self) -> list[Row]:
         """Teacher responses to the test prompts, in ``cache-test/``; never trained on."""
-        return self._sample("held-out", "test", self.recipe.evaluation.rollouts_per_prompt)
+        return self._gather("held-out", "test")
+
+    def sample_share(self, share: Share) -> int:
+        """A share of both, in caches of its own beside them; returns the number of responses."""
+        self.keep_clock()
+        supplies = {split: self._supply(split) for split in ("train", "test")}
+        done = 0
+        for split, supply in supplies.items():
+            if not isinstance(supply, Sampled):
+                raise InvalidValueError(
+                    "--shard: expected a recipe that samples the teacher, found rollouts.cache or "
+                    "rollouts.responses; leave it out, or use `tdistill score --shard`"
+                )
+            done += supply.fill_share(self._cache_folder(split), share)
+        return done
 
     def wanted_identity(self) -> CacheIdentity | None:
         """Of the caches that rollouts will be written to; None if they all are there."""
         if self.stages.finished("rollouts", self.keys["rollouts"], []) is not None:
             return None
-        return identity_of(self.load_teacher(), self.recipe.rollouts.capture)
+        supply = self._supply("train")
+        if isinstance(supply, Given):
+            return read_manifest(supply.cache).identity
+        return sampled_identity(self.load_sampler(), self.recipe.rollouts.capture)
 
     def prepared(self) -> bool:
         """Whether responses and student are there, so that all checks were passed before."""
@@ -223,52 +176,66 @@ class Groundwork:
         found = [self.stages.finished(x, self.keys[x], [path]) for x, path in outputs.items()]
         return None not in found
 
-    def _sample(self, stage: str, split: str, n: int) -> list[Row]:
-        config, folder = replace(self.recipe.rollouts, n=n), self._cache_folder(split)
-        prompts = [example.prompt_ids for example in self.load_examples()[split]]
+    def _gather(self, stage: str, split: str) -> list[Row]:
+        folder, supply = self._cache_folder(split), self._supply(split)
 
-        def sample() -> dict[str, Any]:
+        def fill() -> dict[str, Any]:
             self.keep_clock()
             write_atomically(self.folder / "data-doctor.txt", self.data_report)
-            teacher = self.load_teacher()
-            with CacheWriter(folder, identity_of(teacher, config.capture)) as writer:
-                done = count_sampled(prompts, config, writer)
-                bar = Progress(stage, len(prompts) * n, "responses", done=done)
-                rows = sum(collect_rollouts(teacher, prompts, config, writer, bar.advance))
-                bar.close()
-                return {"rows": rows}
+            return {"rows": supply.fill(folder)}
 
-        shards = [folder / f"{name}.arrow" for name in planned_shards(prompts, config)]
-        self.stages.run(stage, self.keys[stage], [folder / "manifest.json", *shards], sample)
+        shards = [folder / f"{name}.arrow" for name in supply.shards]
+        self.stages.run(stage, self.keys[stage], [folder / "manifest.json", *shards], fill)
         self._caches.pop(split, None)  # opened before there were new rows
-        return self.open_cache(split).rows(shard=f"rollouts-{plan_key(prompts, config)}")
+        return supply.rows(self.open_cache(split))
+
+    def _supply(self, split: str) -> Supply:
+        """Where the responses of a split come from."""
+        config = self.placed.rollouts
+        if config.given:
+            return self.find_given()[split]
+        prompts = [example.prompt_ids for example in self.load_examples()[split]]
+        if split == "test":
+            config = replace(config, n=self.recipe.evaluation.rollouts_per_prompt)
+        stage = {"train": "rollouts", "test": "held-out"}[split]
+        return Sampled(stage, prompts, config, self.load_sampler)
+
+    @once
+    def find_given(self) -> dict[str, Supply]:
+        """The responses of training and test that the recipe names instead of sampling."""
+        config, examples = self.placed.rollouts, self.load_examples()
+        each = self.recipe.evaluation.rollouts_per_prompt
+        divided = Divided(examples["test"], examples["valid"], each)
+        tokenizer, scorer = self.load_tokenizer(), self.load_scorer
+        if config.responses is None:
+            fingerprint = language_model.tokenizer_fingerprint(tokenizer)
+            found = divided.given(str(config.cache), config.capture, fingerprint, scorer)
+            self._check_normaliser(found["train"])
+            return found
+        data, clock = self.placed.data, self.clock()
+        rows, told = load_rows(config.responses, tokenizer, data, clock=clock)
+        self.say(told)
+        return divided.scored(rows, scorer)
+
+    def _check_normaliser(self, supply: Supply) -> None:
+        if isinstance(supply, Given) and not read_manifest(supply.cache).identity.normaliser:
+            refuse_unknown_normaliser(self.recipe, f"in {supply.cache}")
 
     def collect_rows(self, kind: str) -> list[Row]:
         """Rows to train on: the ground-truth ``references``, or the ``teacher``'s responses."""
         if kind == "teacher":
             return self.sample_rollouts()
-        return [
-            Row(e.prompt_ids, e.reference_ids, e.reference_ended, "reference")
-            for e in self.load_examples()["train"]
-            if e.reference_ids
-        ]
+        return [row_of(e) for e in self.load_examples()["train"] if e.reference_ids]
 
     @once
     def score_references(self) -> list[Row]:
         """The training references, their evidence in ``cache/`` beside that of the rollouts."""
         rows, folder = self.collect_rows("references"), self._cache_folder("train")
-
-        def score() -> dict[str, Any]:
-            live = self.load_live_teacher()
-            with CacheWriter(folder, identity_of(live.teacher, live.config)) as writer:
-                bar = Progress("score references", len(rows), "responses")
-                done = sum(collect_scores(live, rows, writer, on_finished=bar.advance))
-                bar.close()
-                return {"rows": done}
-
-        shards = [folder / f"{name}.arrow" for name in planned_score_shards(rows)]
-        outputs = [folder / "manifest.json", *shards]
-        self.stages.run("references", self.keys["references"], outputs, score)
+        scorer = self.load_live_teacher if self.at_hand else self.load_scorer
+        supply = Scored("score references", rows, scorer)
+        outputs = [folder / "manifest.json", *(folder / f"{x}.arrow" for x in supply.shards)]
+        key = self.keys["references"]
+        self.stages.run("references", key, outputs, lambda: {"rows": supply.fill(folder)})
         self._caches.pop("train", None)  # opened before there were new rows
         return rows
 
@@ -280,6 +247,8 @@ class Groundwork:
         if config.path is not None:
             self.say(f"  {self.count_vocabulary()} tokens shared by teacher and student")
             self._check_model(self.load_student())
+        if not self.at_hand:  # what depends on the teacher's weights is seen where they are
+            return
         made = self.stages.finished("student", self.keys["student"], [self._untrained])
         if made is not None:
             return
@@ -330,6 +299,7 @@ class Groundwork:
                 )
                 self.say(f"  {choice.text()}")
                 student = drop_layers(teacher, choice.kept)
+                student.model.float()  # trained in float32, whatever the teacher computes in
                 record = {"layers": {k: v for k, v in asdict(choice).items() if v}}
             with replacing_folder(folder) as partial:
                 language_model.save(student, partial)

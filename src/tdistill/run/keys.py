@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from tdistill import strict
@@ -19,6 +20,7 @@ from tdistill.hashing import key_of
 from tdistill.models.adapters import adapter_base
 from tdistill.recipe import Recipe, WorldConfig, named_paths, recipe_dict
 from tdistill.report.result import FORMAT
+from tdistill.teacher.cache.manifest import MANIFEST
 
 
 def seeded(recipe: Recipe, number: int) -> Recipe:
@@ -43,7 +45,8 @@ def stage_keys(recipe: Recipe) -> dict[str, str]:
             named = plain["objectives"][label] | {"objective": type(objective).__qualname__}
             own = named, *own[1:], fingerprint(str(code))
         keys[label] = key_of(keys["start"], keys["rollouts"], own)
-    keys["publish"] = key_of(recipe.distilled, keys[recipe.distilled])
+    served = plain["student"]["served_dtype"]
+    keys["publish"] = key_of(recipe.distilled, keys[recipe.distilled], served)
     judged_by = plain["evaluation"] | {"verify": _verifier(recipe)}
     for label in ("teacher", "start", *recipe.objectives):
         evaluation = key_of(keys[label], keys["held-out"], judged_by)
@@ -63,21 +66,34 @@ def _shared_keys(recipe: Recipe) -> dict[str, str]:
     plain, data = recipe_dict(recipe), recipe.data
     keys = {} if recipe.world is None else {"world": _world_key(recipe.world)}
     places = named_paths(recipe)
-    keys["teacher"] = key_of(_without("teacher", plain, places), _model(recipe.teacher.path, keys))
+    keys["teacher"] = key_of(_asked(recipe, plain, places), _model(recipe.teacher.path, keys))
     read = _without("data", plain, places)
     files = {s: _content(getattr(data, s), keys) for s in ("train", "valid", "test")}
-    keys["rollouts"] = key_of(keys["teacher"], read, files, plain["rollouts"])
+    given = [_content(recipe.rollouts.responses, keys), _cached(recipe.rollouts.cache, keys)]
+    how = _without("rollouts", plain, places)
+    keys["rollouts"] = key_of(keys["teacher"], read, files, how, given)
     keys["references"] = key_of(keys["rollouts"], "references")
     keys["held-out"] = key_of(keys["rollouts"], recipe.evaluation.rollouts_per_prompt)
     student = _model(recipe.student.path, keys)
     origin = keys["rollouts"] if recipe.student.measured else keys["teacher"]
-    keys["student"] = key_of(origin, _without("student", plain, places), student)
+    made = _without("student", plain, places)
+    made.pop("served_dtype")  # of a copy at the end
+    keys["student"] = key_of(origin, made, student)
     return keys
 
 
 def _without(section: str, plain: Mapping[str, Any], places: Mapping[str, str]) -> dict[str, Any]:
     """A section of the recipe but for its paths, whose content counts."""
     return {k: v for k, v in plain[section].items() if f"{section}.{k}" not in places}
+
+
+def _asked(recipe: Recipe, plain: Mapping[str, Any], places: Mapping[str, str]) -> dict[str, Any]:
+    """The teacher's section but for where it is and how it is reached, which changes nothing."""
+    section = _without("teacher", plain, places)
+    server, _ = section.pop("server"), section.pop("vllm")
+    weights = {k: v for k, v in section.pop("weights").items() if k != "device_map"}
+    named = {"model": server["model"]} if recipe.teacher.backend == "server" else {}
+    return section | named | {"weights": weights}
 
 
 def _world_key(world: WorldConfig) -> str:
@@ -93,6 +109,15 @@ def _model(path: str | None, keys: Mapping[str, str]) -> str:
         with suppress(ModelError):  # what cannot be used is refused before any work
             base = adapter_base(resolve_path(path))
     return own if base is None else key_of(own, fingerprint(base))
+
+
+def _cached(path: str | None, keys: Mapping[str, str]) -> Any:
+    """What the caches at a path are: their manifests have the checksums of all they hold."""
+    if path is None or in_world(path):
+        return _content(path, keys)
+    place = Path(path).expanduser()
+    folders = (place, place / "cache", place / "cache-test")
+    return [fingerprint(str(f / MANIFEST)) for f in folders if (f / MANIFEST).exists()]
 
 
 def _content(path: str | None, keys: Mapping[str, str]) -> str:

@@ -18,6 +18,8 @@ import yaml
 
 from tdistill.errors import StorageError, one_line
 from tdistill.files import locked, replacing_folder, write_atomically
+from tdistill.models import language_model
+from tdistill.models.weights import WeightsConfig
 from tdistill.processes import ProcessEnded, ProcessFailed, Team, launched_team, process_rank
 from tdistill.progress import duration, tell
 from tdistill.recipe import Recipe, recipe_dict
@@ -28,6 +30,7 @@ from tdistill.run.intent import intent
 from tdistill.run.replacement import replacement
 from tdistill.run.stages import Say
 from tdistill.run.students import START, Students
+from tdistill.teacher.shares import Share
 
 _SECONDS_BETWEEN_LOOKS = 1.0
 _FATAL = (StorageError, ProcessEnded, ProcessFailed)  # more than one objective is wrong
@@ -76,6 +79,11 @@ class Run:
         """Sample the teacher and capture its top-p sets, after a look at the student."""
         self.begin()
         self._alone(self._sample_rollouts)
+
+    def sample_share(self, share: Share) -> None:
+        """Sample one share of the responses of training and test, whatever others do."""
+        self.begin()
+        self.say(f"  {self.groundwork.sample_share(share)} teacher responses of share {share}")
 
     def train(self) -> None:
         """Make the start of every training seed, and train every objective from it."""
@@ -139,10 +147,17 @@ class Run:
         if not first.trained(label):
             return
 
+        dtype = self.groundwork.served_dtype
+
         def copy() -> dict[str, Any]:
+            source = first.model_folder(label)
             with replacing_folder(folder) as partial:
-                shutil.copytree(first.model_folder(label), partial, dirs_exist_ok=True)
-            return {}
+                if dtype == "float32":
+                    shutil.copytree(source, partial, dirs_exist_ok=True)
+                else:
+                    model = language_model.load(source, device="cpu", weights=WeightsConfig(dtype))
+                    language_model.save(model, partial)
+            return {"dtype": dtype}
 
         first.stages.run("publish", first.keys["publish"], [folder / "config.json"], copy)
 

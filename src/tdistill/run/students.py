@@ -95,7 +95,8 @@ class Students:
 
         def work() -> dict[str, Any]:
             exam = self.groundwork.prepare_exam()
-            model = language_model.load(self.model_folder(label))
+            weights = self.groundwork.student_weights
+            model = language_model.load(self.model_folder(label), weights=weights)
             own = {"sweep": sweep(label, model, exam), "parameters": model.num_parameters}
             return evaluate.judge(label, model, exam) | own
 
@@ -155,7 +156,7 @@ class Students:
             place = replacing_folder(folder) if is_first_process() else nullcontext()
             with place as partial:
                 trained, history = train.train_student(
-                    language_model.load(start),
+                    language_model.load(start, weights=ground.student_weights),
                     resolved,
                     responses,
                     config,

@@ -12,7 +12,7 @@ from tdistill.core import kappa, truncate
 from tdistill.teacher.adaptive import ChosenSets, GapRule, choose_top_p
 from tdistill.teacher.cache.all_steps import AllSteps, all_steps
 from tdistill.teacher.cache.manifest import VERSION
-from tdistill.teacher.cache.reader import Cache
+from tdistill.teacher.cache.reader import Cache, decoding
 
 _MENU = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 
@@ -44,6 +44,8 @@ def inspect_cache(
     sets = everything.sets
     sizes = sets.sizes.numpy()
     mass = (-everything.losses(sets)).exp().numpy()
+    with decoding(cache.folder):
+        marks = [len(places) for shard in cache.shards() for places in shard.incomplete()]
     cap = identity.max_set_size
     steps, members = len(sizes), len(sets.ids)
     menu = [p for p in _MENU if p < identity.captured_top_p] + [identity.captured_top_p]
@@ -68,6 +70,10 @@ def inspect_cache(
             "q10": float(np.quantile(mass, 0.1)),
             "min": float(mass.min()),
         },
+        "listed_tokens": identity.listed_tokens,
+        "incomplete_steps": sum(marks),
+        "incomplete_rows": sum(count > 0 for count in marks),
+        "normaliser": identity.normaliser,
         "cap_binds": 0.0 if cap is None else float(_capped(sizes, mass, identity).mean()),
         "kappa_least_mass": kappa(min(1.0, float(mass.min())), discount),
         "out_of_set_rate": _out_of_set_rate(everything),
@@ -100,6 +106,10 @@ def inspection_text(numbers: dict[str, Any]) -> str:
         f"  what p loses at discount {numbers['discount']}, nats of Q: (3.3) on these responses, "
         "(3.3) where cut ones go on, (3.3) without end, kappa; bytes a step are estimates",
     ]
+    if not numbers["normaliser"]:
+        lines.insert(-1, "  log-normaliser absent: the teacher listed tokens only")
+    if numbers["listed_tokens"] is not None:
+        lines.insert(-1, _incomplete_text(numbers))
     lines += [
         f"    p = {b['set_top_p']:<5} mean size {b['mean_size']:8.1f}  bytes "
         f"{b['bytes_per_step']:7.1f}   {b['bound_as_cached']:7.2f}  {b['bound']:7.2f}  "
@@ -114,6 +124,15 @@ def inspection_text(numbers: dict[str, Any]) -> str:
             f"captured mass is {numbers['kappa_least_mass']:.2f}"
         )
     return "\n".join(lines)
+
+
+def _incomplete_text(numbers: dict[str, Any]) -> str:
+    share = numbers["incomplete_steps"] / max(numbers["steps"], 1)
+    return (
+        f"  incomplete     {numbers['incomplete_steps']} sets ({share:.2%} of the steps, in "
+        f"{numbers['incomplete_rows']} rows): {numbers['listed_tokens']} tokens were listed and "
+        "held less than p"
+    )
 
 
 def _chosen(everything: AllSteps, gap: float, discount: float) -> list[dict[str, Any]]:

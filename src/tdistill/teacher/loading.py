@@ -29,7 +29,20 @@ def load_stopping(
         DataError: the chat template that is to be used cannot render a conversation.
         ModelError: there is no such model, or it has no token for the end of a turn.
     """
-    lm = language_model.load(path, **options)
+    return stopping(language_model.load(path, **options), data)
+
+
+def stopping(lm: LanguageModel, data: DataConfig | None = None) -> LanguageModel:
+    """The model itself, which also ends responses where its chat template ends a turn.
+
+    Args:
+        lm: changed in place.
+        data: see :func:`load_stopping`.
+
+    Raises:
+        DataError: the chat template that is to be used cannot render a conversation.
+        ModelError: it has no token for the end of a turn.
+    """
     if not lm.tokenizer.chat_template:
         return lm
     try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor
 
@@ -18,12 +19,17 @@ from tdistill.evidence.rows import Row
 from tdistill.hashing import key_of
 from tdistill.models.generation import draw_from_sets, generate, row_uniforms, seed_of
 from tdistill.models.language_model import LanguageModel
+from tdistill.teacher.ahead import made_ahead
+from tdistill.teacher.cache.manifest import CacheIdentity
 from tdistill.teacher.cache.row_encoder import CachedResponse
 from tdistill.teacher.cache.writer import CacheWriter
 from tdistill.teacher.capture import Recorder, capture
-from tdistill.teacher.config import RolloutConfig
+from tdistill.teacher.config import CaptureConfig, RolloutConfig
+from tdistill.teacher.shares import WHOLE, Share
 
 PromptIds = tuple[int, ...]
+
+_AT_ONCE = 2  # units that a server is asked for: it has work while the last responses of one come
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,26 @@ class Unit:
     samples: tuple[int, ...]
     first: int
     seed: int
+
+
+class UnitSampler(Protocol):
+    """A teacher that is no network of ours; units are asked for from several threads."""
+
+    def identity(self, config: CaptureConfig) -> CacheIdentity:
+        """The identity of the cache that it would write."""
+        ...
+
+    def sample_unit(self, unit: Unit, config: RolloutConfig) -> list[CachedResponse]:
+        """Responses with the teacher's evidence at each of their steps."""
+        ...
+
+    def kept(self, unit: Unit, config: RolloutConfig) -> None:
+        """Hear that a unit is written, so that what was held for it may go."""
+        ...
+
+    def stop(self) -> None:
+        """Ask for nothing more: units that are under way in other threads fail soon."""
+        ...
 
 
 def plan_units(prompts: Sequence[PromptIds], config: RolloutConfig) -> list[Unit]:
@@ -67,11 +93,13 @@ def planned_shards(prompts: Sequence[PromptIds], config: RolloutConfig) -> list[
 
 
 def collect_rollouts(
-    teacher: LanguageModel,
+    teacher: LanguageModel | UnitSampler,
     prompts: Sequence[PromptIds],
     config: RolloutConfig,
     writer: CacheWriter,
     on_finished: Callable[[int], None] = lambda count: None,
+    *,
+    share: Share = WHOLE,
 ) -> Iterator[int]:
     """Sample what the cache does not hold yet; yields the rows of each shard, done or reused.
 
@@ -81,21 +109,42 @@ def collect_rollouts(
         config: sampling and capture.
         writer: the open cache.
         on_finished: told how many responses have ended, as they do.
+        share: which units of the plan are done here.
 
     Yields:
         Rows of each shard, in order: shards already whole are not sampled again.
     """
-    names = planned_shards(prompts, config)
-    for name, unit in zip(names, plan_units(prompts, config), strict=True):
-        if not writer.has(name):
-            writer.write(name, sample_unit(teacher, unit, config, on_finished))
+    plan = list(zip(planned_shards(prompts, config), plan_units(prompts, config), strict=True))
+    items = ((name, unit, writer.has(name)) for name, unit in share.of(plan))
+
+    def made(item: tuple[str, Unit, bool]) -> list[CachedResponse] | None:
+        _, unit, known = item
+        if known:
+            return None
+        if isinstance(teacher, LanguageModel):
+            return sample_unit(teacher, unit, config, on_finished)
+        return teacher.sample_unit(unit, config)
+
+    if isinstance(teacher, LanguageModel):
+        found = made_ahead(made, items, at_once=1)
+    else:
+        found = made_ahead(made, items, at_once=_AT_ONCE, stop=teacher.stop)
+    for (name, unit, _), responses in found:
+        if responses is not None:
+            writer.write(name, responses)
+            if not isinstance(teacher, LanguageModel):
+                teacher.kept(unit, config)
+                on_finished(len(unit.prompts))
         yield len(unit.prompts)
 
 
-def count_sampled(prompts: Sequence[PromptIds], config: RolloutConfig, writer: CacheWriter) -> int:
-    """Responses of the plan that the cache holds already."""
-    units = zip(planned_shards(prompts, config), plan_units(prompts, config), strict=True)
-    return sum(len(unit.prompts) for name, unit in units if writer.has(name))
+def count_sampled(
+    prompts: Sequence[PromptIds], config: RolloutConfig, writer: CacheWriter, share: Share = WHOLE
+) -> tuple[int, int]:
+    """Responses of a share of the plan that the cache holds already, and all of them."""
+    plan = list(zip(planned_shards(prompts, config), plan_units(prompts, config), strict=True))
+    sizes = [(len(unit.prompts), writer.has(name)) for name, unit in share.of(plan)]
+    return sum(size for size, known in sizes if known), sum(size for size, _ in sizes)
 
 
 def sample_unit(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from tdistill.evidence.evidence import take_responses
+from tdistill.evidence.evidence import EvidenceSource, take_responses
 from tdistill.evidence.rows import Row, row_key
 from tdistill.hashing import key_of
 from tdistill.models.layout import alike
 from tdistill.teacher.cache.row_encoder import CachedResponse
 from tdistill.teacher.cache.writer import CacheWriter
-from tdistill.teacher.source import LiveTeacher
+from tdistill.teacher.listing.teacher import ListingTeacher
+from tdistill.teacher.shares import WHOLE, Share
 
 _BATCH, _BATCHES = 32, 8
 
@@ -26,13 +27,14 @@ def planned_score_shards(
 
 
 def collect_scores(
-    teacher: LiveTeacher,
+    teacher: EvidenceSource,
     rows: Sequence[Row],
     writer: CacheWriter,
     *,
     batch_size: int = _BATCH,
     batches_per_shard: int = _BATCHES,
     on_finished: Callable[[int], None] = lambda count: None,
+    share: Share = WHOLE,
 ) -> Iterator[int]:
     """Score what the cache does not hold yet; yields the rows of each shard, done or reused.
 
@@ -43,6 +45,7 @@ def collect_scores(
         batch_size: rows of one forward pass.
         batches_per_shard: forward passes written as one file.
         on_finished: told how many rows are done, as they are; those found done as well.
+        share: which of the files are made here.
 
     Yields:
         Rows of each shard, in order.
@@ -50,7 +53,8 @@ def collect_scores(
     sizes = {"batch_size": batch_size, "batches_per_shard": batches_per_shard}
     names, size = planned_score_shards(rows, **sizes), batch_size * batches_per_shard
     rows = [rows[i] for i in alike(rows)]
-    for name, first in zip(names, range(0, len(rows), size), strict=True):
+    plan = list(zip(names, range(0, len(rows), size), strict=True))
+    for name, first in share.of(plan):
         group = rows[first : first + size]
         if writer.has(name):
             on_finished(len(group))
@@ -61,14 +65,16 @@ def collect_scores(
 
 
 def _scored(
-    teacher: LiveTeacher, batches: Sequence[Sequence[Row]], on_finished: Callable[[int], None]
+    teacher: EvidenceSource, batches: Sequence[Sequence[Row]], on_finished: Callable[[int], None]
 ) -> Iterator[CachedResponse]:
     for batch in batches:
         yield from _score(teacher, batch)
         on_finished(len(batch))
 
 
-def _score(teacher: LiveTeacher, rows: Sequence[Row]) -> list[CachedResponse]:
+def _score(teacher: EvidenceSource, rows: Sequence[Row]) -> list[CachedResponse]:
+    if isinstance(teacher, ListingTeacher):
+        return teacher.score(rows)
     evidence = teacher.evidence(rows)
     parts = take_responses(evidence, [len(row.response_ids) for row in rows])
     return [CachedResponse(row, part, "score") for row, part in zip(rows, parts, strict=True)]

@@ -132,7 +132,7 @@ class TrainConfig:
         """Updates until the learning rate is reached.
 
         Example:
-            >>> [TrainConfig(steps=n).warmup for n in (5, 50, 4000)]
-            [0, 5, 100]
+            >>> tuple(TrainConfig(steps=n).warmup for n in (5, 50, 4000))
+            (0, 5, 100)
         """
         return min(100, self.steps // 10) if self.warmup_steps is None else self.warmup_steps

@@ -42,7 +42,8 @@ def write_parquet(cache: Cache, path: Path) -> int:
     A row is a response: ``prompt_ids`` and ``response_ids``; ``ended``; ``source``; for each step
     ``log_normaliser`` and ``action_log_prob``, and the lists ``set_ids`` and ``set_log_probs``;
     where tails were sampled also ``tail_ids``, ``tail_log_probs`` and ``tail_counts``.
-    Log-probabilities are in nats, as the cache gives them. The cache's identity is in the file's
+    Log-probabilities are in nats, as the cache gives them; log-normalisers that it lacks are not a
+    number. The cache's identity is in the file's
     metadata, under ``tdistill``.
 
     Args:

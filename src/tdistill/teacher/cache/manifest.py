@@ -14,14 +14,28 @@ from tdistill.files import write_atomically
 from tdistill.hashing import file_sha256
 
 FORMAT = "tdistill-cache"
-VERSION = 3
+VERSION = 4
 MANIFEST = "manifest.json"
 _LARGEST = 1 << 53
 
 
 @dataclass(frozen=True)
 class CacheIdentity:
-    """Whose evidence a cache holds and how much of it: fixed when the cache is created."""
+    """Whose evidence a cache holds and how much of it: fixed when the cache is created.
+
+    Attributes:
+        teacher: its name.
+        teacher_fingerprint: of its weights, or of the name by which a server knows it.
+        tokenizer_fingerprint: of what gives ids their meaning.
+        vocabulary_size: ids that count.
+        captured_top_p: mass of the sets.
+        max_set_size: cap on them.
+        tail_samples: draws a step off the set.
+        min_gain: ends a set early, nats.
+        listed_tokens: how many tokens the teacher listed at a step, where a set may lack some for
+            that reason; None: every set is complete, or at its cap.
+        normaliser: whether log-normalisers are there; a teacher that only lists tokens gives none.
+    """
 
     teacher: str
     teacher_fingerprint: str
@@ -31,6 +45,8 @@ class CacheIdentity:
     max_set_size: int | None
     tail_samples: int
     min_gain: float | None
+    listed_tokens: int | None = None
+    normaliser: bool = True
 
 
 @dataclass(frozen=True)
@@ -138,7 +154,8 @@ def _entry(kind: type[_Entry], values: Any) -> _Entry:
     for name, value in vars(made).items():
         allowed = get_args(hints[name]) or (hints[name],)
         allowed = (*allowed, int) if float in allowed else allowed
-        if isinstance(value, bool) or not isinstance(value, allowed):
+        flag = isinstance(value, bool) and bool not in allowed
+        if flag or not isinstance(value, allowed):
             raise TypeError(f"{name} is {type(value).__name__}")
         if isinstance(value, (int, float)) and not 0 <= value < _LARGEST:
             raise ValueError(f"{name} is out of range")

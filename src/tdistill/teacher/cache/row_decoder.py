@@ -61,6 +61,12 @@ class ShardReader:
         rows = map(Row, prompts, responses, ended)
         return list(zip(rows, sources, strict=True))
 
+    def incomplete(self) -> list[tuple[int, ...]]:
+        """The steps of each row whose sets lack members that the teacher did not list."""
+        if "incomplete" not in self._batch.schema.names:
+            return [()] * len(self.steps)
+        return [tuple(steps or ()) for steps in self._batch.column("incomplete").to_pylist()]
+
     def evidence(self) -> Evidence:
         """The evidence of all rows."""
         return decode_evidence([(self, i) for i in range(len(self.steps))], self._identity)
@@ -82,7 +88,8 @@ def decode_evidence(places: Sequence[tuple[ShardReader, int]], identity: CacheId
     rows.tokens(rows.prompt_tokens)
     actions = rows.tokens(steps)
     sizes = streams.take(steps, *SET_SIZE).astype(np.int64) + 1
-    normaliser = streams.take(steps, *NORMALISER)
+    stored = identity.normaliser
+    normaliser = streams.take(steps, *NORMALISER) if stored else None
     first = streams.take(steps, *FIRST_LEVEL) << LEVEL_DELTA[0]
     members = _sums(sizes, steps)
     ids = rows.tokens(members)
@@ -92,7 +99,7 @@ def decode_evidence(places: Sequence[tuple[ShardReader, int]], identity: CacheId
     tail = _tail(streams, steps, bits) if identity.tail_samples > 0 else None
     streams.finish()
     sets = TopPSets(_whole(ids), _log_probs(levels), _offsets(sizes))
-    return Evidence(sets, _normaliser(normaliser), _log_probs(of_action), tail)
+    return Evidence(sets, _normaliser(normaliser, len(sizes)), _log_probs(of_action), tail)
 
 
 def _sums(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -114,7 +121,10 @@ def _log_probs(levels: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(level_table().take(levels, mode="clip"))
 
 
-def _normaliser(zigzag: np.ndarray) -> torch.Tensor:
+def _normaliser(zigzag: np.ndarray | None, steps: int) -> torch.Tensor:
+    """Log-normalisers, nats; not a number where the cache has none."""
+    if zigzag is None:
+        return torch.full((steps,), float("nan"))
     odd, half = (zigzag & 1).astype(bool), zigzag >> 1
     return torch.from_numpy((np.where(odd, -half - 1, half) * NORMALISER_STEP).astype(np.float32))
 

@@ -36,11 +36,19 @@ from tdistill.teacher.cache.row_layout import (
 
 @dataclass(frozen=True, eq=False)
 class CachedResponse:
-    """A response with its evidence and where it came from (``rollout:0``, ``score``)."""
+    """A response with its evidence and where it came from (``rollout:0``, ``score``).
+
+    Attributes:
+        row: the response.
+        evidence: the teacher at each of its steps.
+        source: where it came from.
+        incomplete: the steps whose sets lack members, because the teacher did not list them.
+    """
 
     row: Row
     evidence: Evidence
     source: str
+    incomplete: tuple[int, ...] = ()
 
 
 def encode_rows(responses: Sequence[CachedResponse], identity: CacheIdentity) -> pa.RecordBatch:
@@ -65,6 +73,11 @@ def encode_rows(responses: Sequence[CachedResponse], identity: CacheIdentity) ->
         "steps": pa.array([len(r.row.response_ids) for r in responses], type=pa.uint32()),
         "evidence": pa.array(encoded, type=pa.binary()),
     }
+    if identity.listed_tokens is not None:
+        marks = [r.incomplete for r in responses]
+        columns["incomplete"] = pa.array(marks, type=pa.list_(pa.uint32()))
+    elif any(r.incomplete for r in responses):
+        _refuse("complete sets")
     if table:
         whole = [table, *(b"" for _ in responses)][: len(responses)]  # with the first row
         columns["frequent"] = pa.array(whole, type=pa.binary())
@@ -108,7 +121,8 @@ def _encoded(
     out.add(prompt_codes, *widths)
     out.add(action_codes, *widths)
     out.add(sizes - 1, *SET_SIZE)
-    out.add(_zigzag(evidence.log_normaliser), *NORMALISER)
+    if identity.normaliser:
+        out.add(_zigzag(evidence.log_normaliser), *NORMALISER)
     out.add(levels[starts] >> LEVEL_DELTA[0], *FIRST_LEVEL)
     out.add(set_codes, *widths)
     _encode_levels(out, levels, starts)

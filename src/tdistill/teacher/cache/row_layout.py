@@ -4,8 +4,9 @@ Each row holds these streams, one after the other, V being the size of the vocab
 meaning w bits, or x more where w do not suffice (see :mod:`tdistill.teacher.cache.bit_streams`):
 
 - the tokens of the prompt (absent where it is that of the row before) and of the response;
-- a step: the size of its set less 1 (8/16/32), the log-normaliser in steps of 1/512 nats (16/32),
-  the level of the likeliest member without its lowest 4 bits (8/16);
+- a step: the size of its set less 1 (8/16/32), the log-normaliser in steps of 1/512 nats (16/32;
+  absent where the teacher gives none), the level of the likeliest member without its lowest 4 bits
+  (8/16);
 - a member: its token, and how many levels it is below the member before (4/8/16), or
   the lowest 4 bits of its level where it is the first;
 - a step whose action is not in its set: the level of that (12/16); the others have it in the set;

@@ -42,7 +42,7 @@ def _checks(shard: ShardReader, listed: Shard, identity: CacheIdentity) -> dict[
     checks = {
         **_counts(listed, rows, evidence),
         **_tokens(rows, evidence, identity.vocabulary_size),
-        **_claims(evidence.sets, identity),
+        **_claims(evidence.sets, identity, _marked(shard)),
         "a row whose key is not that of its tokens": keys != shard.addresses(),
     }
     return checks if evidence.tail is None else checks | _tails(evidence, evidence.tail, identity)
@@ -67,10 +67,21 @@ def _tokens(rows: Sequence[Row], evidence: Evidence, vocabulary: int) -> dict[st
     }
 
 
-def _claims(sets: TopPSets, identity: CacheIdentity) -> dict[str, bool]:
+def _marked(shard: ShardReader) -> Tensor:
+    """Whether each step is marked as having an incomplete set."""
+    marked = torch.zeros(int(shard.steps.sum()), dtype=torch.bool)
+    firsts = (shard.steps.cumsum() - shard.steps).tolist()
+    for first, count, places in zip(firsts, shard.steps, shard.incomplete(), strict=True):
+        if places and max(places) >= count:
+            raise CacheError("a mark of a step that its row does not have")
+        marked[[first + place for place in places]] = True
+    return marked
+
+
+def _claims(sets: TopPSets, identity: CacheIdentity, marked: Tensor) -> dict[str, bool]:
     """What the manifest says of the capture, against the sets: each ends where its mass reaches p.
 
-    A cap or a least gain may end it before.
+    A cap or a least gain may end it before, and a mark says that no more tokens were listed.
     """
     p, cap = identity.captured_top_p, identity.max_set_size
     before = segment_cumsum(sets.log_probs.double().exp(), sets.offsets)
@@ -87,7 +98,9 @@ def _claims(sets: TopPSets, identity: CacheIdentity) -> dict[str, bool]:
         f"a set larger than the cap of {cap}": cap is not None and bool((sets.sizes > cap).any()),
     }
     if identity.min_gain is None:
-        checks[f"a set of less mass than the captured {p:g}"] = bool(short.any())
+        checks[f"a set of less mass than the captured {p:g}"] = bool((short & ~marked).any())
+    whole = reached >= p * (1 + _ROUNDED)
+    checks["a set marked as incomplete that is whole"] = bool((whole & marked).any())
     return checks
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +11,7 @@ from types import TracebackType
 import pyarrow as pa
 
 from tdistill.errors import CacheError
-from tdistill.files import locked, write_atomically
+from tdistill.files import link_or_copy, locked, write_atomically
 from tdistill.hashing import file_sha256
 from tdistill.models.language_model import LanguageModel, model_fingerprint, tokenizer_fingerprint
 from tdistill.teacher.cache.manifest import (
@@ -43,13 +43,20 @@ class CacheWriter:
     Args:
         folder: the cache; created if absent.
         identity: whose evidence will be written.
+        beside: another cache, whose shards are not written again.
 
     Raises:
-        CacheError: if the folder holds evidence of another identity, or another process writes.
+        CacheError: if a folder holds evidence of another identity, or another process writes.
     """
 
-    def __init__(self, folder: Path, identity: CacheIdentity) -> None:
+    def __init__(
+        self, folder: Path, identity: CacheIdentity, *, beside: Path | None = None
+    ) -> None:
         self.folder = folder
+        self._elsewhere: Manifest | None = None
+        if beside is not None and (beside / MANIFEST).exists():
+            self._elsewhere = read_manifest(beside)
+            _check_identity(beside, self._elsewhere.identity, identity)
         with ExitStack() as holding:
             holding.enter_context(_alone_in(folder))
             self.manifest = _manifest_of(folder, identity)
@@ -60,7 +67,8 @@ class CacheWriter:
         listed = [s for s in self.manifest.shards if s.name == f"{name}.arrow"]
         for shard in listed:
             check_shard(self.folder, shard)
-        return bool(listed)
+        others = () if self._elsewhere is None else self._elsewhere.shards
+        return bool(listed) or any(s.name == f"{name}.arrow" for s in others)
 
     def write(self, name: str, responses: Sequence[CachedResponse]) -> None:
         """Write a shard whole, then list it in the manifest."""
@@ -72,6 +80,18 @@ class CacheWriter:
         write_atomically(path, sink.getvalue().to_pybytes())
         self.manifest = self.manifest.with_shard(_listed(path, responses))
         self.manifest.write(self.folder)
+
+    def adopt(self, places: Iterable[tuple[Path, Shard]]) -> int:
+        """Bring shards of other caches in, whole and unaltered; returns how many are new."""
+        there = {shard.name for shard in self.manifest.shards}
+        new = [(folder, shard) for folder, shard in places if shard.name not in there]
+        for folder, shard in new:
+            check_shard(folder, shard)
+        for folder, shard in new:
+            link_or_copy(folder / shard.name, self.folder / shard.name)
+            self.manifest = self.manifest.with_shard(shard)
+        self.manifest.write(self.folder)
+        return len(new)
 
     def __enter__(self) -> CacheWriter:
         """The writer itself."""

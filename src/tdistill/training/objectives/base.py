@@ -167,6 +167,11 @@ class Objective:
         return None
 
     @property
+    def reads_normaliser(self) -> bool:
+        """Whether it reads the teacher's log-normalisers, which a server does not give."""
+        return False
+
+    @property
     def target_network(self) -> float | None:
         """Decay of the averaged copy of the student that gives V(s'); None: there is none."""
         return None

@@ -88,6 +88,11 @@ class IQLearn(TemporalDifference):
         wanted = "at least 2 under second_term: online, or V(s) of student states has no bound"
         check("max_slope", steep, wanted, self.max_slope)
 
+    @property
+    def reads_normaliser(self) -> bool:
+        """The teacher's raw Q, round which its reward is, has the log-normaliser in it."""
+        return self.centre == "teacher" and self.shift == "raw"
+
     def loss(self, views: Views, batch: Batch) -> StepLoss:
         """The negative of (4.2) per step."""
         links, online = batch.transitions, self.second_term == "online"

@@ -101,6 +101,11 @@ class SoftTD(SoftReturns):
     )
     teacher_value: Literal["set", "vocabulary"] = "set"  # what V_T(s') of r_T sums over
 
+    @property
+    def reads_normaliser(self) -> bool:
+        """The teacher's raw Q is its log-probabilities and log-normaliser."""
+        return self.shift == "raw"
+
     def loss(self, views: Views, batch: Batch) -> StepLoss:
         """Squared error of the return, and the cost of mass off the set."""
         return self.squared_error(views, batch, self.reward(batch))

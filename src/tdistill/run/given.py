@@ -1,0 +1,243 @@
+"""Responses that are there already: in a cache, or in a source of data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tdistill.data import DataConfig, Example, load_examples
+from tdistill.errors import CacheError, DataError
+from tdistill.evidence.rows import Row
+from tdistill.run.supplies import Scored, Supply
+from tdistill.teacher.cache.manifest import MANIFEST, read_manifest
+from tdistill.teacher.cache.merging import merge_caches
+from tdistill.teacher.cache.reader import Cache, decoding
+from tdistill.teacher.config import CaptureConfig
+from tdistill.teacher.listing.teacher import ListingTeacher
+from tdistill.teacher.rollouts import PromptIds
+from tdistill.teacher.source import LiveTeacher
+
+
+@dataclass(frozen=True)
+class Given:
+    """Responses of a cache that exists: its shards are linked, not copied, where the disk can.
+
+    Attributes:
+        cache: its folder.
+        capture: what must have been captured.
+        kept: whether a response is one of these.
+        each: most responses to a prompt; None: all.
+    """
+
+    cache: Path
+    capture: CaptureConfig
+    kept: Callable[[Row], bool]
+    each: int | None = None
+
+    @property
+    def shards(self) -> list[str]:
+        """See :class:`Supply`."""
+        return [shard.name.removesuffix(".arrow") for shard in read_manifest(self.cache).shards]
+
+    def open(self, tokenizer_fingerprint: str) -> Cache:
+        """The cache, if it can be used as the recipe asks.
+
+        Raises:
+            CacheError: of another tokenizer, captured otherwise, damaged.
+        """
+        found, wanted = asdict(read_manifest(self.cache).identity), asdict(self.capture)
+        other = {k: found[k] for k in wanted if found[k] != wanted[k]}
+        if other:
+            words = ", ".join(f"{k}: {v}" for k, v in other.items())
+            raise CacheError(
+                f"rollouts.cache: expected evidence captured as rollouts.capture says, found "
+                f"{words} in {self.cache}; write rollouts.capture: {{{words}}} into the recipe"
+            )
+        return Cache(self.cache, tokenizer_fingerprint=tokenizer_fingerprint)
+
+    def fill(self, folder: Path) -> int:
+        """See :class:`Supply`."""
+        merge_caches(folder, [self.cache])
+        return len(self.rows(Cache(folder)))
+
+    def rows(self, cache: Cache) -> list[Row]:
+        """See :class:`Supply`."""
+        found = [row for row in _rows_of(cache, set(self.shards)) if self.kept(row)]
+        return found if self.each is None else _first_of_each(found, self.each)
+
+
+def given_cache(path: str, split: str) -> Path:
+    """The cache of a split at a path that is a cache, or the folder of a run.
+
+    Raises:
+        CacheError: it is neither.
+    """
+    place = Path(path).expanduser()
+    if (place / MANIFEST).exists():
+        return place
+    own = [place / name for name in (f"cache-{split}", "cache")]  # there is no cache-train
+    found = [folder for folder in own if (folder / MANIFEST).exists()]
+    if not found:
+        raise CacheError(
+            f"rollouts.cache: expected a teacher cache or the folder of a run that has one, found "
+            f"neither in {place}; make one with `tdistill rollouts` or `tdistill score`"
+        )
+    return found[0]
+
+
+@dataclass(frozen=True)
+class Divided:
+    """Which responses are trained on, and which are judged on; those to prompts of neither.
+
+    Attributes:
+        test: the examples of the test.
+        valid: those of validation, whose responses are not used.
+        each: most responses to a test prompt.
+    """
+
+    test: Sequence[Example]
+    valid: Sequence[Example]
+    each: int
+
+    def trained(self, row: Row) -> bool:
+        """Whether a response is to none of their prompts."""
+        return row.prompt_ids not in self._held_out and row.prompt_ids not in self._unseen
+
+    def judged(self, row: Row) -> bool:
+        """Whether a response is to a prompt of the test."""
+        return row.prompt_ids in self._held_out
+
+    @cached_property
+    def _held_out(self) -> set[PromptIds]:
+        return {example.prompt_ids for example in self.test}
+
+    @cached_property
+    def _unseen(self) -> set[PromptIds]:
+        return {example.prompt_ids for example in self.valid}
+
+    def references(self, found: Sequence[Row], field: str) -> list[Row]:
+        """What is judged on: the responses found, else those that the test data have.
+
+        Raises:
+            DataError: there are neither.
+        """
+        own = [row_of(example) for example in self.test if example.reference_ids]
+        if not found and not own:
+            raise DataError(
+                f"{field}: expected responses to the test prompts, to judge on; found none there "
+                "and none in data.test; put some into one of the two"
+            )
+        return _first_of_each(found or own, self.each)
+
+    def scored(
+        self, responses: Sequence[Row], teacher: Callable[[], LiveTeacher | ListingTeacher]
+    ) -> dict[str, Supply]:
+        """Supplies of training and test from responses that the teacher reads once.
+
+        Raises:
+            DataError: there is nothing to train on, or to judge on.
+        """
+        field = "rollouts.responses"
+        train = [row for row in responses if self.trained(row)]
+        _refuse_none(train, len(responses), field)
+        test = self.references([row for row in responses if self.judged(row)], field)
+        return {
+            "train": Scored("rollouts", train, teacher),
+            "test": Scored("held-out", test, teacher),
+        }
+
+    def given(
+        self,
+        path: str,
+        capture: CaptureConfig,
+        fingerprint: str,
+        teacher: Callable[[], LiveTeacher | ListingTeacher],
+    ) -> dict[str, Supply]:
+        """Supplies of training and test from a cache, or from the run in a folder.
+
+        Args:
+            path: of either.
+            capture: what must have been captured.
+            fingerprint: of the tokenizer.
+            teacher: reads the test's references, where there are no responses to its prompts.
+
+        Raises:
+            CacheError: there is no cache, or it cannot be used.
+            DataError: there is nothing to train on, or to judge on.
+        """
+        field = "rollouts.cache"
+        train = Given(given_cache(path, "train"), capture, self.trained)
+        test = Given(given_cache(path, "test"), capture, self.judged, self.each)
+        cache = train.open(fingerprint)
+        _refuse_none(train.rows(cache), len(cache), field)
+        held_out = test.rows(cache if test.cache == train.cache else test.open(fingerprint))
+        if held_out:
+            return {"train": train, "test": test}
+        return {"train": train, "test": Scored("held-out", self.references([], field), teacher)}
+
+
+def load_rows(
+    source: str,
+    tokenizer: Any,
+    config: DataConfig,
+    *,
+    limit: int | None = None,
+    clock: datetime | None = None,
+) -> tuple[list[Row], str]:
+    """Prompts with all responses of each, from a source of data, and what its doctor found.
+
+    Args:
+        source: as in ``DataConfig``.
+        tokenizer: of the teacher.
+        config: format, template and lengths.
+        limit: number of rows of the source that are read.
+        clock: the moment that chat templates are told.
+
+    Raises:
+        DataError: a row has no response, or the source cannot be read.
+    """
+    examples, report = load_examples(
+        source,
+        tokenizer,
+        config,
+        limit=limit,
+        require_references=True,
+        every_response=True,
+        clock=clock,
+    )
+    return list(map(row_of, examples)), report.text()
+
+
+def row_of(example: Example) -> Row:
+    """The first response of an example, as ground truth."""
+    ids = example.reference_ids
+    return Row(example.prompt_ids, ids, example.reference_ended, "reference")
+
+
+def _refuse_none(train: Sequence[Row], there: int, field: str) -> None:
+    if not train:
+        raise DataError(
+            f"{field}: expected responses to train on, found {there} and all of them to prompts of "
+            "validation or test; name another source, or other data.valid and data.test"
+        )
+
+
+def _rows_of(cache: Cache, names: Collection[str]) -> list[Row]:
+    listed = zip(cache.manifest.shards, cache.shards(), strict=True)
+    with decoding(cache.folder):
+        opened = [shard for entry, shard in listed if entry.name.removesuffix(".arrow") in names]
+        return [row for shard in opened for row, _ in shard.rows()]
+
+
+def _first_of_each(rows: Sequence[Row], each: int) -> list[Row]:
+    seen: dict[PromptIds, int] = {}
+    kept = []
+    for row in rows:
+        seen[row.prompt_ids] = seen.get(row.prompt_ids, 0) + 1
+        if seen[row.prompt_ids] <= each:
+            kept.append(row)
+    return kept
