@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
+import re
+from base64 import b64decode, b64encode
 from functools import cache
+from hashlib import sha256
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from tdistill.report import sample_panel
+from tdistill.report.downloads import downloads
 from tdistill.report.page import render
 from tdistill.report.result import Result, result_of
 
@@ -79,6 +84,25 @@ def everywhere(text: str) -> Result:
 def harmless() -> list[str]:
     """What acts on the page when all texts are plain."""
     return acting(render(everywhere("plain")))
+
+
+def test_the_content_policy_admits_the_one_script_of_the_page_alone():
+    page = render(result_of(EXAMPLE))
+    (script,) = re.findall(r"<script>(.*?)</script>", page, flags=re.S)
+    (policy,) = re.findall(r'Content-Security-Policy" content="([^"]*)"', page)
+    own = b64encode(sha256(script.encode()).digest()).decode()
+    assert f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{own}'" in policy
+    assert "innerHTML" not in script and "eval" not in script
+
+
+def test_a_spreadsheet_takes_no_name_for_a_formula():
+    plain = json.loads(json.dumps(EXAMPLE).replace('"kd"', '"=1+1"'))
+    for file in downloads(result_of(plain)):
+        text = b64decode(file.address.partition("base64,")[2]).decode()
+        rows = list(csv.DictReader(text.splitlines()))
+        assert len(rows) == file.rows
+        assert "'=1+1" in {row["model"] for row in rows}
+        assert not any(row["model"].startswith("=") for row in rows)
 
 
 def test_the_page_itself_acts_with_known_elements_only():
