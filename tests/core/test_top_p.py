@@ -151,7 +151,7 @@ def test_truncation_is_exact_at_masses_that_rows_reach(dtype: torch.dtype):
     log_probs = log_probs.log_softmax(-1)
     captured = top_p_sets(log_probs, 1.0)
     ordered = log_probs.sort(descending=True).values.exp().double().cumsum(1).to(dtype)
-    for p in ordered[::125, :5].flatten().tolist():
+    for p in ordered[::250, :5].flatten().tolist():
         assert_equal(truncate(captured, p), top_p_sets(log_probs, p))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -100,7 +101,7 @@ def test_it_leaves_what_it_promises(world: World):
         "models",
         "stages",
     }
-    assert "<script" not in (world.folder / "report.html").read_text()
+    assert re.findall("<script[^>]*>", (world.folder / "report.html").read_text()) == ["<script>"]
 
 
 def test_a_finished_run_has_nothing_to_do(world: World, capsys: pytest.CaptureFixture[str]):
@@ -206,6 +207,7 @@ def test_curves_are_averaged_over_seeds(world: World):
     assert losses[0] != losses[1]
 
 
+@pytest.mark.slow
 def test_every_objective_of_a_seed_gets_the_same(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -261,6 +263,7 @@ def test_killed_it_goes_on_to_the_same_result(
         assert digest(out / place) == digest(world.folder / place)
 
 
+@pytest.mark.slow
 def test_models_that_are_not_kept_go_once_they_are_judged_and_are_not_trained_again(
     world: World, tmp_path: Path
 ):

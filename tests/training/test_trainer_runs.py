@@ -172,6 +172,7 @@ def one_of_two(rank: int, port: int, folder: Path) -> None:
     os._exit(0)  # taking a gloo group down can wait for a peer that is gone
 
 
+@pytest.mark.slow
 def test_two_processes_are_one(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

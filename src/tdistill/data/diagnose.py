@@ -12,6 +12,7 @@ from tdistill.data.config import DataConfig, Template
 from tdistill.data.doctor import DoctorReport, ShownRow
 from tdistill.data.formats import Instruction, Prompt, text_of_response
 from tdistill.data.making import Outcome
+from tdistill.data.token_texts import decode, token_texts
 from tdistill.data.tokens import spells_special, splits_special_tokens
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def diagnose(
         roles=columns.roles,
         ignored=columns.ignored,
         notes=notes,
-        end_token=_decode(tokenizer, [end_id]),
+        end_token=decode(tokenizer, [end_id]),
         end_id=end_id,
         rows_read=rows_read,
         rows_rendered=len(outcomes),
@@ -161,18 +162,11 @@ def _sample(tokenizer: PreTrainedTokenizerBase, kept: Sequence[Outcome]) -> Show
     where, example = next((pair for pair in pairs if pair[1].reference_ids), pairs[0])
     return ShownRow(
         where=where,
-        prompt=_decode(tokenizer, example.prompt_ids),
+        prompt=decode(tokenizer, example.prompt_ids),
         prompt_tokens=len(example.prompt_ids),
-        trained=tuple(_decode(tokenizer, [token]) for token in example.reference_ids),
+        trained=tuple(token_texts(tokenizer, example.reference_ids)),
         ended=example.reference_ended,
     )
-
-
-def _decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    text = tokenizer.decode(
-        list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
-    )
-    return str(text)
 
 
 def own_text(prompt: Prompt) -> str:

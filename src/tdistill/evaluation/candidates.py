@@ -7,8 +7,9 @@ from statistics import fmean
 from typing import Any
 
 from tdistill.data import Example
+from tdistill.data.token_texts import token_texts
 from tdistill.evaluation.ranking import ranks_within, spearman, spearman_within
-from tdistill.evaluation.reward import Reading, read_rewards, token_texts
+from tdistill.evaluation.reward import Reading, read_rewards
 from tdistill.evidence.rows import Row
 from tdistill.models.adoption import shared_vocabulary
 from tdistill.models.language_model import LanguageModel
@@ -69,7 +70,7 @@ def ranked_rewards(
     numbers: dict[tuple[int, ...], int] = {}
     prompts = [numbers.setdefault(row.prompt_ids, len(numbers)) for row in rows]
     ranks = ranks_within(prompts, [getattr(reading, rank_by) for reading in readings])
-    texts = [token_texts(model, row) for row in rows]
+    texts = [token_texts(model.tokenizer, row.response_ids) for row in rows]
     unknown = [*(_OF_TEACHER if teacher is None else ()), *(_OF_CRITIC if critic is None else ())]
     parts = zip(prompts, ranks, examples, readings, texts, strict=True)
     return [

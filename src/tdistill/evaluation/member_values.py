@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from tdistill import core
+from tdistill.data.token_texts import token_texts
 from tdistill.errors import ModelError
 from tdistill.evaluation.reward import row_texts
 from tdistill.evidence.batch import Batch
@@ -89,7 +90,7 @@ def _steps(
     def members(step: int) -> list[dict[str, Any]]:
         first, end = offsets[step : step + 2].tolist()
         chosen = slice(first, min(end, first + _MEMBERS))
-        texts = [model.tokenizer.decode([token]) for token in sets.ids[chosen].tolist()]
+        texts = token_texts(model.tokenizer, sets.ids[chosen].tolist())
         parts = zip(texts, *(of_members[chosen] for of_members in numbers), strict=True)
         return [{"token": text, "teacher": t, "student": s, "cost": c} for text, t, s, c in parts]
 

@@ -29,6 +29,7 @@ from typing import Any
 import torch
 
 from tdistill.core import implied_reward, soft_value, successor
+from tdistill.data.token_texts import token_texts
 from tdistill.errors import ModelError
 from tdistill.evidence.batch import Batch
 from tdistill.evidence.collator import Collator
@@ -179,13 +180,11 @@ def reward_traces(
 def row_texts(label: str, model: LanguageModel, row: Row) -> dict[str, Any]:
     """What every trace of a response begins with: its prompt, its model's name, its tokens."""
     prompt = model.tokenizer.decode(list(row.prompt_ids), skip_special_tokens=True)
-    return {"prompt": prompt, "model": label, "tokens": token_texts(model, row)}
-
-
-def token_texts(model: LanguageModel, row: Row) -> list[str]:
-    """The response's tokens as texts, each decoded alone."""
-    texts = [model.tokenizer.decode([token]) for token in row.response_ids]
-    return [text for text in texts if isinstance(text, str)]
+    return {
+        "prompt": prompt,
+        "model": label,
+        "tokens": token_texts(model.tokenizer, row.response_ids),
+    }
 
 
 def _read(
