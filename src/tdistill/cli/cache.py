@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from tdistill.checks import check_at_least
-from tdistill.cli.options import DATA_FIELDS, given_fields
-from tdistill.data.config import DataConfig, Format, Template
-from tdistill.models.weights import DType, WeightsConfig
+from tdistill.cli.options import DATA_FIELDS, ReadingOptions, given_fields
+from tdistill.data.config import DataConfig
+from tdistill.models.weights import WeightsConfig
 from tdistill.progress import Progress, quiet_libraries, tell
 from tdistill.teacher.config import CaptureConfig
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ScoreCommand:
+class ScoreCommand(ReadingOptions):
     """Capture the teacher's evidence for given responses, by one forward pass each."""
 
     teacher: str
@@ -40,20 +40,6 @@ class ScoreCommand:
     """Score only a share, i/n, into a cache of its own beside it, for `tdistill merge CACHE`."""
     batch_size: int = 32
     """Rows of one forward pass."""
-    limit: int | None = None
-    """Read only the first N rows of the data."""
-    format: Format | None = None
-    """Which columns of the data to read; likewise the following, as in DataConfig."""
-    template: Template | None = None
-    """How a prompt is rendered."""
-    system: str | None = None
-    """System message of rows that bring none."""
-    max_prompt_tokens: int | None = None
-    """Rows with a longer prompt are left out."""
-    max_response_tokens: int | None = None
-    """A longer response is cut."""
-    dtype: DType = "auto"
-    """Precision of the weights; auto: the checkpoint's on CUDA, float32 on a CPU."""
     capture: CaptureConfig = field(default_factory=CaptureConfig)
 
 

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import tyro
 
 from tdistill.checks import check, check_at_least
-from tdistill.cli.options import DATA_FIELDS, given_fields
-from tdistill.data.config import DataConfig, Format, Template
+from tdistill.cli.options import DATA_FIELDS, ReadingOptions, given_fields
+from tdistill.data.config import DataConfig
 from tdistill.files import write_atomically
-from tdistill.models.weights import DType, WeightsConfig
+from tdistill.models.weights import WeightsConfig
 from tdistill.progress import quiet_libraries, tell
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ _OF_OBJECTIVE = ("shift", "discount", "set_top_p")
 
 
 @dataclass(frozen=True)
-class RewardCommand:
+class RewardCommand(ReadingOptions):
     """Read the implied reward Q - discount V' of given responses under a model, token by token.
 
     Several rows with the same prompt are candidates that are ranked against each other. Settings
@@ -63,20 +63,6 @@ class RewardCommand:
     """Also write the N best responses of each prompt, as data to train on."""
     batch_size: int = 8
     """Rows of one forward pass."""
-    limit: int | None = None
-    """Read only the first N rows of the data."""
-    format: Format | None = None
-    """Which columns of the data to read; likewise the following, as in DataConfig."""
-    template: Template | None = None
-    """How a prompt is rendered."""
-    system: str | None = None
-    """System message of rows that bring none."""
-    max_prompt_tokens: int | None = None
-    """Rows with a longer prompt are left out."""
-    max_response_tokens: int | None = None
-    """A longer response is cut."""
-    dtype: DType = "auto"
-    """Precision of the weights; auto: the checkpoint's on CUDA, float32 on a CPU."""
 
 
 class _Settings(NamedTuple):

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from tdistill.report.findings import against
-from tdistill.report.measures import count, measure, model_name, number, verdict
+from tdistill.report.measures import count, listed, measure, model_name, number, verdict
 from tdistill.report.result import START, TEACHER, Result
 from tdistill.report.tables import Column, quality_metric, table_columns
 
 _UNDECIDED = {"even": "not told apart", "": "without an interval, not a ranking"}
-_MOST_NAMED = 3
 
 
 def headline(result: Result) -> str:
@@ -38,7 +37,7 @@ def _lost(result: Result) -> str:
     """Measures of the table in which the student is worse than the start, or than the baseline."""
     others = {START: "the start", result.baseline: model_name(result.baseline)}
     parts = [
-        f"worse than {name} in {_listed(worse)}"
+        f"worse than {name} in {listed(worse)}"
         for other, name in others.items()
         if other != result.distilled and (worse := _worse(result, other))
     ]
@@ -59,12 +58,6 @@ def _worse(result: Result, other: str) -> list[str]:
 
 def _titled(column: Column) -> str:
     return f"{column.measure.title} ({column.place})" if column.place else column.measure.title
-
-
-def _listed(names: list[str]) -> str:
-    if len(names) > _MOST_NAMED:
-        names = [*names[: _MOST_NAMED - 1], f"{len(names) - _MOST_NAMED + 1} more"]
-    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
 
 
 def _missing(result: Result) -> str:
