@@ -87,9 +87,8 @@ def _check(command: InitCommand) -> None:
     from tdistill.recipe import read_recipe
 
     recipe, out = read_recipe(command.out), command.out
-    tell(
-        f"{out}: {recipe.teacher.path} into {recipe.student.layers} layers, on {recipe.data.train}"
-    )
+    student = recipe.student.path or f"{recipe.student.layers} layers"
+    tell(f"{out}: {recipe.teacher.path} into {student}, on {recipe.data.train}")
     if command.teacher is None:
         tell("put your teacher in teacher.path, or start again with --teacher")
     if command.data is None and recipe.world is None:

@@ -10,6 +10,7 @@ RECIPES = {
     "laptop": "a small teacher and half its layers, on a few CPU cores",
     "one-gpu": "a teacher of one to eight billion parameters, on one GPU",
     "eight-gpus": "a larger job, trained by the eight GPUs of one machine together",
+    "served-teacher": "a teacher behind a vLLM-compatible server, and a student of your own",
     "arithmetic": "sums that the run makes itself, with a check of every answer",
     "own-objective": "a loss of your own beside kd, on the same evidence",
 }
