@@ -14,7 +14,8 @@ BENCH ?=
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-all test-architectures test-many test-vllm check lint doctest docs figures bench release clean
+.PHONY: demo test test-all test-architectures test-many test-vllm check lint doctest docs notebook \
+	figures bench release clean
 
 demo: $(VENV)/.demo
 	$(BIN)/tdistill demo --out $(OUT)
@@ -35,7 +36,7 @@ test-many: $(VENV)/.dev
 
 # A real vLLM server and engine on the CPU, in an environment of their own (about 10 minutes).
 test-vllm: $(VENV)/.dev $(VLLM)/.installed
-	TDISTILL_VLLM=$(CURDIR)/$(VLLM)/bin $(BIN)/python -m pytest -m slow tests/teacher/test_vllm.py
+	TDISTILL_VLLM="$(CURDIR)/$(VLLM)/bin" $(BIN)/python -m pytest -m slow tests/teacher/test_vllm.py
 
 check: lint doctest test
 
@@ -51,6 +52,10 @@ doctest: $(VENV)/.dev
 docs: $(VENV)/.dev $(VENV)/.docs
 	$(BIN)/python -m tdistill.training.objectives.catalogue docs/objectives.md
 	$(BIN)/python -m mkdocs build --strict
+
+# The tutorial as a notebook, to be opened in this folder; a slow test runs it.
+notebook: $(VENV)/.dev
+	$(BIN)/python docs/tutorial_notebook.py tutorial.ipynb
 
 figures: $(VENV)/.dev
 	$(BIN)/python docs/figures/bounds.py
@@ -69,12 +74,14 @@ release: $(VENV)/.dev
 	$(PYTHON) -m venv $(RELEASE)
 	$(RELEASE)/bin/python -m pip install --quiet --disable-pip-version-check \
 		--constraint constraints.txt dist/*.whl
-	cd $(RELEASE) && bin/python $(CURDIR)/benchmarks/one_minute.py
+	cd $(RELEASE) && bin/python "$(CURDIR)/benchmarks/one_minute.py"
 
 clean:
 	rm -rf $(VENV) $(PEERS) $(VLLM) $(RELEASE) dist build benchmarks/.work demo-run
 
 $(VENV)/bin/python:
+	@$(PYTHON) -c "import sys; found = '%d.%d' % sys.version_info[:2]; sys.exit(sys.version_info < (3, 11) and \
+		'$(PYTHON): expected Python 3.11 or newer, found ' + found + '; name another: make PYTHON=python3.12')"
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 import tdistill
+from serving import serving
 from tdistill import cli
 from tdistill.models.language_model import save
 from tdistill.ready import RECIPES
@@ -54,13 +55,24 @@ def test_every_ready_recipe_can_be_done(name: str, own: Path, tmp_path: Path):
     path = init(tmp_path, name, *words)
     recipe = read_recipe(path)
     assert recipe.teacher.path == str(own / "teacher")
-    if name == "served-teacher":  # nobody serves it here: what doctor would ask
-        assert (recipe.teacher.backend, recipe.student.layers) == ("server", None)
-        return
-    assert recipe.student.layers == 3
-    assert len(result_key(recipe)) == 16
     assert planned_bytes(recipe, 1000, 100) > 0
-    assert cli.main(["doctor", str(path)]) == 0
+    if name != "served-teacher":  # which is a test of its own: somebody must serve it
+        assert recipe.student.layers == 3
+        assert len(result_key(recipe)) == 16
+        assert cli.main(["doctor", str(path)]) == 0
+
+
+def test_the_recipe_of_a_served_teacher_can_be_done(
+    own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    words = ["--teacher", str(own / "teacher"), "--data", str(own / "answered.jsonl")]
+    path = init(tmp_path, "served-teacher", *words)
+    assert "into models/student, on" in capsys.readouterr().out.replace(f"{tmp_path}/", "")
+    assert read_recipe(path).teacher.backend == "server"
+    save(tiny_lm("llama", num_hidden_layers=2), tmp_path / "models/student")
+    with serving(tiny_lm("llama", num_hidden_layers=5)) as server:
+        assert cli.main(["doctor", str(path), "--teacher.server.url", server.url]) == 0
+    assert "64 tokens listed a step" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
 import tdistill
+from markdown_pages import DOCS, ROOT, blocks
 from tdistill import core
 from tdistill.recipe import Recipe, recipe_dict
 from tdistill.strict import structure
 
-ROOT = Path(__file__).parents[2]
-DOCS = ROOT / "docs"
-GUIDES = ("own_data", "lora", "evaluation")
+GUIDES = ("own_data", "lora", "evaluation", "evidence", "large_teachers", "using")
 
 
 def named(nav: Any) -> Iterator[str]:
@@ -47,9 +45,9 @@ def test_every_public_name_is_in_the_reference() -> None:
 
 @pytest.mark.parametrize("guide", GUIDES)
 def test_what_a_guide_writes_in_yaml_is_part_of_a_recipe(guide: str) -> None:
-    blocks = re.findall(r"```yaml\n(.+?)```", (DOCS / f"{guide}.md").read_text(), re.DOTALL)
-    assert blocks
-    for block in blocks:
+    found = blocks(DOCS / f"{guide}.md", "yaml")
+    assert found
+    for block in found:
         part = yaml.safe_load(block)
         recipe = structure(Recipe, {"teacher": {"path": "t"}, "student": {"layers": 2}} | part)
         plain = recipe_dict(recipe)

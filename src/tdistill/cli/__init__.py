@@ -29,8 +29,7 @@ begin:
 
 distil:
   run RECIPE ... --out DIR         teacher to students, table and report; resumes what is there
-  rollouts RECIPE --out DIR        only so far: sample the teacher, capture its top-p sets
-                                   (--shard 2/8: the second of eight shares of that work)
+  rollouts RECIPE --out DIR        only so far: the teacher's top-p sets; --shard 2/8: a share
   train RECIPE --out DIR           only so far: make the start, train every objective from it
   evaluate RECIPE --out DIR        only so far: judge every model on the test prompts
 

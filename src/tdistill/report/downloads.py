@@ -5,13 +5,15 @@ from __future__ import annotations
 import base64
 import csv
 import io
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from tdistill.report.measures import measure
-from tdistill.report.result import Estimate, Result
+from tdistill.report.result import Columns, Estimate, Result
 
 _ESTIMATE = ("metric", "unit", "mean", "low", "high", "seeds")
+_MOST_STEPS = 400  # of a curve, as many as are drawn
 Line = tuple[object, ...]
 
 
@@ -25,11 +27,14 @@ class Download:
 
 
 def downloads(result: Result) -> list[Download]:
-    """Scores, paired differences, and the sweep; a file without rows is left out."""
+    """Scores, paired differences, sweep, learning curves; a file without rows is left out."""
+    logged = dict.fromkeys(name for curve in result.curves.values() for name in curve.mean)
+    curves = [row for x, c in result.curves.items() for row in _curve(x, c.mean, list(logged))]
     files = [
         ("scores.csv", ("model", "decoding", *_ESTIMATE), _scores(result)),
         ("differences.csv", ("model", "less", "decoding", *_ESTIMATE), _differences(result)),
         ("sweep.csv", ("model", "temperature", *_ESTIMATE), _sweep(result)),
+        ("curves.csv", ("model", *logged), curves),
     ]
     return [_download(name, head, rows) for name, head, rows in files if rows]
 
@@ -57,6 +62,20 @@ def _sweep(result: Result) -> list[Line]:
         for point in points
         for rest in _estimates(point.metrics)
     ]
+
+
+def _curve(model: str, columns: Columns, names: Sequence[str]) -> Iterator[Line]:
+    """Means over the training seeds; of a long curve, also over runs of steps of equal length."""
+    size = math.ceil(len(columns["step"]) / _MOST_STEPS) or 1
+    for first in range(0, len(columns["step"]), size):
+        cells = (columns.get(name, [])[first : first + size] for name in names)
+        yield (model, *map(_mean, cells))
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Of what was logged, to six digits; an empty cell where nothing was."""
+    known = [value for value in values if value is not None]
+    return float(f"{sum(known) / len(known):.6g}") if known else None
 
 
 def _estimates(metrics: Mapping[str, Estimate | None]) -> list[Line]:
