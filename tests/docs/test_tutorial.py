@@ -79,7 +79,7 @@ def test_the_notebook_of_the_tutorial_runs_and_says_what_the_tutorial_says(
         s["model"]: s["metrics"]["exact_match"]["mean"] for s in scores if s["decoding"] == "greedy"
     }
     assert right["teacher"] > 0.9
-    assert right["kd"] < 0.2 and right["mine"] < 0.2
+    assert right["kd"] < 0.4 and right["mine"] < 0.4
     assert right["value_tilted_kd"] > 0.9
     assert (run / "report.html").stat().st_size > 0
     said = "".join(o.get("text", "") for cell in cells for o in cell.outputs)

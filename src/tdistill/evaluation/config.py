@@ -56,7 +56,7 @@ class EvaluationConfig:
     tasks: tuple[str, ...] = ()  # of lm-evaluation-harness: names, or .yaml files of tasks
     task_limit: int | None = None  # only so many documents of each task
     task_chat: bool = False  # put their prompts into the tokenizer's chat template
-    samples: int = 4  # prompts whose responses are shown side by side
+    samples: int = 50  # prompts whose responses the page has side by side
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""

@@ -53,7 +53,8 @@ def learning_curves(result: Result) -> Curves | None:
     number = numbers(result)
     panels = [_panel(f"curve-{name}", name, curves, number) for name in names]
     more = [_panel(f"logged-{i}", name, curves, number) for i, name in enumerate(others)]
-    return Curves(list(curves), panels, more)
+    drawn = [label for label, curve in curves.items() if set(names) & set(curve.mean)]
+    return Curves(drawn, panels, more)
 
 
 def loss_panels(result: Result) -> list[tuple[str, Drawn]]:

@@ -2,28 +2,64 @@
 
 from __future__ import annotations
 
-from tdistill.report.findings import against
-from tdistill.report.measures import count, listed, measure, model_name, number, verdict
-from tdistill.report.result import START, TEACHER, Result
-from tdistill.report.tables import Column, quality_metric, table_columns
+from collections.abc import Mapping, Sequence
 
+from tdistill.report.findings import SHARED_DECODINGS, against
+from tdistill.report.measures import (
+    count,
+    in_order,
+    listed,
+    measure,
+    model_name,
+    number,
+    verdict,
+)
+from tdistill.report.result import START, TEACHER, Result
+from tdistill.report.tables import VERDICTS, Column, quality_metric, table_columns
+
+_KL = Column("forward_kl")
 _UNDECIDED = {"even": "not told apart", "": "without an interval, not a ranking"}
 
 
 def headline(result: Result) -> str:
-    """What became of the forward KL, then what training cost, then how far the teacher is."""
-    lost = [text for text in (_lost(result), _missing(result)) if text]
-    return "; ".join([_won(result), *lost])
+    """What became of right answers and of the forward KL, what else was won, lost, and is missing.
+
+    What was won is told of the quality alone, what was lost of every measure of the table.
+    """
+    right = _right(result)
+    led = [right, _moved(result)] if right else [_closer(result)]
+    return "; ".join(x for x in [*led, _gained(result), _lost(result), _missing(result)] if x)
 
 
-def _won(result: Result) -> str:
-    before = result.estimate(START, "forward_kl", None)
-    after = result.estimate(result.distilled, "forward_kl", None)
+def _right(result: Result) -> str:
+    """What became of right answers, where somebody says which are right."""
+    metric = quality_metric(result)
+    column = Column(metric, in_order(result.decodings, SHARED_DECODINGS)[0])
+    ends = _from_to(result, column)
+    if metric not in VERDICTS or ends is None:
+        return ""
+    name, title = model_name(result.distilled), _titled([column])
     teacher, student = (count(result.parameters[x]) for x in (TEACHER, result.distilled))
-    if before is None or after is None:
+    found = _against(result, START, column)
+    if found not in ("better", "worse"):
+        return f"{title}: {ends[0]} before {name}, {ends[1]} after; {_UNDECIDED[found]}"
+    whose = f"a {student} student of a {teacher} teacher from {ends[0]} to {ends[1]}"
+    return f"{name} {'raises' if found == 'better' else 'lowers'} {title} of {whose}"
+
+
+def _moved(result: Result) -> str:
+    """What became of the forward KL, in few words."""
+    ends, found = _from_to(result, _KL), _against(result, START, _KL)
+    moved = {"better": "falls", "worse": "rises"}.get(found)
+    return f"forward KL {moved} from {ends[0]} to {ends[1]} nats a step" if ends and moved else ""
+
+
+def _closer(result: Result) -> str:
+    teacher, student = (count(result.parameters[x]) for x in (TEACHER, result.distilled))
+    ends = _from_to(result, _KL)
+    if ends is None:
         return f"A {student}-parameter student of a {teacher}-parameter teacher"
-    name, a, b = model_name(result.distilled), number(before.mean, 2), number(after.mean, 2)
-    found = verdict(against(result, START, "forward_kl", None), measure("forward_kl"))
+    name, (a, b), found = model_name(result.distilled), ends, _against(result, START, _KL)
     if found in ("better", "worse"):
         moved = "lowers" if found == "better" else "raises"
         whose = f"the forward KL of a {student} student to its {teacher} teacher"
@@ -33,31 +69,48 @@ def _won(result: Result) -> str:
     )
 
 
+def _from_to(result: Result, column: Column) -> tuple[str, str] | None:
+    """A measure of the start and of the student; None where one was not measured."""
+    found = [
+        result.estimate(x, column.metric, column.decoding) for x in (START, result.distilled)
+    ]
+    a, b = (None if e is None else number(e.mean, column.measure.digits) for e in found)
+    return None if a is None or b is None else (a, b)
+
+
+def _against(result: Result, other: str, column: Column) -> str:
+    return verdict(against(result, other, column.metric, column.decoding), column.measure)
+
+
+def _gained(result: Result) -> str:
+    """Where the student's quality is above that of the baseline."""
+    columns = [c for c in table_columns(result) if c.metric == quality_metric(result)]
+    return _compared(result, "better", {result.baseline: columns})
+
+
 def _lost(result: Result) -> str:
     """Measures of the table in which the student is worse than the start, or than the baseline."""
-    others = {START: "the start", result.baseline: model_name(result.baseline)}
-    parts = [
-        f"worse than {name} in {listed(worse)}"
-        for other, name in others.items()
-        if other != result.distilled and (worse := _worse(result, other))
-    ]
+    columns = table_columns(result)
+    # The title's first part says already how the forward KL stands to the start.
+    others = {START: [c for c in columns if c != _KL], result.baseline: columns}
+    return _compared(result, "worse", others)
+
+
+def _compared(result: Result, wanted: str, columns: Mapping[str, Sequence[Column]]) -> str:
+    parts = []
+    for other, asked in columns.items():
+        found = [c for c in asked if _against(result, other, c) == wanted]
+        titles = {c.metric: [x for x in found if x.metric == c.metric] for c in found}
+        if titles and other != result.distilled:
+            name = "the start" if other == START else model_name(other)
+            parts.append(f"{wanted} than {name} in {listed(list(map(_titled, titles.values())))}")
     return "; ".join(parts)
 
 
-def _worse(result: Result, other: str) -> list[str]:
-    # The title's first part says already how the forward KL stands to the start.
-    skipped = {"forward_kl"} if other == START else set()
-    return [
-        _titled(column)
-        for column in table_columns(result)
-        if column.metric not in skipped
-        and verdict(against(result, other, column.metric, column.decoding), column.measure)
-        == "worse"
-    ]
-
-
-def _titled(column: Column) -> str:
-    return f"{column.measure.title} ({column.place})" if column.place else column.measure.title
+def _titled(columns: Sequence[Column]) -> str:
+    """A measure, and where: places of the same measure share its name."""
+    places = ", ".join(column.place for column in columns if column.place)
+    return f"{columns[0].measure.title} ({places})" if places else columns[0].measure.title
 
 
 def _missing(result: Result) -> str:
@@ -70,6 +123,6 @@ def _missing(result: Result) -> str:
         found = verdict(against(result, TEACHER, metric, decoding), what)
         if theirs is not None and ours is not None and found == "worse":
             reached = f"{number(ours.mean, what.digits)} of the teacher's"
-            place = Column(metric, decoding).place
-            return f"{what.title} ({place}) {reached} {number(theirs.mean, what.digits)}"
+            title = _titled([Column(metric, decoding)])
+            return f"{title} {reached} {number(theirs.mean, what.digits)}"
     return ""
