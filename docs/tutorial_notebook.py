@@ -1,7 +1,7 @@
 """The tutorial as a notebook: docs/tutorial.md is the one source of both.
 
-Run ``python docs/tutorial_notebook.py OUT.ipynb`` from the root of a checkout; ``make notebook`` does. Blocks
-of Python and of bash become cells, all else is text between them.
+Run ``python docs/tutorial_notebook.py OUT.ipynb`` from the root of a checkout, as ``make notebook``
+does. Blocks of Python and of bash become cells, all else is text between them.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Take the pictures of the page, of the chat and of progress, from a run that is there.
 
-Run ``python docs/figures/screens.py RUN [FOLDER]``, with a line for the chat in ``--ask``; the files go
-next to this script or into FOLDER. It needs the extra ``browser`` and Debian's chromium, and opens
-no network. Terminal pictures are of the real commands in a terminal of their own, drawn as HTML.
+Run ``python docs/figures/screens.py RUN [FOLDER] --ask LINE``, where a line is one of the chat; the
+files go next to this script or into FOLDER. It needs the extra ``browser`` and Debian's chromium,
+and opens no network. Pictures of a terminal are of the real command in a terminal of its own,
+drawn as HTML.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from playwright.sync_api import Browser, sync_playwright
 
 PAGES = [(width, scheme) for width in (1280, 390) for scheme in ("light", "dark")]
 PARTS = [("curves", 1280, "light"), ("samples", 1280, "dark"), ("differences", 390, "light")]
-WIDE, NARROW, LINES, MOST_SECONDS = 100, 44, 22, 600.0
+WIDE, NARROW, LINES, MOST_SECONDS = 110, 46, 24, 600.0
 INK, PAPER = "#e6e6e6", "#16181d"
 COLOURS = {
     "black": "#3b4048",
@@ -136,7 +137,9 @@ def draw_page(browser: Browser, report: Path, folder: Path) -> None:
     for part, width, scheme in shots:
         height = 900 if width > 800 else 844
         page = browser.new_page(
-            viewport={"width": width, "height": height}, color_scheme=scheme, reduced_motion="reduce"
+            viewport={"width": width, "height": height},
+            color_scheme=scheme,
+            reduced_motion="reduce",
         )
         page.goto(report.resolve().as_uri())
         if part != "top":

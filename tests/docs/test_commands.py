@@ -8,8 +8,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-
 from markdown_pages import PAGES, ROOT, commands
+
 from tdistill import cli
 from tdistill.recipe import Recipe
 from tdistill.strict import describe
@@ -49,7 +49,9 @@ def known(command: str, option: str) -> bool:
         return option in help_of(command).replace(",", " ").split() or option in BESIDES
     section, _, rest = option.removeprefix("--").partition(".")
     label, _, field = rest.partition(".")
-    own = section == "objectives" and not any(f.startswith(f"objectives.{label}.") for f in fields())
+    own = section == "objectives" and not any(
+        f.startswith(f"objectives.{label}.") for f in fields()
+    )
     return option in BESIDES or option.removeprefix("--") in fields() or (own and field != "")
 
 

@@ -1,4 +1,4 @@
-"""Every link on a page leads to a file and an anchor that are there; `make docs` checks the same."""
+"""Every link on a page leads to a file and an anchor that are there, as `make docs` checks, too."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-
 from markdown_pages import DOCS, PAGES, ROOT, anchors, links
 
 MADE = {DOCS / "tutorial.ipynb"}  # by docs/site_hooks.py

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import yaml
+from markdown_pages import DOCS, ROOT, blocks
 
 import tdistill
-from markdown_pages import DOCS, ROOT, blocks
 from tdistill import core
 from tdistill.recipe import Recipe, recipe_dict
 from tdistill.strict import structure

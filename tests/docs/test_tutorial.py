@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from markdown_pages import DOCS, ROOT, blocks
+
 from tdistill.recipe import Recipe, read_recipe
 
 TUTORIAL = DOCS / "tutorial.md"
@@ -44,7 +44,9 @@ def test_what_the_tutorial_imports_and_makes_is_there(monkeypatch: pytest.Monkey
         module = importlib.import_module(str(node.module))
         assert all(hasattr(module, name.name) for name in node.names)
     world: Any = importlib.import_module("two_ways").TwoWays
-    (made,) = (n for n in ast.walk(tree) if getattr(getattr(n, "func", None), "id", "") == "TwoWays")
+    (made,) = (
+        n for n in ast.walk(tree) if getattr(getattr(n, "func", None), "id", "") == "TwoWays"
+    )
     asked = {keyword.arg for keyword in made.keywords}  # type: ignore[attr-defined]
     assert asked <= set(world.__dataclass_fields__)
 

@@ -18,7 +18,9 @@ def verified(**intervals: tuple[float, float, float]) -> str:
     for name, (mean, low, high) in intervals.items():
         model, metric = name.split("__")
         for row in plain["differences"]:
-            if (row["model"], row["less"]) == (model, "bellman_distill") and metric in row["metrics"]:
+            if (row["model"], row["less"]) == (model, "bellman_distill") and metric in row[
+                "metrics"
+            ]:
                 row["metrics"][metric] = {"mean": mean, "low": low, "high": high, "seeds": []}
     return headline(result_of(plain))
 

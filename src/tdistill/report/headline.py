@@ -71,9 +71,7 @@ def _closer(result: Result) -> str:
 
 def _from_to(result: Result, column: Column) -> tuple[str, str] | None:
     """A measure of the start and of the student; None where one was not measured."""
-    found = [
-        result.estimate(x, column.metric, column.decoding) for x in (START, result.distilled)
-    ]
+    found = [result.estimate(x, column.metric, column.decoding) for x in (START, result.distilled)]
     a, b = (None if e is None else number(e.mean, column.measure.digits) for e in found)
     return None if a is None or b is None else (a, b)
 
