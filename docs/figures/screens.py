@@ -33,7 +33,12 @@ from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 
 PAGES = [(width, scheme) for width in (1280, 390) for scheme in ("light", "dark")]
-PARTS = [("curves", 1280, "light"), ("samples", 1280, "dark"), ("differences", 390, "light")]
+PARTS = [
+    ("scores", 1280, "light"),
+    ("curves", 1280, "light"),
+    ("samples", 1280, "dark"),
+    ("differences", 390, "light"),
+]
 WIDE, NARROW, LINES, MOST_SECONDS = 110, 46, 24, 600.0
 INK, PAPER = "#e6e6e6", "#16181d"
 COLOURS = {

@@ -35,7 +35,7 @@ def test_right_answers_come_first_and_what_they_cost_after():
     led, moved, *rest = text.split("; ")
     assert led.startswith("Bellman Distill raises Verified (greedy) of a 63.7M student of a 134.5M")
     assert moved == "forward KL rises from 2.31 to 1.12 nats a step"
-    assert "better than SFT in Verified (greedy, T = 1, nucleus)" in rest
+    assert "better than SFT in Verified" in rest
     assert "worse than SFT in Forward KL" in rest
 
 
@@ -55,3 +55,13 @@ def test_right_answers_that_were_lost_are_told():
     assert text.startswith("Bellman Distill lowers Verified (greedy)")
     assert "better" not in text
     assert "worse than the start in Verified" in text and "worse than SFT in Verified" in text
+
+
+def test_a_place_is_named_where_the_others_say_something_else():
+    plain: dict[str, Any] = json.loads(EXAMPLE)
+    for row in plain["differences"]:
+        if (row["model"], row["decoding"]) == ("sft", "greedy"):
+            row["metrics"]["rouge_l"] = {"mean": 0.1, "low": 0.05, "high": 0.2, "seeds": []}
+    text = headline(result_of(plain))
+    assert "better than SFT in Rouge-L (T = 1, nucleus)" in text
+    assert "worse than SFT in Rouge-L (greedy)" in text

@@ -161,7 +161,7 @@ def test_words_follow_the_paired_intervals(metrics: dict[str, Any]) -> None:
     result = result_of(metrics)
     assert headline(result) == (
         "Bellman Distill lowers the forward KL of a 63.7M student to its 134.5M teacher "
-        "from 2.31 to 1.12 nats a step; better than SFT in Rouge-L (greedy, T = 1, nucleus); "
+        "from 2.31 to 1.12 nats a step; better than SFT in Rouge-L; "
         "Rouge-L (greedy) 30.4 of the teacher's 45.0"
     )
     text = " ".join(summary(result))

@@ -97,12 +97,20 @@ def _lost(result: Result) -> str:
 def _compared(result: Result, wanted: str, columns: Mapping[str, Sequence[Column]]) -> str:
     parts = []
     for other, asked in columns.items():
-        found = [c for c in asked if _against(result, other, c) == wanted]
-        titles = {c.metric: [x for x in found if x.metric == c.metric] for c in found}
+        titles = _titles(asked, [c for c in asked if _against(result, other, c) == wanted])
         if titles and other != result.distilled:
             name = "the start" if other == START else model_name(other)
-            parts.append(f"{wanted} than {name} in {listed(list(map(_titled, titles.values())))}")
+            parts.append(f"{wanted} than {name} in {listed(titles)}")
     return "; ".join(parts)
+
+
+def _titles(asked: Sequence[Column], found: Sequence[Column]) -> list[str]:
+    """The measures of the columns found; where, unless it is everywhere that was asked for."""
+    titles = []
+    for metric in dict.fromkeys(column.metric for column in found):
+        places, every = ([c for c in some if c.metric == metric] for some in (found, asked))
+        titles.append(every[0].measure.title if len(places) == len(every) else _titled(places))
+    return titles
 
 
 def _titled(columns: Sequence[Column]) -> str:
