@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
+from importlib import import_module
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from tdistill.report.measures import MEASURES
 from tdistill.strict import describe
 from tdistill.strict.help import FieldHelp
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent))  # which mkdocs takes back once this is read
+tutorial_notebook: Any = import_module("tutorial_notebook")
 
 FIELDS = "<!-- fields of a recipe -->"
 MEASURED = "<!-- measures -->"
@@ -30,9 +32,9 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 def on_files(files: Any, config: Any, **_: Any) -> Any:
     """Called by mkdocs once it knows its files: the notebook becomes one that pages can link to."""
     from mkdocs.structure.files import File
-    from tutorial_notebook import as_notebook
 
-    files.append(File.generated(config, "tutorial.ipynb", content=as_notebook()))
+    content = tutorial_notebook.as_notebook()
+    files.append(File.generated(config, "tutorial.ipynb", content=content))
     return files
 
 

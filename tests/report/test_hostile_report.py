@@ -96,7 +96,7 @@ def test_the_content_policy_admits_the_one_script_of_the_page_alone():
 
 
 def test_a_spreadsheet_takes_no_name_for_a_formula():
-    plain = json.loads(json.dumps(EXAMPLE).replace('"kd"', '"=1+1"'))
+    plain = json.loads(json.dumps(EXAMPLE).replace('"sft"', '"=1+1"'))
     for file in downloads(result_of(plain)):
         text = b64decode(file.address.partition("base64,")[2]).decode()
         rows = list(csv.DictReader(text.splitlines()))
