@@ -113,7 +113,7 @@ def test_help_names_every_command_and_field(capsys: pytest.CaptureFixture[str]):
     usage = capsys.readouterr().out
     assert all(f"\n  {name} " in usage for name in COMMANDS)
     lines = [line for line in usage.splitlines() if line.startswith("  ")]
-    assert len(lines) == len(COMMANDS) and max(map(len, lines)) <= 100  # each in one line
+    assert len(lines) == len(cli.COMMANDS) and max(map(len, lines)) <= 100  # each in one line
     assert cli.main(["run", "--help"]) == 0
     fields = capsys.readouterr().out
     for path in ("teacher.path", "training.lora.rank", "rollouts.capture.captured_top_p"):
