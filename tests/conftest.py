@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,6 +56,15 @@ def _shapes(request: pytest.FixtureRequest) -> None:
     where = request.path.relative_to(Path(__file__).parent)
     many = any(part.startswith(_MANY_CALLS) for part in where.parts)
     jaxtyping.config.update("jaxtyping_disable", many)
+
+
+@pytest.fixture(scope="module")
+def plain_pages() -> Iterator[None]:
+    """Pages without figures, which are two of the ten seconds of a run that nobody looks at."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("interval_figures", "learning_curves", "loss_panels"):
+            patch.setattr(f"tdistill.report.page.{name}", lambda result: [])
+        yield
 
 
 @pytest.fixture

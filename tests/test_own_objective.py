@@ -15,6 +15,8 @@ from tdistill import cli, strict
 from tdistill.errors import RecipeError
 from tdistill.recipe import Recipe, read_recipe, recipe_dict
 
+pytestmark = pytest.mark.usefixtures("plain_pages")
+
 DOCS = Path(__file__).parent.parent / "docs"
 EXAMPLE = Path(tdistill.__file__).parent / "ready" / "own_objective.py"
 
