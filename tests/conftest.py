@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -36,12 +38,33 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     return finish(tmp_path_factory.mktemp("finished"))
 
 
+import jaxtyping  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 settings.register_profile("steady", derandomize=True, deadline=None)
 settings.load_profile("steady")
+
+# Whole runs and searches call ``core`` many thousand times with shapes that the tests of single
+# calls, of every objective and of evaluation have checked: there, checking is half of the time.
+_MANY_CALLS = ("cli", "run", "report", "test_tabular_", "test_trainer", "test_parts", "test_train.")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _shapes(request: pytest.FixtureRequest) -> None:
+    where = request.path.relative_to(Path(__file__).parent)
+    many = any(part.startswith(_MANY_CALLS) for part in where.parts)
+    jaxtyping.config.update("jaxtyping_disable", many)
+
+
+@pytest.fixture(scope="module")
+def plain_pages() -> Iterator[None]:
+    """Pages without figures, which are two of the ten seconds of a run that nobody looks at."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("interval_figures", "learning_curves", "loss_panels"):
+            patch.setattr(f"tdistill.report.page.{name}", lambda result: [])
+        yield
 
 
 @pytest.fixture

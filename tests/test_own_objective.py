@@ -15,6 +15,8 @@ from tdistill import cli, strict
 from tdistill.errors import RecipeError
 from tdistill.recipe import Recipe, read_recipe, recipe_dict
 
+pytestmark = pytest.mark.usefixtures("plain_pages")
+
 DOCS = Path(__file__).parent.parent / "docs"
 EXAMPLE = Path(tdistill.__file__).parent / "ready" / "own_objective.py"
 
@@ -54,6 +56,20 @@ def test_its_fields_are_checked_and_set_on_the_command_line(tmp_path: Path) -> N
     path.write_text(yaml.safe_dump(mapping(f"{EXAMPLE}:OnSetKL")))
     recipe = read_recipe(path, ["--objectives.mine.weight", "0.5"])
     assert recipe.objectives["mine"].weight == 0.5
+
+
+def test_a_file_named_on_the_command_line_is_found_again_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(EXAMPLE.read_text())
+    plain = mapping("kd") | {"objectives": {"kd": {}}, "distilled": "kd"}
+    Path("recipe.yaml").write_text(yaml.safe_dump(plain))
+    recipe = read_recipe("recipe.yaml", ["--objectives.mine.objective", "mine.py:OnSetKL"])
+    dumped = recipe_dict(recipe)
+    assert dumped["objectives"]["mine"]["objective"] == f"{tmp_path}/mine.py:OnSetKL"
+    monkeypatch.chdir("/")
+    assert strict.structure(Recipe, dumped) == recipe
 
 
 @pytest.mark.parametrize(

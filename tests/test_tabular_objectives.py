@@ -153,7 +153,13 @@ CASES: dict[str, tuple[Any, Optimum]] = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+# Half a minute of search for one problem.
+LONG = {"centred, semi"}
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, marks=[pytest.mark.slow] * (c in LONG)) for c in CASES]
+)
 @few
 @given(problem=problems(), seed=st.integers(0, 999))
 def test_the_objective_reaches_its_own_optimum(case: str, problem: Problem, seed: int) -> None:

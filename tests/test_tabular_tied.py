@@ -260,7 +260,9 @@ class TestBest:
         often = occupancy(world.mdp, best) > 1e-3
         step = tied_step(world.mdp, best, world.tied)
         torch.testing.assert_close(step[often], best[often], rtol=0, atol=1e-4)
-        assert value(world, best) >= value(world, best_cloner(world.mdp, world.teacher, world.tied))
+        cloner = best_cloner(world.mdp, world.teacher, world.tied)
+        # Where the class holds the teacher both are 0 but for what is rounded.
+        assert value(world, best) >= value(world, cloner) - 1e-12
 
     @few
     @given(seeds)

@@ -240,6 +240,8 @@ def read_recipes(paths: Sequence[Path], options: Sequence[strict.Option] = ()) -
     Raises:
         RecipeError: as `read_recipe` and `unite` do.
     """
+    # Code that an option names must be found again from any folder.
+    options = [o._replace(text=strict.beside(o.text, Path())) if o.text else o for o in options]
     if len(paths) == 1:
         return _read(paths[0], options)
     late = [o for o in options if o.name.split(".")[0] in _OF_OBJECTIVES]

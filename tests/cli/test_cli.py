@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -55,6 +55,12 @@ def command(*words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def children() -> float:
+    """Processor seconds of child processes so far: what a machine that does nothing else waits."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def least(seconds: Callable[[], float], *, below: float) -> float:
     """The least of up to five times, for a machine that does other work too."""
     times = [seconds()]
@@ -66,9 +72,9 @@ def least(seconds: Callable[[], float], *, below: float) -> float:
 @pytest.mark.parametrize("words", [["--help"], *([c, "--help"] for c in COMMANDS)], ids=" ".join)
 def test_help_is_immediate(words: list[str]):
     def seconds() -> float:
-        started = time.perf_counter()
+        started = children()
         done = command(*words)
-        passed = time.perf_counter() - started
+        passed = children() - started
         assert (done.returncode, done.stderr) == (0, "")
         assert "usage: tdistill" in done.stdout
         return passed

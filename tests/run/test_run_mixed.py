@@ -12,6 +12,8 @@ from pipeline import write_world
 from tdistill import cli
 from tdistill.teacher.cache.reader import Cache
 
+pytestmark = pytest.mark.usefixtures("plain_pages")
+
 
 def test_every_source_goes_through_the_command_line(
     tmp_path: Path, capsys: pytest.CaptureFixture

@@ -25,6 +25,8 @@ from tdistill.run import Run, run_recipe
 from tdistill.run.folders import seed_folder
 from tdistill.run.pipeline import Task
 
+pytestmark = pytest.mark.usefixtures("plain_pages")
+
 LABELS = ("seqkd", "kd")
 SEEDS = 2
 

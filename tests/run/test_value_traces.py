@@ -13,6 +13,8 @@ from pipeline import read_json, write_world
 from tdistill import cli
 from tdistill.training.critic import CRITIC_FILE
 
+pytestmark = pytest.mark.usefixtures("plain_pages")
+
 
 @pytest.mark.parametrize("kept", [True, False])
 def test_a_kept_critic_tells_what_was_given_up(kept: bool, tmp_path: Path):

@@ -115,9 +115,10 @@ def test_what_is_finished_stays_and_is_not_asked_for_again(
     server.faults += [lambda request: None] * 6 + [failing(400)] * 30
     with pytest.raises(ModelError, match="found status 400: trouble 400; start it with"):
         roll(tmp_path, server, concurrency=1)
-    assert len(Cache(tmp_path / "cache")) == 4
-    (journal,) = (tmp_path / "unfinished").iterdir()
-    assert set(Journal(journal).read()) == {0, 1}
+    # The first unit is in a shard, or its answers are in line for one: its thread may come later.
+    journals = [Journal(path).read() for path in (tmp_path / "unfinished").iterdir()]
+    assert {0, 1} in [set(answers) for answers in journals]
+    assert len(Cache(tmp_path / "cache")) + sum(map(len, journals)) == 6
     server.asked.clear()
     server.faults.clear()
     roll(tmp_path, server)
