@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import cached_property
@@ -13,9 +13,10 @@ from tdistill.data import DataConfig, Example, load_examples
 from tdistill.errors import CacheError, DataError
 from tdistill.evidence.rows import Row
 from tdistill.run.supplies import Scored, Supply
+from tdistill.teacher.cache.cached_rows import prompts_of, select_rows
 from tdistill.teacher.cache.manifest import MANIFEST, read_manifest
 from tdistill.teacher.cache.merging import merge_caches
-from tdistill.teacher.cache.reader import Cache, decoding
+from tdistill.teacher.cache.reader import Cache
 from tdistill.teacher.config import CaptureConfig
 from tdistill.teacher.listing.teacher import ListingTeacher
 from tdistill.teacher.rollouts import PromptIds
@@ -29,14 +30,16 @@ class Given:
     Attributes:
         cache: its folder.
         capture: what must have been captured.
-        kept: whether a response is one of these.
+        kept: whether responses to a prompt are among these.
         each: most responses to a prompt; None: all.
+        teachers: how often each response of a teacher comes, by name or fingerprint; None: once.
     """
 
     cache: Path
     capture: CaptureConfig
-    kept: Callable[[Row], bool]
+    kept: Callable[[PromptIds], bool]
     each: int | None = None
+    teachers: Mapping[str, int] | None = None
 
     @property
     def shards(self) -> list[str]:
@@ -64,10 +67,40 @@ class Given:
         merge_caches(folder, [self.cache])
         return len(self.rows(Cache(folder)))
 
-    def rows(self, cache: Cache) -> list[Row]:
+    def rows(self, cache: Cache) -> Sequence[Row]:
         """See :class:`Supply`."""
-        found = [row for row in _rows_of(cache, set(self.shards)) if self.kept(row)]
+        manifest = read_manifest(self.cache)
+        often = None if self.teachers is None else often_of(self.teachers, manifest.teachers)
+        names = {shard.name for shard in manifest.shards}
+        found = cache.rows(names=names, often=often).where(self.kept)
         return found if self.each is None else _first_of_each(found, self.each)
+
+
+def often_of(wanted: Mapping[str, int], known: Mapping[str, str]) -> dict[str, int]:
+    """How often the rows of each teacher come, by its fingerprint.
+
+    Args:
+        wanted: by name or fingerprint.
+        known: names of the teachers of a cache, by their fingerprints.
+
+    Raises:
+        CacheError: a name is that of none of them, or of several.
+
+    Example:
+        >>> often_of({"large": 2, "f1": 1}, {"f0": "large", "f1": "small"})
+        {'f0': 2, 'f1': 1}
+    """
+    found: dict[str, int] = {}
+    for name, times in wanted.items():
+        keys = [key for key, teacher in known.items() if name in (key, teacher)]
+        if len(keys) != 1:
+            there = ", ".join(f"{teacher} ({key})" for key, teacher in known.items())
+            raise CacheError(
+                f"rollouts.teachers: expected {name} to be one teacher of the cache, found "
+                f"{len(keys)} among {there}; write a name or a fingerprint of these"
+            )
+        found[keys[0]] = times
+    return found
 
 
 def given_cache(path: str, split: str) -> Path:
@@ -103,13 +136,13 @@ class Divided:
     valid: Sequence[Example]
     each: int
 
-    def trained(self, row: Row) -> bool:
-        """Whether a response is to none of their prompts."""
-        return row.prompt_ids not in self._held_out and row.prompt_ids not in self._unseen
+    def trained(self, prompt: PromptIds) -> bool:
+        """Whether a prompt is none of theirs."""
+        return prompt not in self._held_out and prompt not in self._unseen
 
-    def judged(self, row: Row) -> bool:
-        """Whether a response is to a prompt of the test."""
-        return row.prompt_ids in self._held_out
+    def judged(self, prompt: PromptIds) -> bool:
+        """Whether a prompt is one of the test."""
+        return prompt in self._held_out
 
     @cached_property
     def _held_out(self) -> set[PromptIds]:
@@ -119,7 +152,7 @@ class Divided:
     def _unseen(self) -> set[PromptIds]:
         return {example.prompt_ids for example in self.valid}
 
-    def references(self, found: Sequence[Row], field: str) -> list[Row]:
+    def references(self, found: Sequence[Row], field: str) -> Sequence[Row]:
         """What is judged on: the responses found, else those that the test data have.
 
         Raises:
@@ -142,9 +175,9 @@ class Divided:
             DataError: there is nothing to train on, or to judge on.
         """
         field = "rollouts.responses"
-        train = [row for row in responses if self.trained(row)]
+        train = [row for row in responses if self.trained(row.prompt_ids)]
         _refuse_none(train, len(responses), field)
-        test = self.references([row for row in responses if self.judged(row)], field)
+        test = self.references([row for row in responses if self.judged(row.prompt_ids)], field)
         return {
             "train": Scored("rollouts", train, teacher),
             "test": Scored("held-out", test, teacher),
@@ -156,6 +189,8 @@ class Divided:
         capture: CaptureConfig,
         fingerprint: str,
         teacher: Callable[[], LiveTeacher | ListingTeacher],
+        *,
+        teachers: Mapping[str, int] | None = None,
     ) -> dict[str, Supply]:
         """Supplies of training and test from a cache, or from the run in a folder.
 
@@ -164,13 +199,15 @@ class Divided:
             capture: what must have been captured.
             fingerprint: of the tokenizer.
             teacher: reads the test's references, where there are no responses to its prompts.
+            teachers: which of those of the cache are trained on, and how often their rows come.
 
         Raises:
             CacheError: there is no cache, or it cannot be used.
             DataError: there is nothing to train on, or to judge on.
         """
         field = "rollouts.cache"
-        train = Given(given_cache(path, "train"), capture, self.trained)
+        place = given_cache(path, "train")
+        train = Given(place, capture, self.trained, teachers=teachers)
         test = Given(given_cache(path, "test"), capture, self.judged, self.each)
         cache = train.open(fingerprint)
         _refuse_none(train.rows(cache), len(cache), field)
@@ -226,18 +263,11 @@ def _refuse_none(train: Sequence[Row], there: int, field: str) -> None:
         )
 
 
-def _rows_of(cache: Cache, names: Collection[str]) -> list[Row]:
-    listed = zip(cache.manifest.shards, cache.shards(), strict=True)
-    with decoding(cache.folder):
-        opened = [shard for entry, shard in listed if entry.name.removesuffix(".arrow") in names]
-        return [row for shard in opened for row, _ in shard.rows()]
-
-
-def _first_of_each(rows: Sequence[Row], each: int) -> list[Row]:
+def _first_of_each(rows: Sequence[Row], each: int) -> Sequence[Row]:
     seen: dict[PromptIds, int] = {}
     kept = []
-    for row in rows:
-        seen[row.prompt_ids] = seen.get(row.prompt_ids, 0) + 1
-        if seen[row.prompt_ids] <= each:
-            kept.append(row)
-    return kept
+    for number, prompt in enumerate(prompts_of(rows)):
+        seen[prompt] = seen.get(prompt, 0) + 1
+        if seen[prompt] <= each:
+            kept.append(number)
+    return select_rows(rows, kept)

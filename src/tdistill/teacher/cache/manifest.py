@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -14,7 +15,7 @@ from tdistill.files import write_atomically
 from tdistill.hashing import file_sha256
 
 FORMAT = "tdistill-cache"
-VERSION = 4
+VERSION = 5
 MANIFEST = "manifest.json"
 _LARGEST = 1 << 53
 
@@ -62,15 +63,29 @@ class Shard:
     tail_tokens: int
 
 
-_Entry = TypeVar("_Entry", CacheIdentity, Shard)
+@dataclass(frozen=True)
+class OtherTeacher:
+    """One more teacher whose rows a cache holds: of the same tokens, captured in the same way."""
+
+    teacher: str
+    teacher_fingerprint: str
+
+
+_Entry = TypeVar("_Entry", CacheIdentity, Shard, OtherTeacher)
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """Identity and shards of a cache."""
+    """Identity and shards of a cache; the identity names the first of several teachers."""
 
     identity: CacheIdentity
     shards: tuple[Shard, ...] = ()
+    others: tuple[OtherTeacher, ...] = ()
+
+    @property
+    def teachers(self) -> dict[str, str]:
+        """Names of all teachers, by their fingerprints."""
+        return {t.teacher_fingerprint: t.teacher for t in (self.identity, *self.others)}
 
     @property
     def rows(self) -> int:
@@ -82,14 +97,24 @@ class Manifest:
         """Steps in the cache."""
         return sum(shard.steps for shard in self.shards)
 
-    def with_shard(self, shard: Shard) -> Manifest:
-        """The manifest with one more shard, in order of names."""
-        others = [s for s in self.shards if s.name != shard.name]
-        return Manifest(self.identity, tuple(sorted([*others, shard], key=lambda s: s.name)))
+    @property
+    def bytes(self) -> int:
+        """Size of all shards."""
+        return sum(shard.bytes for shard in self.shards)
+
+    @cached_property
+    def by_name(self) -> dict[str, Shard]:
+        """The shards by the names of their files."""
+        return {shard.name: shard for shard in self.shards}
+
+    def with_shard(self, *shards: Shard) -> Manifest:
+        """The manifest with one more shard, or several, in order of names."""
+        found = self.by_name | {shard.name: shard for shard in shards}
+        return replace(self, shards=tuple(found[name] for name in sorted(found)))
 
     def without(self, names: Collection[str]) -> Manifest:
         """The manifest without the shards of these names."""
-        return Manifest(self.identity, tuple(s for s in self.shards if s.name not in names))
+        return replace(self, shards=tuple(s for s in self.shards if s.name not in names))
 
     def write(self, folder: Path) -> None:
         """Replace the manifest file in one step."""
@@ -135,6 +160,7 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         identity = _entry(CacheIdentity, content["identity"])
         shards = tuple(_entry(Shard, shard) for shard in content["shards"])
+        others = tuple(_entry(OtherTeacher, teacher) for teacher in content["others"])
     except (KeyError, TypeError, ValueError) as error:
         raise CacheError(f"{path}: the manifest lacks or repeats an entry: {error}") from error
     for shard in shards:
@@ -144,13 +170,13 @@ def read_manifest(folder: Path) -> Manifest:
             f"{path}: the content differs from its checksum: it was changed after it was written; "
             "restore it, or make the cache again"
         )
-    return Manifest(identity, shards)
+    return Manifest(identity, shards, others)
 
 
 def _entry(kind: type[_Entry], values: Any) -> _Entry:
     """An entry whose fields have their types; numbers are not negative."""
     made = kind(**values)
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     for name, value in vars(made).items():
         allowed = get_args(hints[name]) or (hints[name],)
         allowed = (*allowed, int) if float in allowed else allowed
@@ -160,6 +186,11 @@ def _entry(kind: type[_Entry], values: Any) -> _Entry:
         if isinstance(value, (int, float)) and not 0 <= value < _LARGEST:
             raise ValueError(f"{name} is out of range")
     return made
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
 
 
 def _check_name(path: Path, name: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
 
@@ -14,10 +14,12 @@ from tdistill.errors import CacheError
 from tdistill.files import link_or_copy, locked, write_atomically
 from tdistill.hashing import file_sha256
 from tdistill.models.language_model import LanguageModel, model_fingerprint, tokenizer_fingerprint
+from tdistill.teacher.cache.checked import Checked
 from tdistill.teacher.cache.manifest import (
     MANIFEST,
     CacheIdentity,
     Manifest,
+    OtherTeacher,
     Shard,
     check_shard,
     read_manifest,
@@ -61,14 +63,16 @@ class CacheWriter:
             holding.enter_context(_alone_in(folder))
             self.manifest = _manifest_of(folder, identity)
             self._holding = holding.pop_all()
+        self._checked = Checked(folder)
 
     def has(self, name: str) -> bool:
         """Whether a shard is there, whole and unaltered."""
-        listed = [s for s in self.manifest.shards if s.name == f"{name}.arrow"]
-        for shard in listed:
-            check_shard(self.folder, shard)
-        others = () if self._elsewhere is None else self._elsewhere.shards
-        return bool(listed) or any(s.name == f"{name}.arrow" for s in others)
+        file = f"{name}.arrow"
+        shard = self.manifest.by_name.get(file)
+        if shard is not None:
+            self._checked.check([shard])
+            return True
+        return self._elsewhere is not None and file in self._elsewhere.by_name
 
     def write(self, name: str, responses: Sequence[CachedResponse]) -> None:
         """Write a shard whole, then list it in the manifest."""
@@ -81,15 +85,26 @@ class CacheWriter:
         self.manifest = self.manifest.with_shard(_listed(path, responses))
         self.manifest.write(self.folder)
 
-    def adopt(self, places: Iterable[tuple[Path, Shard]]) -> int:
-        """Bring shards of other caches in, whole and unaltered; returns how many are new."""
-        there = {shard.name for shard in self.manifest.shards}
-        new = [(folder, shard) for folder, shard in places if shard.name not in there]
-        for folder, shard in new:
-            check_shard(folder, shard)
-        for folder, shard in new:
-            link_or_copy(folder / shard.name, self.folder / shard.name)
-            self.manifest = self.manifest.with_shard(shard)
+    def adopt(
+        self, places: Iterable[tuple[Path, Shard]], others: tuple[OtherTeacher, ...] = ()
+    ) -> int:
+        """Bring shards of other caches in, whole and unaltered; returns how many are new.
+
+        Args:
+            places: files, and what they are to be listed as.
+            others: all teachers but the first whose rows the cache then holds.
+        """
+        new = [(p, shard) for p, shard in places if shard.name not in self.manifest.by_name]
+        folders = {path.parent: Checked(path.parent) for path, _ in new}
+        for folder, known in folders.items():
+            own = [replace(shard, name=p.name) for p, shard in new if p.parent == folder]
+            known.check(own)
+            known.keep()
+        for path, shard in new:
+            link_or_copy(path, self.folder / shard.name)
+            self._checked.take_over(shard, folders[path.parent], path.name)
+        whole = self.manifest.with_shard(*(shard for _, shard in new))
+        self.manifest = replace(whole, others=others)
         self.manifest.write(self.folder)
         return len(new)
 
@@ -104,6 +119,7 @@ class CacheWriter:
         trace: TracebackType | None,
     ) -> None:
         """Release the folder."""
+        self._checked.keep()
         self._holding.close()
 
 
