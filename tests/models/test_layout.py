@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tdistill.models.layout import Layout, Pair, alike, cut, lay_out, pack, separate
-from tdistill.models.row_trials import shares_prompts
+from tdistill.models.row_trials import masks_rows, shares_prompts
 from tdistill.models.scores import HeadMode, step_scores
 from tiny import FAMILIES, VOCABULARY, tiny_model
 
@@ -70,6 +70,7 @@ def test_sharing_equals_separate_rows_in_value_and_gradient(
     model.set_attn_implementation(attention)
     with warnings.catch_warnings(action="error"):
         assert shares_prompts(model)
+        assert masks_rows(model) == (attention == "eager")
     for side in ("right", "left"):
         expected = run(model, pack(ROWS, pad_id=1, padding_side=side))
         laid = lay_out(ROWS, 1, padding_side=side)

@@ -31,6 +31,7 @@ OBJECTIVES: dict[str, Objective] = {
     "kd": KD(),
     "bellman_distill": BellmanDistill(normaliser="set"),
     "bellman_distill, vocabulary": BellmanDistill(normaliser="vocabulary"),
+    "bellman_distill, sampled": BellmanDistill(normaliser="sampled"),
 }
 """As they are by default, with the exact normaliser; bellman_distill on the set alone, too."""
 

@@ -48,7 +48,14 @@ from .segments import (
 )
 from .shift import clip_q, set_max_shift, teacher_shift
 from .sparse_tail import sampled_tail_kl, tail_mass
-from .top_p import TopPSets, check_top_p, top_p_sets, truncate, truncate_by_gain
+from .top_p import (
+    TopPSets,
+    check_top_p,
+    top_p_sets,
+    truncate,
+    truncate_by_gain,
+    truncated_sizes,
+)
 from .transitions import (
     Transitions,
     discounted_occupancy,
@@ -136,5 +143,6 @@ __all__ = [
     "transitions",
     "truncate",
     "truncate_by_gain",
+    "truncated_sizes",
     "with_rest",
 ]

@@ -37,9 +37,9 @@ def set_membership(
     ascending, order = tokens.sort()
     place = torch.searchsorted(ascending, ids).clamp(max=len(tokens) - 1)
     hit = ascending[place] == ids
-    member = torch.zeros(offsets.numel() - 1, len(tokens), dtype=torch.bool, device=tokens.device)
-    member[row_index(offsets)[hit], order[place[hit]]] = True
-    return member
+    count = torch.zeros(offsets.numel() - 1, len(tokens), dtype=torch.int32, device=tokens.device)
+    at = (row_index(offsets, len(ids)), order[place])
+    return count.index_put(at, hit.int(), accumulate=True) > 0
 
 
 def sampled_log_normaliser(

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from tdistill.core import TensorGroup
 from tdistill.models.prefix_sharing import PrefixSharing
+from tdistill.models.seen_parts import RowParts
 
 # Tokens of a row at which attention costs about as much as the rest of a layer: 5 hidden sizes.
 _BALANCE = 4096
@@ -50,6 +51,7 @@ class Layout(TensorGroup):
         row: row of each step.
         position: place in that row whose output predicts the action of the step.
         sharing: how rows that hold several sequences are to be read; None: they hold one each.
+        before: padding before the sequence of each row; None: there is none.
     """
 
     input_ids: Int[Tensor, "B L"]
@@ -57,6 +59,7 @@ class Layout(TensorGroup):
     row: Int[Tensor, " T"]
     position: Int[Tensor, " T"]
     sharing: PrefixSharing | None = None
+    before: Int[Tensor, " B"] | None = None
 
 
 def pack(rows: Sequence[Tokens], *, pad_id: int, padding_side: str = "right") -> Layout:
@@ -80,7 +83,8 @@ def pack(rows: Sequence[Tokens], *, pad_id: int, padding_side: str = "right") ->
         first = start + len(r.prompt_ids) - 1
         position += range(first, first + len(r.response_ids))
         row += [i] * len(r.response_ids)
-    return Layout(ids, mask, torch.tensor(row), torch.tensor(position))
+    before = width - mask.sum(1) if padding_side == "left" else None
+    return Layout(ids, mask, torch.tensor(row), torch.tensor(position), before=before)
 
 
 def lay_out(
@@ -120,7 +124,8 @@ def lay_out(
             column.append([*pad, *values] if padding_side == "left" else [*values, *pad])
     ids, position_ids, segment, prompt = (torch.tensor(column) for column in columns)
     steps = torch.tensor([place for i in range(len(rows)) for place in places[i]])
-    sharing = PrefixSharing(position_ids, segment, prompt)
+    parts = tuple(_parts(rows, line, width, padding_side) for line in shared)
+    sharing = PrefixSharing(position_ids, segment, prompt, parts)
     return Layout(ids, (segment > 0).long(), steps[:, 0], steps[:, 1], sharing)
 
 
@@ -156,8 +161,9 @@ def padded_behind(layout: Layout) -> Layout:
         >>> padded_behind(pack(rows, pad_id=0, padding_side="left")).input_ids.tolist()
         [[5, 6], [8, 0]]
     """
-    mask = layout.attention_mask
-    before = (mask.cumsum(1) == 0).sum(1)
+    mask, before = layout.attention_mask, layout.before
+    if before is None:
+        return layout
     width = mask.shape[1]
     source = (torch.arange(width, device=mask.device) + before[:, None]) % width
     ids, mask = layout.input_ids.gather(1, source), mask.gather(1, source)
@@ -276,6 +282,18 @@ def _fill(pieces: Sequence[_Piece]) -> list[list[_Piece]]:
 
 def _area(lines: Sequence[Sequence[_Piece]]) -> int:
     return len(lines) * max(sum(piece.width for piece in line) for line in lines)
+
+
+def _parts(
+    rows: Sequence[Tokens], line: Sequence[_Piece], width: int, padding_side: str
+) -> RowParts:
+    """Lengths of what a row holds; the last action of a response is never read."""
+    pieces = []
+    for piece in line:
+        read = (len(rows[i].response_ids) - 1 for i in piece.members)
+        pieces.append((len(piece.prompt_ids), *(length for length in read if length)))
+    spare = width - sum(map(sum, pieces))
+    return RowParts(spare if padding_side == "left" else 0, tuple(pieces))
 
 
 def _write(

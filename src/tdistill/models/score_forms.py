@@ -21,7 +21,7 @@ class StepScores(Protocol):
         ...
 
     def at(self, ids: Int[Tensor, " M"], step: Int[Tensor, " M"]) -> Float[Tensor, " M"]:
-        """Scores of chosen tokens at chosen steps."""
+        """Scores of chosen tokens at chosen steps, which ascend."""
         ...
 
     def columns(self, ids: Int[Tensor, " N"]) -> Float[Tensor, "T N"]:

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from functools import cached_property
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tdistill.core import TopPSets, sampled_log_normaliser, set_membership, soft_value
+from tdistill.models.member_places import MemberPlaces, member_places
 from tdistill.models.negatives import Negatives, Occurrences, draw_negatives
 from tdistill.models.score_forms import StepScores
 
@@ -23,6 +24,7 @@ class SetScores:
         action: the token that was taken at each step.
         chunk_size: steps whose full logits may exist at once.
         negatives: what stands in for the vocabulary; drawn at every use where None.
+        places: of the actions in the sets; None: to be found.
     """
 
     def __init__(
@@ -33,15 +35,18 @@ class SetScores:
         *,
         chunk_size: int = 128,
         negatives: Negatives | None = None,
+        places: MemberPlaces | None = None,
     ) -> None:
         self.scores, self.sets, self.chunk_size = scores, sets, chunk_size
-        self._action, self._negatives = action, negatives
+        self._action, self._negatives, self._places = action, negatives, places
 
-    def keep(self, members: Bool[Tensor, " M"]) -> SetScores:
-        """The same scores on sets of the marked members alone."""
+    def pick(self, members: Int[Tensor, " S"]) -> SetScores:
+        """The same scores on sets of the named members alone, which ascend."""
+        if len(members) == len(self.sets.ids):
+            return self
         kept = SetScores(
             self.scores,
-            self.sets.keep(members),
+            self.sets.pick(members),
             self._action,
             chunk_size=self.chunk_size,
             negatives=self._negatives,
@@ -64,19 +69,15 @@ class SetScores:
     @cached_property
     def action(self) -> Float[Tensor, " T"]:
         """Logits of the actions, nats."""
-        sets, action = self.sets, self._action
-        if len(sets.ids) == 0:
+        action = self._action
+        if len(self.sets.ids) == 0:
             return self.scores.at(action, self.steps)
         # Nearly every action is a member of its set, whose scores are there already.
-        member = (sets.ids == action[sets.step]).nonzero().squeeze(1)
-        known = torch.zeros_like(action, dtype=torch.bool).index_fill(0, sets.step[member], True)
-        rest = (~known).nonzero().squeeze(1)
-        place = torch.empty_like(action)
-        place[sets.step[member]] = member
-        place[rest] = len(sets.ids) + torch.arange(len(rest), device=action.device)
-        if len(rest) == 0:
-            return self.on_set[place]
-        return torch.cat([self.on_set, self.scores.at(action[rest], rest)])[place]
+        places = self._places or member_places(self.sets, action)
+        known, rest = self.on_set, places.outside
+        if len(rest):
+            known = torch.cat([known, self.scores.at(action[rest], rest)])
+        return known[places.action]
 
     @cached_property
     def log_normaliser(self) -> Float[Tensor, " T"]:

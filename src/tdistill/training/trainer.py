@@ -293,6 +293,7 @@ class DistillTrainer(Trainer):
             batch.action,
             chunk_size=self.config.chunk_size,
             negatives=self._negatives,
+            places=batch.places,
         )
 
     def _step_scores(self, model: nn.Module, layout: Layout) -> StepScores:

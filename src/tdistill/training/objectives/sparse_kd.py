@@ -56,14 +56,14 @@ class SparseKD(Objective):
                 "sparse_kd: expected evidence with sampled tail tokens, found none; capture with "
                 "rollouts.capture.tail_samples above 0 (8 is a start)"
             )
-        student, kept = views.student, ~batch.inserted
+        student, own = views.student, batch.teacher_sets
         head = student.on_set - student.log_normaliser[batch.sets.step]
         tail = student.scores.at(sampled.ids, sampled.step)
         tail = tail - student.log_normaliser[sampled.step]
         loss = core.sampled_tail_kl(
-            batch.sets.log_probs[kept],
-            head[kept],
-            core.kept_offsets(kept, batch.sets.offsets),
+            own.log_probs,
+            head[batch.own],
+            own.offsets,
             tail_teacher=sampled.log_probs,
             tail_student=tail,
             tail_counts=sampled.counts,
