@@ -96,6 +96,26 @@ def readings(objective: Objective, rows: tuple[Row, ...] = ROWS, **options: Any)
     return read_rewards(student(), objective, rows, live, vocabulary_size=64, **options)
 
 
+def test_rows_are_bounded_by_tokens(monkeypatch: pytest.MonkeyPatch):
+    expected = readings(TemporalDifference())
+    widths: list[int] = []
+    scores = reward.step_scores
+
+    def noted(model: Any, layout: Layout, **options: Any) -> Any:
+        widths.append(layout.input_ids.numel())
+        return scores(model, layout, **options)
+
+    monkeypatch.setattr(reward, "step_scores", noted)
+    monkeypatch.setattr(reward, "TOKENS_AT_ONCE", 10)
+    monkeypatch.setattr(reward, "in_passes", partial(in_passes, most_tokens=10))
+    found = readings(TemporalDifference())
+    longest = max(len(row.prompt_ids) + len(row.response_ids) - 1 for row in ROWS)
+    assert len(widths) > 1 and max(widths) <= max(10, longest)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.value == pytest.approx(theirs.value, abs=1e-4)
+        assert ours.log_prob == pytest.approx(theirs.log_prob, abs=1e-4)
+
+
 @torch.no_grad()
 def on_the_set(row: Row) -> tuple[list[float], list[float]]:
     """Log-likelihood of each token on its set of mass 0.8, and the raw V_p, in float64."""

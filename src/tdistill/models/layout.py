@@ -10,7 +10,7 @@ Training through Shared-Prefix Forward" (arXiv:2506.05433).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import isqrt
 from typing import NamedTuple, Protocol
@@ -22,6 +22,9 @@ from torch import Tensor
 from tdistill.core import TensorGroup
 from tdistill.models.prefix_sharing import PrefixSharing
 from tdistill.models.seen_parts import RowParts
+
+TOKENS_AT_ONCE = 16_384
+"""Most tokens of a pass without gradients: what is held grows with them, and with nothing else."""
 
 # Tokens of a row at which attention costs about as much as the rest of a layer: 5 hidden sizes.
 _BALANCE = 4096
@@ -212,6 +215,27 @@ def alike(rows: Sequence[Tokens]) -> list[int]:
         longest[r.prompt_ids] = max(length, longest.get(r.prompt_ids, 0))
     key = [(longest[r.prompt_ids], r.prompt_ids) for r in rows]
     return sorted(range(len(rows)), key=lambda i: key[i])
+
+
+def in_passes(
+    rows: Sequence[Tokens], batch_size: int, *, most_tokens: int = TOKENS_AT_ONCE
+) -> Iterator[list[int]]:
+    """Rows for one forward pass after the other, like with like: so many, and so many tokens.
+
+    Args:
+        rows: prompts with responses.
+        batch_size: most rows of a pass.
+        most_tokens: of a pass, padding included; a row that is longer goes alone.
+
+    Example:
+        >>> list(in_passes([Pair((1,), (2,) * n) for n in (1, 9, 2, 40)], 3, most_tokens=30))
+        [[3], [1, 2], [0]]
+    """
+    order = alike(rows)
+    for first in range(0, len(rows), batch_size):
+        group = order[first : first + batch_size]
+        for part in cut([rows[i] for i in group], most_tokens, share=True):
+            yield [group[i] for i in part]
 
 
 class Pair(NamedTuple):
