@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,8 +10,10 @@ import torch
 from judging import CAPTURE, END, ROWS, dense_log_probs, student, teacher, widened
 
 from tdistill.errors import ModelError
+from tdistill.evaluation import reward
 from tdistill.evaluation.reward import Reading, read_rewards, reward_traces
 from tdistill.evidence.rows import Row
+from tdistill.models.layout import Layout, in_passes
 from tdistill.teacher.source import LiveTeacher
 from tdistill.training.objectives import KD, BellmanDistill, Objective, TemporalDifference
 from tiny import tiny_lm

@@ -62,6 +62,7 @@ class Batch(TensorGroup):
         tail: tokens sampled from the teacher off its whole captured sets, or None.
         text_ids: equal-length chunks of plain text for the language-model stream, or None.
         places: of the actions in the sets; None: to be found.
+        normalised: steps that are normalised over the vocabulary, ascending; None: all.
     """
 
     layout: Layout
@@ -78,6 +79,7 @@ class Batch(TensorGroup):
     tail: Tail | None = None
     text_ids: Int[Tensor, "N C"] | None = None
     places: MemberPlaces | None = None
+    normalised: Int[Tensor, " S"] | None = None
 
     @property
     def counts(self) -> Counts:

@@ -9,7 +9,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tdistill.core import TopPSets, sampled_log_normaliser, set_membership, soft_value
+from tdistill.core import (
+    TopPSets,
+    estimated_log_normaliser,
+    sampled_log_normaliser,
+    set_membership,
+    soft_value,
+)
 from tdistill.models.member_places import MemberPlaces, member_places
 from tdistill.models.negatives import Negatives, Occurrences, draw_negatives
 from tdistill.models.score_forms import StepScores
@@ -25,6 +31,9 @@ class SetScores:
         chunk_size: steps whose full logits may exist at once.
         negatives: what stands in for the vocabulary; drawn at every use where None.
         places: of the actions in the sets; None: to be found.
+        normalised: steps that are normalised over the vocabulary, ascending; None: all.
+        share: of the steps, that those are.
+        kept_mib: full logits that are kept for the backward pass, not computed again.
     """
 
     def __init__(
@@ -36,9 +45,13 @@ class SetScores:
         chunk_size: int = 128,
         negatives: Negatives | None = None,
         places: MemberPlaces | None = None,
+        normalised: Int[Tensor, " S"] | None = None,
+        share: float = 1.0,
+        kept_mib: int = 0,
     ) -> None:
         self.scores, self.sets, self.chunk_size = scores, sets, chunk_size
         self._action, self._negatives, self._places = action, negatives, places
+        self._normalised, self._share, self._kept_mib = normalised, share, kept_mib
 
     def pick(self, members: Int[Tensor, " S"]) -> SetScores:
         """The same scores on sets of the named members alone, which ascend."""
@@ -50,9 +63,13 @@ class SetScores:
             self._action,
             chunk_size=self.chunk_size,
             negatives=self._negatives,
+            normalised=self._normalised,
+            share=self._share,
+            kept_mib=self._kept_mib,
         )
         known = vars(self)  # what is computed stays so
-        vars(kept).update({k: known[k] for k in ("action", "log_normaliser") if k in known})
+        names = ("action", "log_normaliser", "some_log_normalisers")
+        vars(kept).update({k: known[k] for k in names if k in known})
         vars(kept)["on_set"] = self.on_set[members]
         return kept
 
@@ -82,7 +99,28 @@ class SetScores:
     @cached_property
     def log_normaliser(self) -> Float[Tensor, " T"]:
         """``log sum_V exp z``, exact, by chunks of steps."""
-        return self.scores.log_normaliser(chunk_size=self.chunk_size)
+        return self._normaliser_of(self.scores)
+
+    def _normaliser_of(self, scores: StepScores) -> Float[Tensor, " S"]:
+        return scores.log_normaliser(chunk_size=self.chunk_size, kept_mib=self._kept_mib)
+
+    @cached_property
+    def some_log_normalisers(self) -> Float[Tensor, " S"]:
+        """The same at the steps that are normalised, where only some are."""
+        assert self._normalised is not None
+        return self._normaliser_of(self.scores.select(self._normalised))
+
+    @property
+    def loss_normaliser(self) -> Float[Tensor, " T"]:
+        """:attr:`log_normaliser`, or its unbiased estimate where only some steps are normalised.
+
+        For losses that are linear in it: any other function of the estimate is biased.
+        """
+        if self._normalised is None:
+            return self.log_normaliser
+        return estimated_log_normaliser(
+            self.set_value, self.some_log_normalisers, self._normalised, share=self._share
+        )
 
     def sampled_log_normaliser(self, count: int) -> Float[Tensor, " T"]:
         """An estimate of :attr:`log_normaliser` by the given negatives, or by ``count`` new ones.
@@ -126,9 +164,12 @@ class SetScores:
     def leak(self, *, sample: int = 16) -> tuple[Float[Tensor, " S"], Tensor]:
         """Off-set mass of the model and the steps it was computed at.
 
-        Exact at every step if the full normaliser exists anyway; else at ``sample`` steps, evenly
+        Exact at every step whose full normaliser exists anyway; else at ``sample`` steps, evenly
         spread, whose full logits are computed for it.
         """
+        if self._normalised is not None and "some_log_normalisers" in self.__dict__:
+            inside = self.set_value[self._normalised] - self.some_log_normalisers
+            return 1 - inside.exp(), self._normalised
         steps = self.steps
         if "log_normaliser" in self.__dict__:
             return 1 - (self.set_value - self.log_normaliser).exp(), steps
