@@ -15,6 +15,7 @@ from torch import Tensor
 from tdistill.models.layout import Layout, Pair, alike, cut, lay_out, pack, separate
 from tdistill.models.row_trials import masks_rows, shares_prompts
 from tdistill.models.scores import HeadMode, step_scores
+from tdistill.models.seen_parts import SeenParts
 from tiny import FAMILIES, VOCABULARY, tiny_model
 
 # Prompts of different lengths with 3, 2, 1 and 2 responses, not in order; one of a single token.
@@ -80,6 +81,30 @@ def test_sharing_equals_separate_rows_in_value_and_gradient(
         assert len(found) == len(expected) > 10
         for a, b in zip(found, expected, strict=True):
             torch.testing.assert_close(a, b, atol=3e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("changes", [{}, {"sliding_window": 4}], ids=["whole", "window"])
+def test_long_parts_are_read_block_by_block(
+    changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+):
+    model = tiny_model("mistral", **changes)
+    model.set_attn_implementation("sdpa")
+    expected = run(model, lay_out(ROWS, 1))
+    monkeypatch.setattr("tdistill.models.seen_parts._SMALL", 0)
+    monkeypatch.setattr("tdistill.models.seen_parts._BLOCK", 2)
+    asked: list[int] = []
+    plain = SeenParts._make_mask
+
+    def noted(self: Any, asks: int, sees: int, device: Any) -> Any:
+        made = plain(self, asks, sees, device)
+        asked.extend([] if made is None else [asks])
+        return made
+
+    monkeypatch.setattr(SeenParts, "_make_mask", noted)
+    found = run(model, lay_out(ROWS, 1))
+    assert max(asked) == 2
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, atol=3e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("head", ["auto", "full"])

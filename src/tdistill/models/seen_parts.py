@@ -1,7 +1,7 @@
 """Attention over rows that hold prompts and responses to them, by parts: no mask over the row.
 
 A prompt attends to itself, a response to its prompt and to itself, each in the kernel for rows of
-their own lengths. So nothing quadratic in the row exists, and no pair is computed that is not seen.
+their own lengths. So nothing quadratic in the row is kept, and no pair of two responses computed.
 The mask of :mod:`tdistill.models.prefix_sharing` says the same in a readable way.
 
 What is seen reaches attention on a mask that shows nothing, which networks hand on as it is: a
@@ -16,8 +16,11 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 _NAME = "sdpa"
+_SMALL = 1 << 20  # pairs of tokens whose mask may exist whole
+_BLOCK = 256  # tokens that ask together where there are more pairs
 
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 """(query, key, value [n, heads, length, size], mask) to [n, length, heads, size]."""
@@ -69,22 +72,55 @@ class SeenParts:
     ) -> Float[Tensor, "B L H E"]:
         """Attention of all heads, part by part; parts of the same lengths together."""
         if self.rows is None:
-            length = query.shape[2]
-            return plain(query, key, value, self._mask(length, length, query.device))
+            return self._part(plain, query, key, value)
         groups: dict[tuple[int, int], list[tuple[tuple[int, int], tuple[Tensor, ...]]]] = {}
         for number, row in enumerate(self.rows):
             whole = query[number], key[number], value[number]
             for place, lengths, part in _parts(row, whole):
                 groups.setdefault(lengths, []).append(((number, place), part))
         found: dict[tuple[int, int], Tensor] = {}
-        for (asks, sees), members in groups.items():
+        for members in groups.values():
             asked, seen, values = (torch.stack([p[i] for _, p in members]) for i in range(3))
-            out = plain(asked, seen, values, self._mask(asks, sees, query.device))
+            out = self._part(plain, asked, seen, values)
             found |= zip((place for place, _ in members), out.unbind(), strict=True)
         blank = query.new_zeros(query.shape[2], query.shape[1], value.shape[3])
         return torch.stack(
             [_in_row(row, number, found, blank) for number, row in enumerate(self.rows)]
         )
+
+    def _part(self, plain: Attention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attention of tokens to those up to them, the last of what is seen.
+
+        Of many pairs it is taken block by block, and a block again for its gradient: what is held
+        for that grows with the tokens, where a kernel keeps the mask of all pairs.
+        """
+        asks, sees, device = query.shape[2], key.shape[2], query.device
+        if not self._masks_needed(asks, sees) or asks * sees <= _SMALL:
+            return plain(query, key, value, self._mask(asks, sees, device))
+
+        def block(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            mask = self._make_mask(query.shape[2], key.shape[2], device)
+            return plain(query, key, value, mask)
+
+        parts = []
+        for first in range(0, asks, _BLOCK):
+            seen = sees - asks + min(first + _BLOCK, asks)
+            ask = query[:, :, first : first + _BLOCK]
+            made: Any = checkpoint(
+                block,
+                ask,
+                key[:, :, :seen],
+                value[:, :, :seen],
+                use_reentrant=False,
+                preserve_rng_state=False,
+            )
+            parts.append(made)
+        return torch.cat(parts, dim=1)
+
+    def _masks_needed(self, asks: int, sees: int) -> bool:
+        """Whether a kernel does not know by itself what is seen."""
+        narrow = any(limit is not None and limit < sees for limit in (self.window, self.chunk))
+        return narrow or asks not in (1, sees)
 
     def _mask(self, asks: int, sees: int, device: torch.device) -> Bool[Tensor, "1 1 Q K"] | None:
         """For the last of some tokens; None where the kernel itself knows."""
@@ -93,8 +129,7 @@ class SeenParts:
         return self._masks[asks, sees]
 
     def _make_mask(self, asks: int, sees: int, device: torch.device) -> Tensor | None:
-        narrow = any(limit is not None and limit < sees for limit in (self.window, self.chunk))
-        if not narrow and asks in (1, sees):
+        if not self._masks_needed(asks, sees):
             return None
         key = torch.arange(sees, device=device)
         query = key[sees - asks :, None]
