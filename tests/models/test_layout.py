@@ -210,6 +210,24 @@ def test_a_network_that_ignores_the_mask_is_found_by_its_scores():
         assert not shares_prompts(model)
 
 
+def test_a_network_that_loses_what_is_on_the_mask_is_found_when_it_is_tried():
+    model = tiny_model("llama")
+    model.set_attn_implementation("sdpa")
+    expected = run(model, lay_out(ROWS, 1))
+    model = tiny_model("llama")
+    model.set_attn_implementation("sdpa")
+
+    def copy(module: Any, args: Any, inputs: dict[str, Any]) -> Any:
+        mask = inputs.get("attention_mask")
+        return args, {**inputs, "attention_mask": None if mask is None else mask.clone()}
+
+    model.model.register_forward_pre_hook(copy, with_kwargs=True)
+    with warnings.catch_warnings(action="error"):
+        assert shares_prompts(model) and masks_rows(model)
+    for a, b in zip(run(model, lay_out(ROWS, 1)), expected, strict=True):
+        torch.testing.assert_close(a, b, atol=3e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("share", [True, False])
 @pytest.mark.parametrize("most", [None, 1, 12, 30, 1000])
 def test_parts_hold_every_row_once_and_keep_the_budget(most: int | None, share: bool):

@@ -4,8 +4,8 @@ A prompt attends to itself, a response to its prompt and to itself, each in the 
 their own lengths. So nothing quadratic in the row is kept, and no pair of two responses computed.
 The mask of :mod:`tdistill.models.prefix_sharing` says the same in a readable way.
 
-What is seen reaches attention on a mask that shows nothing, which networks hand on as it is: a
-network that attends otherwise gives other numbers, and is found out when it is tried.
+What is seen reaches attention on a mask without any numbers, which networks hand on as it is: one
+that attends otherwise, or loses what is on the mask, fails, which is found when it is tried.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class SeenParts:
 
     def on_a_mask(self, device: torch.device) -> Tensor:
         """A mask for a network to hand on."""
-        mask = torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=device)
+        mask = torch.zeros(1, 1, 0, 0, dtype=torch.bool, device=device)
         mask.seen_parts = self  # pyright: ignore[reportAttributeAccessIssue]
         return mask
 
