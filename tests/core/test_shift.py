@@ -26,7 +26,7 @@ def test_the_shift_pins_the_maximum_to_0_and_bounds_the_value(
     offsets: Tensor, generator: torch.Generator
 ):
     scores = 9 * torch.randn(54, generator=generator, dtype=torch.float64)
-    q = scores - set_max_shift(scores, offsets)[row_index(offsets)]
+    q = scores - set_max_shift(scores, offsets)[row_index(offsets, len(scores))]
     assert segment_max(q, offsets).tolist() == [0.0] * 6
     value = soft_value(q, offsets)
     assert ((value >= 0) & (value <= offsets.diff().log() + 1e-12)).all()

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
+import torch
 from judging import ROWS, dense_log_probs, examples, held_out, intervals, student, teacher
 from torch import Tensor
 
 from tdistill.evaluation.imitation import exposure_bias, imitation
 from tdistill.evaluation.intervals import Sample
 from tdistill.models.language_model import LanguageModel
+from tdistill.models.layout import in_passes
 
 
 def members(target: Tensor, top_p: float) -> list[int]:
@@ -46,6 +50,37 @@ def test_it_equals_the_dense_computation(batch_size: int):
     assert found["leak"].mean == pytest.approx(sum(expected["leak"]) / steps, rel=1e-4)
     # The set's log-probabilities are kept rounded.
     assert found["set_kl"].mean == pytest.approx(sum(expected["set_kl"]) / steps, rel=2e-3)
+
+
+def test_hidden_states_are_kept_on_the_host_and_full_logits_not_at_all(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    kept = held_out()
+    hidden = [known[1] for known in kept.kept if known is not None]
+    assert len(hidden) == len(kept.batches) == 3
+    assert {states.device.type for states in hidden} == {"cpu"}
+    assert sum(len(states) for states in hidden) == sum(len(row.response_ids) for row in ROWS)
+    monkeypatch.setattr("tdistill.evaluation.imitation._kept", lambda scores: None)
+    anew = held_out()
+    assert anew.kept == [None] * 3
+    for number in range(3):
+        ours, theirs = (held.teacher_scores(number) for held in (anew, kept))
+        assert torch.equal(ours.rows(0, len(ours)), theirs.rows(0, len(theirs)))
+
+
+def test_rows_are_bounded_by_tokens(monkeypatch: pytest.MonkeyPatch):
+    expected = intervals(imitation(student(), held_out(batch_size=5)))
+    bounded = partial(in_passes, most_tokens=9)
+    monkeypatch.setattr("tdistill.evaluation.imitation.in_passes", bounded)
+    monkeypatch.setattr("tdistill.evaluation.imitation.TOKENS_AT_ONCE", 9)
+    held = held_out(batch_size=5)
+    assert len(held.batches) > 1
+    for batch in held.batches:
+        assert batch.layout.input_ids.numel() <= 9 or len(batch.source) == 1
+    found = intervals(imitation(student(), held))
+    assert {n: v.mean for n, v in found.items()} == pytest.approx(
+        {n: v.mean for n, v in expected.items()}, rel=1e-5
+    )
 
 
 def test_places_have_means_of_their_own_where_half_of_the_prompts_reach_them():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,8 +10,10 @@ import torch
 from judging import CAPTURE, END, ROWS, dense_log_probs, student, teacher, widened
 
 from tdistill.errors import ModelError
+from tdistill.evaluation import reward
 from tdistill.evaluation.reward import Reading, read_rewards, reward_traces
 from tdistill.evidence.rows import Row
+from tdistill.models.layout import Layout, in_passes
 from tdistill.teacher.source import LiveTeacher
 from tdistill.training.objectives import KD, BellmanDistill, Objective, TemporalDifference
 from tiny import tiny_lm
@@ -94,6 +97,26 @@ def test_an_end_token_earns_its_whole_q():
 def readings(objective: Objective, rows: tuple[Row, ...] = ROWS, **options: Any) -> list[Reading]:
     live = LiveTeacher(teacher(), CAPTURE)
     return read_rewards(student(), objective, rows, live, vocabulary_size=64, **options)
+
+
+def test_rows_are_bounded_by_tokens(monkeypatch: pytest.MonkeyPatch):
+    expected = readings(TemporalDifference())
+    widths: list[int] = []
+    scores = reward.step_scores
+
+    def noted(model: Any, layout: Layout, **options: Any) -> Any:
+        widths.append(layout.input_ids.numel())
+        return scores(model, layout, **options)
+
+    monkeypatch.setattr(reward, "step_scores", noted)
+    monkeypatch.setattr(reward, "TOKENS_AT_ONCE", 10)
+    monkeypatch.setattr(reward, "in_passes", partial(in_passes, most_tokens=10))
+    found = readings(TemporalDifference())
+    longest = max(len(row.prompt_ids) + len(row.response_ids) - 1 for row in ROWS)
+    assert len(widths) > 1 and max(widths) <= max(10, longest)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.value == pytest.approx(theirs.value, abs=1e-4)
+        assert ours.log_prob == pytest.approx(theirs.log_prob, abs=1e-4)
 
 
 @torch.no_grad()

@@ -108,7 +108,17 @@ def test_generation_stops_at_the_step_after_what_it_has_read():
 
     with pytest.raises(NonFiniteError, match="in row 0 after token 5 of 5"):
         generate(lm, [[3, 4]], sample, max_new_tokens=9)
-    assert len(steps) == 3
+    assert len(steps) == 4  # asked once more: whether there are numbers is read with the tokens
+
+
+def test_a_sampler_that_cannot_take_the_logits_is_not_blamed_for_them():
+    def sample(logits: torch.Tensor, active: torch.Tensor) -> torch.Tensor:
+        return torch.multinomial(logits.softmax(-1), 1).squeeze(1)
+
+    with pytest.raises(NonFiniteError, match="in row 0 after token 3 of 3"):
+        generate(breaks_at(), [[3, 4, BAD]], sample, max_new_tokens=9)
+    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+        generate(breaks_at(), [[3, 4]], lambda logits, active: active // 0, max_new_tokens=9)
 
 
 @pytest.mark.parametrize("head", ["auto", "full"])

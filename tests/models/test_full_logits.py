@@ -150,3 +150,33 @@ def test_float32_is_no_less_accurate_than_full_logits(generator: torch.Generator
         for name, found in errors.items()
     }
     assert all(c <= 1.1 * p for c, p in zip(of["chunked"], of["plain"], strict=True)), of
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_kept_logits_change_nothing_and_are_not_computed_again(
+    softcap: float | None, generator: torch.Generator
+):
+    hidden = torch.randn(10, 4, generator=generator, requires_grad=True)
+    weight = torch.randn(30, 4, generator=generator, requires_grad=True)
+    head = LinearHead(weight, None, 1.0, softcap)
+    found, products, inner = [], [], LinearHead.logits
+    for kept in (0, 1):
+        calls: list[int] = []
+
+        def logits(self: Any, part: Tensor, calls: list[int] = calls) -> Tensor:
+            calls.append(len(part))
+            return inner(self, part)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(LinearHead, "logits", logits)
+            value = log_normaliser(head, hidden, chunk_size=4, kept_mib=kept)
+            slope = torch.linspace(-1, 2, 10)
+            first = torch.autograd.grad(value, (hidden, weight), slope, retain_graph=True)
+            products.append(list(calls))
+            again = torch.autograd.grad(value, (hidden, weight), slope)
+        found.append([value, *first])
+        for one, two in zip(first, again, strict=True):
+            assert torch.equal(one, two)
+    assert products == [[4, 4, 2, 4, 4, 2], [4, 4, 2]]
+    for ours, theirs in zip(*found, strict=True):
+        assert torch.equal(ours, theirs)

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from tdistill.models.layout import Layout, Pair, alike, cut, lay_out, pack, separate
-from tdistill.models.row_trials import shares_prompts
+from tdistill.models.row_trials import masks_rows, shares_prompts
 from tdistill.models.scores import HeadMode, step_scores
+from tdistill.models.seen_parts import SeenParts
 from tiny import FAMILIES, VOCABULARY, tiny_model
 
 # Prompts of different lengths with 3, 2, 1 and 2 responses, not in order; one of a single token.
@@ -70,6 +71,7 @@ def test_sharing_equals_separate_rows_in_value_and_gradient(
     model.set_attn_implementation(attention)
     with warnings.catch_warnings(action="error"):
         assert shares_prompts(model)
+        assert masks_rows(model) == (attention == "eager")
     for side in ("right", "left"):
         expected = run(model, pack(ROWS, pad_id=1, padding_side=side))
         laid = lay_out(ROWS, 1, padding_side=side)
@@ -79,6 +81,30 @@ def test_sharing_equals_separate_rows_in_value_and_gradient(
         assert len(found) == len(expected) > 10
         for a, b in zip(found, expected, strict=True):
             torch.testing.assert_close(a, b, atol=3e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("changes", [{}, {"sliding_window": 4}], ids=["whole", "window"])
+def test_long_parts_are_read_block_by_block(
+    changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+):
+    model = tiny_model("mistral", **changes)
+    model.set_attn_implementation("sdpa")
+    expected = run(model, lay_out(ROWS, 1))
+    monkeypatch.setattr("tdistill.models.seen_parts._SMALL", 0)
+    monkeypatch.setattr("tdistill.models.seen_parts._BLOCK", 2)
+    asked: list[int] = []
+    plain = SeenParts._make_mask
+
+    def noted(self: Any, asks: int, sees: int, device: Any) -> Any:
+        made = plain(self, asks, sees, device)
+        asked.extend([] if made is None else [asks])
+        return made
+
+    monkeypatch.setattr(SeenParts, "_make_mask", noted)
+    found = run(model, lay_out(ROWS, 1))
+    assert max(asked) == 2
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, atol=3e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("head", ["auto", "full"])
@@ -182,6 +208,24 @@ def test_a_network_that_ignores_the_mask_is_found_by_its_scores():
     model.model.register_forward_pre_hook(forget, with_kwargs=True)
     with pytest.warns(UserWarning, match=r"scores differ by up to [\d.]+ nats"):
         assert not shares_prompts(model)
+
+
+def test_a_network_that_loses_what_is_on_the_mask_is_found_when_it_is_tried():
+    model = tiny_model("llama")
+    model.set_attn_implementation("sdpa")
+    expected = run(model, lay_out(ROWS, 1))
+    model = tiny_model("llama")
+    model.set_attn_implementation("sdpa")
+
+    def copy(module: Any, args: Any, inputs: dict[str, Any]) -> Any:
+        mask = inputs.get("attention_mask")
+        return args, {**inputs, "attention_mask": None if mask is None else mask.clone()}
+
+    model.model.register_forward_pre_hook(copy, with_kwargs=True)
+    with warnings.catch_warnings(action="error"):
+        assert shares_prompts(model) and masks_rows(model)
+    for a, b in zip(run(model, lay_out(ROWS, 1)), expected, strict=True):
+        torch.testing.assert_close(a, b, atol=3e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("share", [True, False])

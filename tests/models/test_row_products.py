@@ -38,20 +38,15 @@ def value_and_gradients(scores: Tensor, hidden: Tensor, weight: Tensor) -> list[
 
 
 @pytest.mark.parametrize("products", PRODUCTS)
-@pytest.mark.parametrize("order", ["ascending", "shuffled"])
 @pytest.mark.parametrize("chunk", [4, 32_768])
 def test_value_and_gradients_are_those_of_gather_multiply_sum(
     products: RowProducts,
-    order: str,
     chunk: int,
     generator: torch.Generator,
     monkeypatch: pytest.MonkeyPatch,
 ):
     monkeypatch.setattr("tdistill.models.head.row_products._MEMBER_CHUNK", chunk)
     hidden, weight, ids, step = ragged(generator)
-    if order == "shuffled":
-        shuffle = torch.randperm(len(ids), generator=generator)
-        ids, step = ids[shuffle], step[shuffle]
     found = set_scores(hidden, weight, ids, step, products=products)
     expected = value_and_gradients(plain(hidden, weight, ids, step), hidden, weight)
     torch.testing.assert_close(value_and_gradients(found, hidden, weight), expected)
@@ -212,6 +207,25 @@ def test_tokens_and_steps_that_do_not_exist_are_refused(
     hidden, weight, *_ = ragged(generator)
     with pytest.raises(IndexError, match=message):
         set_scores(hidden, weight, torch.tensor(ids), torch.tensor(step))
+
+
+def test_steps_that_descend_are_refused(generator: torch.Generator):
+    hidden, weight, ids, step = ragged(generator)
+    with pytest.raises(ValueError, match="step: expected steps in ascending order"):
+        set_scores(hidden, weight, ids, step.flip(0))
+
+
+def test_on_a_device_the_check_does_not_wait(
+    generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("tdistill.models.head.row_products.waits_for", lambda tensor: True)
+    hidden, weight, ids, step = ragged(generator)
+    torch.testing.assert_close(
+        set_scores(hidden, weight, ids, step), plain(hidden, weight, ids, step)
+    )
+    for wrong in ((ids + V, step), (ids, step + T), (ids, step.flip(0)), (ids - V, step)):
+        with pytest.raises(RuntimeError, match="expected tokens and steps that exist"):
+            set_scores(hidden, weight, *wrong)
 
 
 def test_the_products_alone(generator: torch.Generator):

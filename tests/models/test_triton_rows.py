@@ -35,14 +35,19 @@ def test_a_device_without_kernels_leaves_the_choice_to_core(monkeypatch: pytest.
     assert row_products(torch.device("cuda")) is None
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@on_a_gpu
+@pytest.mark.parametrize("width", [1, 100, 576, 896, 4096])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_on_a_gpu(dtype: torch.dtype):
+def test_on_a_gpu(dtype: torch.dtype, width: int):
+    """Steps without members at both ends and between; D below, at and beyond a tile."""
     pytest.importorskip("triton")
     device = torch.device("cuda")
-    hidden = torch.randn(64, 576, device=device).to(dtype).requires_grad_()
-    weight = torch.randn(1000, 576, device=device).to(dtype).requires_grad_()
-    step = torch.arange(64, device=device).repeat_interleave(21)
+    hidden = torch.randn(64, width, device=device).to(dtype).requires_grad_()
+    weight = torch.randn(1000, width, device=device).to(dtype).requires_grad_()
+    step = torch.arange(1, 63, 2, device=device).repeat_interleave(21)
     ids = torch.randint(1000, (len(step),), device=device)
     found = []
     for products in (row_products(device), GATHERED):
@@ -50,3 +55,27 @@ def test_on_a_gpu(dtype: torch.dtype):
         gradients = torch.autograd.grad(scores.sum(), (hidden, weight))
         found.append([scores.detach(), *(g.to_dense() for g in gradients)])
     torch.testing.assert_close(found[0], found[1], rtol=1e-2, atol=1e-2)
+
+
+@on_a_gpu
+def test_rows_that_begin_beyond_31_bits_on_a_gpu():
+    """Three rows of a table of more than 2^31 numbers, 2^30 numbers apart."""
+    pytest.importorskip("triton")
+    width, apart = 96, 2**30
+    table = torch.empty(2 * apart + width, dtype=torch.bfloat16, device="cuda")
+    weight = table.as_strided((3, width), (apart, 1))
+    weight.normal_()
+    hidden = torch.randn(4, width, device="cuda").bfloat16()
+    step = torch.tensor([0, 1, 1, 3], device="cuda")
+    ids = torch.tensor([2, 0, 1, 2], device="cuda")
+    products = row_products(hidden.device)
+    assert products is not None
+    scores = set_scores(hidden, weight, ids, step, products=products)
+    expected = (hidden[step].float() * weight[ids].float()).sum(1)
+    torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-4)
+    offsets = torch.tensor([0, 1, 3, 3, 4], device="cuda")
+    sums = products.weighted_sum(scores, ids, offsets, weight)
+    plain = torch.zeros(4, width, device="cuda").index_add(
+        0, step, scores[:, None] * weight[ids].float()
+    )
+    torch.testing.assert_close(sums, plain, rtol=1e-4, atol=1e-3)

@@ -139,3 +139,19 @@ def test_rollouts_of_a_half_precision_teacher_have_the_evidence_of_its_own_pass(
     full = LiveTeacher(load(folder, device="cpu"), CAPTURE).evidence(rows)
     action = torch.cat([response.evidence.action_log_prob for response in made])
     assert float((action - full.action_log_prob).abs().mean()) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("rank", "devices", "place"),
+    [(None, 4, "cuda"), ("0", 4, "cuda:0"), ("3", 4, "cuda:3"), ("3", 1, "cuda:0")],
+)
+def test_a_launched_process_puts_its_models_on_its_own_device(
+    rank: str | None, devices: int, place: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
+    assert language_model._device(None) == place
+    assert language_model._device("cpu") == "cpu"

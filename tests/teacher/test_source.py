@@ -74,6 +74,22 @@ def test_cached_and_live_agree_where_the_cap_binds(cap: int, tmp_path: Path):
         assert_close(found, live.evidence(ROWS, set_top_p=p))
 
 
+def test_rows_that_are_read_in_parts_are_in_order(monkeypatch: pytest.MonkeyPatch):
+    live = LiveTeacher(teacher(), CaptureConfig(0.9, 4, tail_samples=3))
+    expected = live.evidence(ROWS)
+    monkeypatch.setattr("tdistill.teacher.source.TOKENS_AT_ONCE", 6)
+    seen: list[int] = []
+    scores = live.scores
+    monkeypatch.setattr(
+        live, "scores", lambda laid: seen.append(laid.input_ids.numel()) or scores(laid)
+    )
+    found = live.evidence(ROWS)
+    assert len(seen) == 4 and max(seen) == 6
+    assert_close(found, expected)
+    assert found.tail is not None and expected.tail is not None
+    assert torch.equal(found.tail.ids, expected.tail.ids)
+
+
 def test_sampled_rows_too(tmp_path: Path):
     cached = CachedTeacher(roll(tmp_path))
     rows = cached.cache.rows()[::-1]

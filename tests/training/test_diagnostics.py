@@ -47,7 +47,7 @@ def test_a_process_may_have_rows_of_an_origin_that_another_has_not():
     one.add("step_loss", torch.tensor([1.0, 2.0, 9.0]), marks)
     two.add("step_loss", torch.tensor([6.0, 9.0, 9.0]), marks)
     two.add("step_loss.student", torch.tensor([6.0, 8.0, 9.0]), marks)
-    sent: list[dict[str, torch.Tensor]] = []
+    sent: list[dict[str, tuple[float, float]]] = []
     two.take(lambda sums: sent.append(sums) or [sums])
     means, steps = one.take(lambda sums: [sums, *sent])
     assert means == {"step_loss": 4.5, "step_loss.student": 7.0}

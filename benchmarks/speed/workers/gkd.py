@@ -7,6 +7,7 @@ import tempfile
 import torch
 from benchmarks.speed.protocol import Channel
 from benchmarks.speed.workers.gate import ARGUMENTS, Gate, load_rows, settle
+from benchmarks.speed.workers.held_out import QualityGate
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl.experimental.gkd import GKDConfig, GKDTrainer
@@ -31,14 +32,17 @@ def main() -> None:
         for row in rows
     ]
     tokens = sum(len(row["response_ids"]) for row in rows)
+    gate = Gate(channel, bare, lambda: {"tokens": tokens})
+    if "held_out" in options:
+        gate = QualityGate(channel, bare, student, options["held_out"])
     with tempfile.TemporaryDirectory() as folder:
         config = GKDConfig(
             output_dir=folder,
-            per_device_train_batch_size=len(rows),
+            per_device_train_batch_size=options.get("batch", len(rows)),
             use_cpu=not torch.cuda.is_available(),
             lmbda=0.0,
             max_length=len(data[0]["input_ids"]),
-            **ARGUMENTS,
+            **ARGUMENTS | {"learning_rate": options.get("learning_rate", 1e-5)},
         )
         trainer = GKDTrainer(
             student,
@@ -46,7 +50,7 @@ def main() -> None:
             args=config,
             train_dataset=Dataset.from_list(data),
             processing_class=tokenizer,
-            callbacks=[Gate(channel, bare, lambda: {"tokens": tokens})],
+            callbacks=[gate],
         )
         trainer.train()
 

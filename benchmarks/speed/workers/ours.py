@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from benchmarks.speed.protocol import Channel
 from benchmarks.speed.workers.gate import Gate, load_rows, settle
+from benchmarks.speed.workers.held_out import QualityGate
 from transformers import AutoConfig, AutoModelForCausalLM, TrainerCallback
 
 from tdistill.core import TopPSets
@@ -31,6 +32,7 @@ OBJECTIVES: dict[str, Objective] = {
     "kd": KD(),
     "bellman_distill": BellmanDistill(normaliser="set"),
     "bellman_distill, vocabulary": BellmanDistill(normaliser="vocabulary"),
+    "bellman_distill, sampled": BellmanDistill(normaliser="sampled"),
 }
 """As they are by default, with the exact normaliser; bellman_distill on the set alone, too."""
 
@@ -165,15 +167,18 @@ def main() -> None:
     source.evidence = clock.wrap("cache read", source.evidence)
     config = TrainConfig(
         steps=1_000_000,
-        batch_size=len(rows),
-        learning_rate=1e-5,
+        batch_size=options.get("batch", len(rows)),
+        learning_rate=options.get("learning_rate", 1e-5),
         warmup_steps=0,
         scheduler="constant",
         save_steps=1_000_000,
         logging_steps=1_000_000,
         **options.get("training", {}),
     )
-    train.DistillTrainer = timed_trainer(clock, Gate(channel, bare, extra))
+    gate = Gate(channel, bare, extra)
+    if "held_out" in options:
+        gate = QualityGate(channel, bare, model, options["held_out"])
+    train.DistillTrainer = timed_trainer(clock, gate)
     with tempfile.TemporaryDirectory() as folder:
         train.train_student(
             student,

@@ -36,7 +36,12 @@ from .projection import log_rest, log_set_mass, project, with_rest
 from .ragged import Ragged, TensorGroup
 from .reduction import WeightedSum, masked_sum
 from .returns import discounted_sum, k_step_return, lambda_return, retrace_return
-from .sampled_normaliser import sampled_log_normaliser, set_membership
+from .sampled_normaliser import (
+    estimated_log_normaliser,
+    evenly_spread,
+    sampled_log_normaliser,
+    set_membership,
+)
 from .segments import (
     kept_offsets,
     offsets_of,
@@ -48,7 +53,14 @@ from .segments import (
 )
 from .shift import clip_q, set_max_shift, teacher_shift
 from .sparse_tail import sampled_tail_kl, tail_mass
-from .top_p import TopPSets, check_top_p, top_p_sets, truncate, truncate_by_gain
+from .top_p import (
+    TopPSets,
+    check_top_p,
+    top_p_sets,
+    truncate,
+    truncate_by_gain,
+    truncated_sizes,
+)
 from .transitions import (
     Transitions,
     discounted_occupancy,
@@ -75,6 +87,8 @@ __all__ = [
     "discounted_occupancy",
     "discounted_sum",
     "ended_at_cuts",
+    "estimated_log_normaliser",
+    "evenly_spread",
     "expectation",
     "first_steps",
     "forward_kl",
@@ -136,5 +150,6 @@ __all__ = [
     "transitions",
     "truncate",
     "truncate_by_gain",
+    "truncated_sizes",
     "with_rest",
 ]

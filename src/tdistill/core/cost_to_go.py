@@ -9,13 +9,12 @@ when it is visited, and the value of the action that led there holds it, discoun
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from tdistill.core.divergences import reverse_kl_terms
 from tdistill.core.projection import project
-from tdistill.core.segments import segment_sum
+from tdistill.core.segments import row_index, segment_sum
 from tdistill.core.value import expectation
 
 
@@ -82,7 +81,7 @@ def advantage(
         [-1.0, 1.0]
     """
     mean = expectation(to_go, log_policy, offsets)
-    return to_go - torch.repeat_interleave(mean, offsets.diff())
+    return to_go - mean[row_index(offsets, len(to_go))]
 
 
 def token_sums(

@@ -44,7 +44,7 @@ def project(scores: Float[Tensor, " M"], offsets: Int[Tensor, " R"]) -> Float[Te
         >>> project(torch.tensor([0.5, 0.25, 0.1]).log(), torch.tensor([0, 2, 3])).exp()
         tensor([0.6667, 0.3333, 1.0000])
     """
-    return scores - log_set_mass(scores, offsets)[row_index(offsets)]
+    return scores - log_set_mass(scores, offsets)[row_index(offsets, len(scores))]
 
 
 def log_rest(log_mass: Float[Tensor, " T"]) -> Float[Tensor, " T"]:
@@ -79,7 +79,8 @@ def with_rest(
         >>> outcomes.exp(), offsets.tolist()
         (tensor([0.5000, 0.2500, 0.2500, 0.1000, 0.9000]), [0, 3, 5])
     """
-    row, members = row_index(offsets), torch.arange(log_probs.numel(), device=offsets.device)
+    row = row_index(offsets, len(log_probs))
+    members = torch.arange(len(log_probs), device=offsets.device)
     widened = offsets + torch.arange(offsets.numel(), device=offsets.device)
     outcomes = log_probs.new_empty(log_probs.numel() + rest.numel())
     outcomes = outcomes.index_copy(0, members + row, log_probs)

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from tdistill.core.segments import kept_offsets, offsets_of, row_index
+from tdistill.core.segments import offsets_of, row_index
 
 _Group = TypeVar("_Group", bound="TensorGroup")
 _Rows = TypeVar("_Rows", bound="Ragged")
@@ -21,21 +21,23 @@ _Rows = TypeVar("_Rows", bound="Ragged")
 class TensorGroup:
     """Tensors that belong together.
 
-    Subclasses are frozen dataclasses whose fields are tensors, other groups, or None.
+    Subclasses are frozen dataclasses whose fields are tensors, other groups, None, or plain values,
+    which stay on the host.
     """
 
     def map(self: _Group, function: Callable[[Tensor], Tensor]) -> _Group:
         """The same with a function applied to every tensor."""
 
         def mapped(value: Any) -> Any:
-            return value.map(function) if isinstance(value, TensorGroup) else function(value)
+            if isinstance(value, TensorGroup):
+                return value.map(function)
+            return function(value) if isinstance(value, Tensor) else value
 
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return type(self)(**{n: v if v is None else mapped(v) for n, v in values.items()})
+        return type(self)(**{f.name: mapped(getattr(self, f.name)) for f in fields(self)})
 
     def to(self: _Group, device: torch.device | str) -> _Group:
-        """The same on another device."""
-        return self.map(lambda tensor: tensor.to(device))
+        """The same on another device; what comes from the host is not waited for."""
+        return self.map(lambda tensor: tensor.to(device, non_blocking=tensor.device.type == "cpu"))
 
     def pin_memory(self: _Group) -> _Group:
         """The same in memory that copies fast to a CUDA device; data loaders call it."""
@@ -48,7 +50,7 @@ class TensorGroup:
             value, name = getattr(self, field.name), prefix + field.name
             if isinstance(value, TensorGroup):
                 found |= value.named_tensors(f"{name}.")
-            elif value is not None:
+            elif isinstance(value, Tensor):
                 found[name] = value
         return found
 
@@ -74,12 +76,21 @@ class Ragged(TensorGroup):
     @cached_property
     def step(self) -> Int[Tensor, " M"]:
         """The step of every member."""
-        return row_index(self.offsets)
+        return row_index(self.offsets, self._members)
+
+    @property
+    def _members(self) -> int:
+        """Members of all rows."""
+        return next(len(getattr(self, f.name)) for f in fields(self) if f.name != "offsets")
 
     def keep(self: _Rows, marked: Bool[Tensor, " M"]) -> _Rows:
         """The same rows with the marked members only."""
-        offsets = kept_offsets(marked, self.offsets)
-        return self._with(offsets, lambda flat: flat[marked])
+        return self.pick(marked.nonzero().squeeze(1))
+
+    def pick(self: _Rows, members: Int[Tensor, " S"]) -> _Rows:
+        """The same rows with the named members only, which ascend."""
+        offsets = torch.searchsorted(members, self.offsets)
+        return self._with(offsets, lambda flat: flat[members])
 
     def take(self: _Rows, rows: Int[Tensor, " S"]) -> _Rows:
         """Chosen rows, in the order chosen."""

@@ -37,9 +37,9 @@ def set_membership(
     ascending, order = tokens.sort()
     place = torch.searchsorted(ascending, ids).clamp(max=len(tokens) - 1)
     hit = ascending[place] == ids
-    member = torch.zeros(offsets.numel() - 1, len(tokens), dtype=torch.bool, device=tokens.device)
-    member[row_index(offsets)[hit], order[place[hit]]] = True
-    return member
+    count = torch.zeros(offsets.numel() - 1, len(tokens), dtype=torch.int32, device=tokens.device)
+    at = (row_index(offsets, len(ids)), order[place])
+    return count.index_put(at, hit.int(), accumulate=True) > 0
 
 
 def sampled_log_normaliser(
@@ -78,3 +78,52 @@ def sampled_log_normaliser(
     rest = (negatives + log_weight).masked_fill(member, float("-inf"))
     value = segment_logsumexp(on_set, offsets)
     return torch.cat([value[:, None], rest], dim=1).logsumexp(1)
+
+
+def evenly_spread(
+    place: Int[Tensor, " T"], offset: Float[Tensor, " T"], *, share: float
+) -> Bool[Tensor, " T"]:
+    """Marks of a share of the places 0, 1, 2, ... of a row, evenly spread from an offset on.
+
+    Over an offset that is uniform in [0, 1), each place is marked with probability ``share``; of L
+    places ``share L`` are, up to one. This is systematic sampling.
+
+    Args:
+        place: of every step in its row.
+        offset: of the row of every step.
+        share: in (0, 1].
+
+    Example:
+        >>> offset = torch.full((8,), 0.5, dtype=torch.float64)
+        >>> evenly_spread(torch.arange(8), offset, share=0.25).nonzero().flatten().tolist()
+        [1, 5]
+    """
+    before = place.double() * share + offset
+    return (before + share).floor() > before.floor()
+
+
+def estimated_log_normaliser(
+    set_value: Float[Tensor, " T"],
+    exact: Float[Tensor, " S"],
+    steps: Int[Tensor, " S"],
+    *,
+    share: float,
+) -> Float[Tensor, " T"]:
+    """``V + [t in S] (log Z - V) / share``: the log-normaliser from its values at some steps.
+
+    Where every step is in S with probability ``share`` it is unbiased, in value and in gradient,
+    and so is every loss that is linear in it. V, the value of the set, is known at all steps; what
+    is estimated is the rest, ``log Z - V = -log`` of the mass on the set.
+
+    Args:
+        set_value: V of every step, nats.
+        exact: log Z of the steps of S, nats.
+        steps: S, distinct.
+        share: probability of a step to be in S.
+
+    Example:
+        >>> one, half = torch.tensor([2.0]), torch.tensor([1])
+        >>> estimated_log_normaliser(torch.tensor([1.0, 1.0]), one, half, share=0.5).tolist()
+        [1.0, 3.0]
+    """
+    return set_value.index_add(0, steps, (exact - set_value[steps]) / share)

@@ -15,21 +15,22 @@ from torch import Tensor
 UNIT = 2.0**-52
 
 
-def row_index(offsets: Int[Tensor, " R"]) -> Int[Tensor, " M"]:
+def row_index(offsets: Int[Tensor, " R"], members: int) -> Int[Tensor, " M"]:
     """The row of every flat member.
 
     Args:
         offsets: row starts and the end of the last row, ascending from 0.
+        members: how many there are, ``offsets[-1]``: to read it would be to wait for the device.
 
     Returns:
         For each member the index of its row.
 
     Example:
-        >>> row_index(torch.tensor([0, 2, 2, 3])).tolist()
+        >>> row_index(torch.tensor([0, 2, 2, 3]), 3).tolist()
         [0, 0, 2]
     """
     rows = torch.arange(offsets.numel() - 1, device=offsets.device)
-    return torch.repeat_interleave(rows, offsets.diff())
+    return torch.repeat_interleave(rows, offsets.diff(), output_size=members)
 
 
 def offsets_of(sizes: Int[Tensor, " T"]) -> Int[Tensor, " R"]:
@@ -61,7 +62,7 @@ def segment_sum(values: Float[Tensor, " M"], offsets: Int[Tensor, " R"]) -> Floa
     """
     # One long chain of additions a row: in float32 a row of 50k members loses two digits.
     total = values.new_zeros(offsets.numel() - 1, dtype=torch.float64)
-    return total.index_add(0, row_index(offsets), values.double()).to(values.dtype)
+    return total.index_add(0, row_index(offsets, len(values)), values.double()).to(values.dtype)
 
 
 def segment_max(values: Float[Tensor, " M"], offsets: Int[Tensor, " R"]) -> Float[Tensor, " R-1"]:
@@ -72,7 +73,7 @@ def segment_max(values: Float[Tensor, " M"], offsets: Int[Tensor, " R"]) -> Floa
         [2.0, 5.0]
     """
     lowest = values.new_full((offsets.numel() - 1,), float("-inf"))
-    return lowest.scatter_reduce(0, row_index(offsets), values, "amax")
+    return lowest.scatter_reduce(0, row_index(offsets, len(values)), values, "amax")
 
 
 def segment_logsumexp(
@@ -88,7 +89,7 @@ def segment_logsumexp(
     with torch.no_grad():  # any per-row constant gives the same value and gradient
         peak = segment_max(values, offsets)
         peak = torch.where(peak.isfinite(), peak, torch.zeros_like(peak))
-    shifted = values - peak[row_index(offsets)]
+    shifted = values - peak[row_index(offsets, len(values))]
     return segment_sum(shifted.exp(), offsets).log() + peak
 
 
@@ -115,4 +116,5 @@ def segment_cumsum(values: Float[Tensor, " M"], offsets: Int[Tensor, " R"]) -> T
     units = exact_units(values)
     # int64 wraps around after 2,000 rows of mass 1; the difference within a row wraps back.
     running = torch.cat([units.new_zeros(1), units.cumsum(0)])
-    return (running[1:] - running[offsets[:-1]][row_index(offsets)]).double() * UNIT
+    before = running[offsets[:-1]][row_index(offsets, len(units))]
+    return (running[1:] - before).double() * UNIT

@@ -21,6 +21,7 @@ from tdistill.core.segments import (
 from tdistill.errors import InvalidValueError
 
 _CHUNK = 1 << 21  # numbers looked at together: memory beside the input stays small
+_QUEUED_CHUNK = 1 << 26  # likewise where every chunk waits for a device
 _BINS = 512
 _FINEST, _DEEPEST = 1e-3, 64.0  # nats that all bins cover together, least and most
 _GROUP = 16  # fewest tokens in a group whose maximum bounds a capped set
@@ -88,18 +89,18 @@ def top_p_sets(
         log_probs = log_probs.float()
     vocabulary = log_probs.shape[1]
     with torch.no_grad():  # which tokens are members has no gradient
-        largest = log_probs.amax(1)
-        _check_rows(largest)
-        height = max(1, _CHUNK // vocabulary)
+        chunk = _CHUNK if log_probs.device.type == "cpu" else _QUEUED_CHUNK
+        height = max(1, chunk // vocabulary)
         cap = vocabulary if max_size is None else min(max_size, vocabulary)
+        firsts = range(0, max(1, len(log_probs)), height)
         parts = [
-            _members(rows, top, set_top_p, cap)
-            for rows, top in zip(log_probs.split(height), largest.split(height), strict=True)
+            _members(rows, first, set_top_p, cap)
+            for first, rows in zip(firsts, log_probs.split(height), strict=True)
         ]
         sizes = torch.cat([sizes for _, sizes in parts])
         offsets = offsets_of(sizes)
         ids = torch.cat([ids for ids, _ in parts])
-    place = row_index(offsets) * vocabulary + ids
+    place = row_index(offsets, len(ids)) * vocabulary + ids
     return TopPSets(ids, log_probs.flatten().index_select(0, place), offsets)
 
 
@@ -124,11 +125,28 @@ def truncate(sets: TopPSets, set_top_p: float) -> TopPSets:
         [0]
     """
     check_top_p(set_top_p)
+    return sets if set_top_p == 1.0 else sets.keep(_within(sets, set_top_p))
+
+
+def truncated_sizes(sets: TopPSets, set_top_p: float) -> Int[Tensor, " T"]:
+    """How many members :func:`truncate` leaves of every row, the first ones.
+
+    Example:
+        >>> captured = top_p_sets(torch.tensor([[0.5, 0.25, 0.125, 0.125]]).log(), 0.9)
+        >>> truncated_sizes(captured, 0.6).tolist()
+        [2]
+    """
+    check_top_p(set_top_p)
     if set_top_p == 1.0:
-        return sets
+        return sets.sizes
+    return kept_offsets(_within(sets, set_top_p), sets.offsets).diff()
+
+
+def _within(sets: TopPSets, set_top_p: float) -> Tensor:
+    """Marks of the members that a smaller p leaves."""
     mass = segment_cumsum(sets.log_probs.exp(), sets.offsets).to(sets.log_probs.dtype)
-    mass_before = torch.cat([mass.new_zeros(1), mass])[:-1]
-    return _keep(sets, mass_before < set_top_p)
+    before = torch.cat([mass.new_zeros(1), mass])[:-1]
+    return (before < set_top_p) | _first_members(sets)
 
 
 def truncate_by_gain(sets: TopPSets, min_gain: float) -> TopPSets:
@@ -164,7 +182,7 @@ def truncate_by_gain(sets: TopPSets, min_gain: float) -> TopPSets:
     probs = sets.log_probs.exp().double()
     mass_before = segment_cumsum(sets.log_probs.exp(), sets.offsets) - probs
     # p_k > m_{k-1} (e^g - 1): descending against ascending, so what stays is a prefix.
-    return _keep(sets, probs > mass_before * math.expm1(min_gain))
+    return sets.keep((probs > mass_before * math.expm1(min_gain)) | _first_members(sets))
 
 
 def check_top_p(set_top_p: float) -> None:
@@ -179,10 +197,10 @@ def check_top_p(set_top_p: float) -> None:
         raise InvalidValueError(f"set_top_p: expected a mass in (0, 1], found {set_top_p}")
 
 
-def _keep(sets: TopPSets, keep: Tensor) -> TopPSets:
-    """The members marked, and the first of every row."""
-    keep[sets.offsets[:-1][sets.sizes > 0]] = True
-    return sets.keep(keep)
+def _first_members(sets: TopPSets) -> Tensor:
+    """Marks of the first member of every row; that of an empty row is its successor's."""
+    marks = torch.zeros(len(sets.ids) + 1, dtype=torch.bool, device=sets.ids.device)
+    return marks.index_fill(0, sets.offsets[:-1], True)[:-1]
 
 
 def _check_arguments(log_probs: Tensor, set_top_p: float, max_size: int | None) -> None:
@@ -196,10 +214,13 @@ def _check_arguments(log_probs: Tensor, set_top_p: float, max_size: int | None) 
         raise InvalidValueError(f"max_size: expected at least 1 or None, found {max_size}")
 
 
-def _check_rows(largest: Tensor) -> None:
+def _are_sound(largest: Tensor) -> Tensor:
     """Largest log-probability of each row: a number, at most 0, and not minus infinity."""
-    if bool(((largest > float("-inf")) & (largest <= 1e-3)).all()):
-        return
+    return (largest > float("-inf")) & (largest <= 1e-3)
+
+
+def _refuse(largest: Tensor, first: int) -> None:
+    """Say which row is not sound; ``first`` is the number of the first of these rows."""
     problems = {
         "NaN": largest.isnan(),
         "no token of non-zero probability": largest == float("-inf"),
@@ -207,24 +228,28 @@ def _check_rows(largest: Tensor) -> None:
     }
     for problem, rows in problems.items():
         if rows.any():
-            step = int(rows.nonzero()[0])
+            step = first + int(rows.nonzero()[0])
             raise InvalidValueError(f"log_probs: step {step} has {problem}")
 
 
-def _members(rows: Tensor, largest: Tensor, set_top_p: float, cap: int) -> tuple[Tensor, Tensor]:
+def _members(rows: Tensor, first: int, set_top_p: float, cap: int) -> tuple[Tensor, Tensor]:
     """Ids of the members of each row's set, end to end, in order; sizes of the sets."""
+    largest = rows.amax(1)
     floor = _floor(rows, largest, set_top_p, cap)
     ids, values, offsets, enough = _candidates(rows, largest, floor, set_top_p, cap)
-    if set_top_p < 1.0 and not bool(enough.all()):  # a row whose whole mass is below p is kept
+    # Both in one look: every look waits until the device has done all that it was given.
+    sound, reached = torch.stack([_are_sound(largest).all(), enough.all()]).tolist()
+    if not sound:
+        _refuse(largest, first)
+    if set_top_p < 1.0 and not reached:  # a row whose whole mass is below p is kept
         floor = torch.where(enough, floor, torch.finfo(rows.dtype).min)
         ids, values, offsets, _ = _candidates(rows, largest, floor, set_top_p, cap)
-    step = row_index(offsets)
+    step = row_index(offsets, len(ids))
     order = _order(step, values)
     keep = torch.arange(len(ids), device=ids.device) < (offsets[:-1] + cap)[step]
     if set_top_p < 1.0:
         mass = segment_cumsum(values.index_select(0, order).exp(), offsets).to(rows.dtype)
-        before = torch.cat([mass.new_zeros(1), mass])[:-1]
-        before[offsets[:-1]] = 0.0
+        before = torch.cat([mass.new_zeros(1), mass]).index_fill(0, offsets[:-1], 0.0)[:-1]
         keep &= before < set_top_p
     sizes = kept_offsets(keep, offsets).diff()
     return ids.index_select(0, order[keep]), sizes
@@ -254,21 +279,23 @@ def _candidates(
     starts = torch.arange(num_rows + 1, device=rows.device) * vocabulary
     place = (rows >= floor[:, None]).flatten().nonzero().squeeze(1)
     values = rows.flatten().index_select(0, place)
-    step = row_index(torch.searchsorted(place, starts))
+    step = row_index(torch.searchsorted(place, starts), len(place))
     scale = _BINS / (largest - floor).clamp(min=_FINEST, max=_DEEPEST)
-    depth = (largest.index_select(0, step) - values) * scale.index_select(0, step)
-    bins = depth.clamp(max=_BINS - 1).long() + step * _BINS
-    count = bins.bincount(minlength=num_rows * _BINS).view(num_rows, _BINS).cumsum(1)
+    top = largest.clamp(max=0.0)  # rows that are not sound are only refused later
+    depth = (top.index_select(0, step) - values) * scale.index_select(0, step)
+    bins = depth.clamp(min=0, max=_BINS - 1).long() + step * _BINS
+    none = bins.new_zeros(num_rows * _BINS)
+    count = none.index_add(0, bins, torch.ones_like(bins)).view(num_rows, _BINS).cumsum(1)
     enough = count >= cap
     if set_top_p < 1.0:
-        units = count.new_zeros(num_rows * _BINS).index_add(0, bins, exact_units(values.exp()))
+        units = none.index_add(0, bins, exact_units(values.exp()))
         mass = units.view_as(count).cumsum(1).double() * UNIT
         enough |= mass.to(rows.dtype) >= set_top_p
     last = (~enough).sum(1) + torch.arange(num_rows, device=rows.device) * _BINS
     keep = (bins <= last.index_select(0, step)).nonzero().squeeze(1)
     place = place.index_select(0, keep)
     offsets = torch.searchsorted(place, starts)
-    ids = place - starts.index_select(0, row_index(offsets))
+    ids = place - starts.index_select(0, row_index(offsets, len(place)))
     return ids, values.index_select(0, keep), offsets, enough[:, -1]
 
 

@@ -152,9 +152,8 @@ def discounted_occupancy(
     begins = first_steps(has_successor)
     index = begins.long().cumsum(0) - 1
     steps = torch.arange(len(begins), device=begins.device)
-    power = float(discount) ** (steps - steps[begins][index]).to(torch.get_default_dtype())
-    lengths = index.bincount()
-    return (
-        power
-        * (lengths / torch.zeros_like(lengths, dtype=power.dtype).index_add(0, index, power))[index]
-    )
+    start = (steps * begins).cummax(0).values
+    power = float(discount) ** (steps - start).to(torch.get_default_dtype())
+    none = torch.zeros_like(power)  # as many places as there could be responses
+    lengths, sums = (none.index_add(0, index, of) for of in (torch.ones_like(power), power))
+    return power * (lengths / sums)[index]

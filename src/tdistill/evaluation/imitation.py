@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from tdistill.core import forward_kl_terms, project, set_forward_kl
 from tdistill.data.examples import Example
@@ -16,8 +17,10 @@ from tdistill.evidence.batch import Batch
 from tdistill.evidence.collator import Collator
 from tdistill.evidence.evidence import EvidenceSource
 from tdistill.evidence.rows import Row
+from tdistill.models.head import LinearHead
 from tdistill.models.language_model import LanguageModel
-from tdistill.models.score_forms import StepScores
+from tdistill.models.layout import TOKENS_AT_ONCE, in_passes
+from tdistill.models.score_forms import LinearStepScores, StepScores
 from tdistill.models.scores import step_scores
 from tdistill.models.set_scores import SetScores
 from tdistill.teacher.source import LiveTeacher
@@ -27,23 +30,36 @@ _NO_DIVERGENCE = 1e-4  # nats a step; less is rounding
 
 @dataclass(frozen=True, eq=False)
 class HeldOut:
-    """Held-out teacher responses with the teacher's scores at every step of them.
+    """Held-out teacher responses with what the teacher's scores at every step are made of.
 
-    Made once and used for every model: the teacher's forward pass is not repeated.
+    Made once and used for every model: the teacher's forward pass is not repeated where its scores
+    are a product of hidden states, which are kept in the host's memory. Full logits are too large
+    to keep, and computed anew.
 
     Attributes:
         batches: the rows, packed, with their top-p sets.
-        teacher: the teacher's scores of each batch.
+        teacher: the teacher.
+        kept: its hidden states of each batch, and its output layer; None where its scores are not
+            made so.
         prompt: which prompt each row, over all batches, responds to.
         numbers: of the prompts, by their tokens.
         vocabulary_size: tokens shared by teacher and students.
     """
 
     batches: Sequence[Batch]
-    teacher: Sequence[StepScores]
+    teacher: LiveTeacher
+    kept: Sequence[tuple[LinearHead, Tensor] | None]
     prompt: np.ndarray
     numbers: Mapping[tuple[int, ...], int]
     vocabulary_size: int
+
+    def teacher_scores(self, number: int) -> StepScores:
+        """The teacher's scores at the steps of a batch."""
+        known = self.kept[number]
+        if known is None:
+            return self.teacher.scores(self.batches[number].layout)
+        head, hidden = known
+        return LinearStepScores(head, hidden.to(head.weight.device))
 
 
 def hold_out(
@@ -61,15 +77,26 @@ def hold_out(
         source: their evidence.
         teacher: the teacher itself, for the exact divergence.
         set_top_p: set off which mass counts as leak.
-        batch_size: rows of one forward pass.
+        batch_size: most rows of one forward pass.
     """
-    collator = Collator(source, teacher.teacher.pad_id, set_top_p=set_top_p, share_prefix=True)
-    groups = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
-    batches = [collator(list(enumerate(group))) for group in groups]
-    scores = [teacher.scores(b.layout) for b in batches]
+    collator = Collator(
+        source,
+        teacher.teacher.pad_id,
+        set_top_p=set_top_p,
+        share_prefix=True,
+        tokens_per_forward=TOKENS_AT_ONCE,
+    )
+    groups = list(in_passes(rows, batch_size))
+    batches = [collator([(i, rows[i]) for i in group]) for group in groups]
+    kept = [_kept(teacher.scores(batch.layout)) for batch in batches]
     numbers = {ids: i for i, ids in enumerate(dict.fromkeys(row.prompt_ids for row in rows))}
-    prompt = np.asarray([numbers[row.prompt_ids] for row in rows])
-    return HeldOut(batches, scores, prompt, numbers, teacher.vocabulary_size)
+    prompt = np.asarray([numbers[rows[i].prompt_ids] for group in groups for i in group])
+    return HeldOut(batches, teacher, kept, prompt, numbers, teacher.vocabulary_size)
+
+
+def _kept(scores: StepScores) -> tuple[LinearHead, Tensor] | None:
+    linear = isinstance(scores, LinearStepScores)
+    return (scores.head, scores.hidden.cpu()) if linear else None
 
 
 @torch.no_grad()
@@ -85,7 +112,8 @@ def imitation(model: LanguageModel, held_out: HeldOut) -> dict[str, Sample]:
         ``leak``: the model's mass off the teacher's set; ``forward_kl@K`` for each place.
     """
     steps: dict[str, list[np.ndarray]] = {"forward_kl": [], "set_kl": [], "leak": []}
-    for batch, teacher in zip(held_out.batches, held_out.teacher, strict=True):
+    for number, batch in enumerate(held_out.batches):
+        teacher = held_out.teacher_scores(number)
         moved = batch.to(model.device)
         sets, size = moved.teacher_sets, held_out.vocabulary_size
         scores = step_scores(model.model, moved.layout, vocabulary_size=size)

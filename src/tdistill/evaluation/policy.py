@@ -16,7 +16,7 @@ from tdistill.evaluation.places import sums_by_place
 from tdistill.evidence.rows import Row
 from tdistill.models.decoding import Decoding
 from tdistill.models.language_model import LanguageModel
-from tdistill.models.layout import alike, lay_out
+from tdistill.models.layout import TOKENS_AT_ONCE, in_passes, lay_out
 from tdistill.models.score_forms import StepScores
 from tdistill.models.scores import step_scores
 
@@ -67,17 +67,16 @@ def read_own_states(
         model: who made them.
         teacher: whom it is to imitate.
         vocabulary_size: tokens shared by both.
-        batch_size: rows of one forward pass; rows of like length go together.
+        batch_size: most rows of a pass; rows of like length go together, and not too many tokens.
 
     Reference:
         Summing over the vocabulary at drawn states: Amini et al. 2025, "Better Estimation of the
         KL Divergence Between Language Models", arXiv 2504.10637.
     """
-    order, read = alike(rows), {}
-    for first in range(0, len(rows), batch_size):
-        chosen = order[first : first + batch_size]
+    read = {}
+    for chosen in in_passes(rows, batch_size):
         group = [rows[i] for i in chosen]
-        laid = lay_out(group, model.pad_id)
+        laid = lay_out(group, model.pad_id, most_tokens=TOKENS_AT_ONCE)
         own, other = (
             step_scores(lm.model, laid.to(lm.device), vocabulary_size=vocabulary_size)
             for lm in (model, teacher)

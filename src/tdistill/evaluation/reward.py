@@ -36,7 +36,7 @@ from tdistill.evidence.collator import Collator
 from tdistill.evidence.evidence import EvidenceSource
 from tdistill.evidence.rows import Row
 from tdistill.models.language_model import LanguageModel
-from tdistill.models.layout import alike
+from tdistill.models.layout import TOKENS_AT_ONCE, in_passes
 from tdistill.models.score_forms import StepScores
 from tdistill.models.scores import step_scores
 from tdistill.models.set_scores import SetScores
@@ -131,11 +131,10 @@ def read_rewards(
         set_top_p=objective.set_top_p,
         discount=objective.discount,
         share_prefix=True,
+        tokens_per_forward=TOKENS_AT_ONCE,
     )
-    order = alike(rows)
     readings: dict[int, Reading] = {}
-    for first in range(0, len(rows), batch_size):
-        group = order[first : first + batch_size]
+    for group in in_passes(rows, batch_size):
         batch = collator([(i, rows[i]) for i in group]).to(model.device)
         found = _read(model, objective, batch, vocabulary_size, critic)
         lengths = [len(rows[i].response_ids) for i in group]

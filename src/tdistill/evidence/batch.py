@@ -13,6 +13,7 @@ from tdistill.core import TensorGroup, TopPSets, Transitions
 from tdistill.evidence.rows import ROW_SOURCES
 from tdistill.evidence.tail import Tail
 from tdistill.models.layout import Layout
+from tdistill.models.member_places import MemberPlaces
 
 
 class Counts(NamedTuple):
@@ -60,6 +61,8 @@ class Batch(TensorGroup):
         source: who wrote each response, an index into ``ROW_SOURCES``.
         tail: tokens sampled from the teacher off its whole captured sets, or None.
         text_ids: equal-length chunks of plain text for the language-model stream, or None.
+        places: of the actions in the sets; None: to be found.
+        normalised: steps that are normalised over the vocabulary, ascending; None: all.
     """
 
     layout: Layout
@@ -75,6 +78,8 @@ class Batch(TensorGroup):
     source: Int[Tensor, " N"]
     tail: Tail | None = None
     text_ids: Int[Tensor, "N C"] | None = None
+    places: MemberPlaces | None = None
+    normalised: Int[Tensor, " S"] | None = None
 
     @property
     def counts(self) -> Counts:
@@ -91,16 +96,23 @@ class Batch(TensorGroup):
     @property
     def inserted(self) -> Bool[Tensor, " M"]:
         """Members that are not of the teacher's set: actions inserted after it."""
+        members = self.sets.ids
+        marks = torch.zeros(len(members) + 1, dtype=torch.bool, device=members.device)
+        if not self.has_sets:
+            return marks[:-1]
         last = self.sets.offsets[1:] - 1
-        at = last[self.out_of_set]
-        marks = torch.zeros_like(self.sets.ids, dtype=torch.bool)
-        marks[at] = self.sets.ids[at] == self.action[self.out_of_set]  # else it was not inserted
-        return marks
+        added = self.out_of_set & (members[last] == self.action)  # else it was not inserted
+        return marks.index_fill(0, torch.where(added, last, len(members)), True)[:-1]
+
+    @property
+    def own(self) -> Int[Tensor, " L"]:
+        """Members that are of the teacher's set, ascending."""
+        return (~self.inserted).nonzero().squeeze(1) if self.places is None else self.places.own
 
     @property
     def teacher_sets(self) -> TopPSets:
         """The sets as the teacher has them: without inserted actions."""
-        return self.sets.keep(~self.inserted)
+        return self.sets.pick(self.own)
 
     @property
     def expert(self) -> Bool[Tensor, " T"]:

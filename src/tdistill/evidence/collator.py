@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -16,6 +16,7 @@ from tdistill.evidence.batch import Batch
 from tdistill.evidence.evidence import Evidence, EvidenceSource
 from tdistill.evidence.rows import ROW_SOURCES, Row
 from tdistill.models.layout import Layout, cut, lay_out
+from tdistill.models.member_places import member_places
 
 OutOfSet = Literal["insert", "drop", "refuse"]
 PaddingSide = Literal["right", "left"]
@@ -71,7 +72,7 @@ class Collator:
         outside = outside_set(evidence.sets, action) & (evidence.sets.sizes > 0)
         dropped = outside if self.out_of_set == "drop" else torch.zeros_like(outside)
         links = transitions(lengths, ended, discount=self.discount)
-        return Batch(
+        batch = Batch(
             layout=self._layout(rows),
             row=torch.arange(len(rows)).repeat_interleave(lengths),
             action=action,
@@ -86,6 +87,8 @@ class Collator:
             tail=evidence.tail,
             text_ids=self._text([index for index, _ in items]),
         )
+        places = member_places(batch.sets, action, batch.inserted)
+        return replace(batch, places=places)
 
     def _layout(self, rows: Sequence[Row]) -> Layout:
         return lay_out(

@@ -7,6 +7,7 @@ happens in the same pass as sampling from them, and so that every model is decod
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tdistill.core import TopPSets, segment_cumsum, top_p_sets
+from tdistill.core import TopPSets, segment_cumsum, top_p_sets, truncated_sizes
 from tdistill.errors import InvalidValueError
 from tdistill.models.decoding import Decoding
 from tdistill.models.finite import has_numbers, refuse_step
@@ -107,28 +108,58 @@ def generate(
     tokens: list[list[int]] = [[] for _ in queue]
     ended = [False] * len(queue)
     ends, rows, begun = set(lm.end_ids), list[int](), 0
+    active = torch.zeros(0, dtype=torch.long, device=lm.device)  # the rows
     while rows or begun < len(queue):
         count = policy.room(slots, len(rows), len(queue) - begun)
         if count:
             rows += range(begun, begun + count)
             begun += count
             policy.begin([queue[row] for row in rows[-count:]])
-        logits = policy.logits()
-        if not bool(has_numbers(logits).all()):
-            policy.refuse([[*queue[row], *tokens[row]] for row in rows])
-        chosen = sampler(logits, torch.tensor(rows, device=lm.device))
+            active = torch.tensor(rows, device=lm.device)
+        chosen, read = _choose(
+            sampler,
+            policy.logits(),
+            active,
+            refuse=lambda rows=rows: policy.refuse([[*queue[r], *tokens[r]] for r in rows]),
+        )
         going = []
-        for place, (row, token) in enumerate(zip(rows, chosen.tolist(), strict=True)):
+        for place, (row, token) in enumerate(zip(rows, read, strict=True)):
             tokens[row].append(token)
             ended[row] = token in ends
             if not ended[row] and len(tokens[row]) < limits[row]:
                 going.append(place)
+        order = _closed_up(going)
         if len(going) < len(rows):
             on_finished(len(rows) - len(going))
-        order = _closed_up(going)
-        rows = [rows[place] for place in order]
+            rows = [rows[place] for place in order]
+            active = torch.tensor(rows, dtype=torch.long, device=lm.device)
         policy.read(chosen, order)
     return [Response(tuple(row), end) for row, end in zip(tokens, ended, strict=True)]
+
+
+def _choose(
+    sampler: Sampler,
+    logits: Float[Tensor, "A V"],
+    active: Int[Tensor, " A"],
+    *,
+    refuse: Callable[[], None],
+) -> tuple[Int[Tensor, " A"], list[int]]:
+    """The token of each row, where the model is and here.
+
+    Whether the logits were numbers is read together with the tokens: every look at what a device
+    has made waits for all that it was given.
+    """
+    sound = has_numbers(logits).all()
+    try:
+        chosen = sampler(logits, active)
+    except Exception:
+        if not bool(sound):
+            refuse()
+        raise
+    *read, fine = torch.cat([chosen, sound[None].to(chosen.dtype)]).tolist()
+    if not fine:
+        refuse()
+    return chosen, read
 
 
 def _models(lm: LanguageModel, companion: Companion | None) -> list[LanguageModel]:
@@ -207,7 +238,7 @@ def _mixture(own: Tensor, other: Tensor, weight: float) -> Tensor:
     """``log((1 - w) pi + w pi')`` over the tokens that both models have."""
     shared = min(own.shape[1], other.shape[1])
     parts = own[:, :shared].log_softmax(-1), other[:, :shared].log_softmax(-1)
-    shares = torch.tensor([1.0 - weight, weight], device=own.device).log()
+    shares = [math.log(share) if share > 0.0 else -math.inf for share in (1.0 - weight, weight)]
     return torch.logaddexp(parts[0] + shares[0], parts[1] + shares[1])
 
 
@@ -322,12 +353,15 @@ def _shifted(state: Tensor, by: int) -> Tensor:
     return (state >> by) & ((1 << (64 - by)) - 1)
 
 
-def draw_from_sets(sets: TopPSets, uniform: Float[Tensor, " T"]) -> Int[Tensor, " T"]:
+def draw_from_sets(
+    sets: TopPSets, uniform: Float[Tensor, " T"], *, top_p: float = 1.0
+) -> Int[Tensor, " T"]:
     """One token of each set, from the policy projected onto it (2.3), by inverting its sums.
 
     Args:
         sets: candidate sets.
         uniform: a number in [0, 1) for each step.
+        top_p: mass of the smaller sets that are drawn from, see :func:`tdistill.core.truncate`.
 
     Returns:
         Token ids.
@@ -338,7 +372,8 @@ def draw_from_sets(sets: TopPSets, uniform: Float[Tensor, " T"]) -> Int[Tensor, 
         [1]
     """
     mass = segment_cumsum(sets.log_probs.exp(), sets.offsets)
-    total = mass[sets.offsets[1:] - 1]
+    last = truncated_sizes(sets, top_p) - 1
+    total = mass[sets.offsets[:-1] + last]
     below = (mass <= (uniform * total)[sets.step]).long()
-    passed = torch.zeros_like(sets.sizes).index_add(0, sets.step, below)
-    return sets.ids[sets.offsets[:-1] + torch.minimum(passed, sets.sizes - 1)]
+    passed = torch.zeros_like(last).index_add(0, sets.step, below)
+    return sets.ids[sets.offsets[:-1] + torch.minimum(passed, last)]

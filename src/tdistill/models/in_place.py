@@ -22,6 +22,7 @@ from tdistill.models.language_model import LanguageModel
 from tdistill.models.reading import PromptTokens, last_logits, left_padded
 
 _SPARE = 64  # columns between two moves of a buffer: a move costs less than 2% of a step's reading
+_GROWTH = 4  # or this part of the columns in use: what is moved grows with the tokens, not squared
 _TOKENS = 4096  # prompt tokens of one forward pass, padding included: bounds its memory
 
 
@@ -143,6 +144,8 @@ class InPlaceReader:
         self.cache: Any = None
         self.capacity = 0
         self.held: _Read | None = None  # the last prompt: its further samples may come later
+        self.past = torch.zeros(0, dtype=torch.long, device=lm.device)  # lengths, on the device
+        self.by_hand = _masks_by_hand(lm.model.config.get_text_config())
 
     def begin(self, prompts: Sequence[PromptTokens]) -> Float[Tensor, "N V"]:
         """Add a row for each prompt; the one that was read last is not read again."""
@@ -165,26 +168,38 @@ class InPlaceReader:
             for layer in self.cache.layers:
                 layer.copy_rows(sources, targets)
         self.columns.lengths = [self.columns.lengths[source] for source in order]
+        self.past = torch.tensor(self.columns.lengths, dtype=torch.long, device=self.lm.device)
 
     def read(self, tokens: Int[Tensor, " A"]) -> Float[Tensor, "A V"]:
         """One token a row, into the next column."""
         columns = self.columns
         self._make_room(0, 1)
-        past = torch.tensor(columns.lengths, device=self.lm.device)
-        width = columns.stop - columns.start
-        place = torch.arange(width + 1, device=self.lm.device)
-        mask = (place >= (width - past)[:, None]).long()
         logits, _ = last_logits(
-            self.lm, tokens[:, None], self.cache, mask=mask, positions=past[:, None]
+            self.lm,
+            tokens[:, None],
+            self.cache,
+            mask=self._mask(columns.stop - columns.start),
+            positions=self.past[:, None],
         )
         columns.stop += 1
         columns.lengths = [length + 1 for length in columns.lengths]
+        self.past = self.past + 1
         return logits
+
+    def _mask(self, width: int) -> Tensor | None:
+        """What the next token of each row sees; None where no row is padded, which is fastest."""
+        if min(self.columns.lengths) == width:
+            return None
+        place = torch.arange(width + 1, device=self.lm.device)
+        seen = place >= (width - self.past)[:, None]
+        return seen[:, None, None] if self.by_hand else seen.long()
 
     def _prefill(self, prompts: Sequence[PromptTokens]) -> _Read:
         ids, mask = left_padded(prompts, self.lm.pad_id, self.lm.device)
         cache: Any = DynamicCache()  # not told of sliding windows: their layers keep all tokens
         positions = (mask.cumsum(1) - 1).clamp(min=0)
+        if len({len(prompt) for prompt in prompts}) == 1:
+            mask = None  # nothing is padded: kernels without a mask are faster
         logits, _ = last_logits(self.lm, ids, cache, mask=mask, positions=positions)
         layers = [(layer.keys, layer.values) for layer in cache.layers]
         return _Read(prompts, layers, logits)
@@ -192,6 +207,8 @@ class InPlaceReader:
     def _place(self, read: _Read, counts: Sequence[int]) -> Float[Tensor, "N V"]:
         first, columns = len(self.columns.lengths), self.columns
         copies = torch.repeat_interleave(torch.tensor(counts)).to(self.lm.device)
+        new = [len(p) for p, count in zip(read.prompts, counts, strict=True) for _ in range(count)]
+        self.past = torch.cat([self.past, torch.tensor(new, device=self.lm.device)])
         if self.cache is None:
             layers = [InPlaceLayer(columns) for _ in read.layers]
             for layer, (keys, values) in zip(layers, read.layers, strict=True):
@@ -200,8 +217,7 @@ class InPlaceReader:
         self._make_room(read.layers[0][0].shape[2], 0)
         for layer, (keys, values) in zip(self.cache.layers, read.layers, strict=True):
             layer.place(first, keys[copies], values[copies])
-        for prompt, count in zip(read.prompts, counts, strict=True):
-            columns.lengths += [len(prompt)] * count
+        columns.lengths += new
         columns.trim()
         return read.logits[copies]
 
@@ -212,11 +228,22 @@ class InPlaceReader:
         if columns.stop >= before and columns.stop + after <= self.capacity:
             return
         stop = max(columns.stop - columns.start, before)
-        self.capacity = max(self.capacity, stop + _SPARE)
+        self.capacity = max(self.capacity, stop + max(_SPARE, stop // _GROWTH))
         for layer in self.cache.layers:
             layer.move(stop, self.capacity)
         columns.stop = stop
         columns.trim()
+
+
+def _masks_by_hand(config: Any) -> bool:
+    """Whether attention takes what a token sees as it is, the same in every layer.
+
+    Else transformers makes a mask for each kind of layer, and looks at the numbers for it.
+    """
+    kinds = getattr(config, "layer_types", None)
+    limits = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    alike = limits == [None, None] if kinds is None else set(kinds) == {"full_attention"}
+    return alike and config._attn_implementation == "sdpa"
 
 
 def _chunks(runs: Sequence[tuple[PromptTokens, int]]) -> Iterator[list[tuple[PromptTokens, int]]]:

@@ -18,6 +18,7 @@ from tdistill.models.adapters import adapter_base, merged
 from tdistill.models.architecture import TEXT_KEYS, causal_config
 from tdistill.models.model_files import check_model_folder
 from tdistill.models.weights import FLOAT32, DType, WeightsConfig
+from tdistill.processes import local_rank
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -171,7 +172,17 @@ def _loading_options(weights: WeightsConfig, device: str | torch.device | None) 
 
 
 def _device(device: str | torch.device | None) -> str | torch.device:
-    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+    """Where weights go; of a launched process, to its own device, whatever torch was told so far.
+
+    The launcher's environment says which, before torch or the Trainer was told of it: else every
+    process of a machine would put its models on the first device.
+    """
+    if device is not None:
+        return device
+    if not torch.cuda.is_available():
+        return "cpu"
+    number = local_rank()
+    return "cuda" if number is None else f"cuda:{number % torch.cuda.device_count()}"
 
 
 def _load_gguf(path: str, gguf_file: str, dtype: torch.dtype) -> Any:

@@ -10,7 +10,7 @@ Training through Shared-Prefix Forward" (arXiv:2506.05433).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import isqrt
 from typing import NamedTuple, Protocol
@@ -21,6 +21,10 @@ from torch import Tensor
 
 from tdistill.core import TensorGroup
 from tdistill.models.prefix_sharing import PrefixSharing
+from tdistill.models.seen_parts import RowParts
+
+TOKENS_AT_ONCE = 16_384
+"""Most tokens of a pass without gradients: what is held grows with them, and with nothing else."""
 
 # Tokens of a row at which attention costs about as much as the rest of a layer: 5 hidden sizes.
 _BALANCE = 4096
@@ -50,6 +54,7 @@ class Layout(TensorGroup):
         row: row of each step.
         position: place in that row whose output predicts the action of the step.
         sharing: how rows that hold several sequences are to be read; None: they hold one each.
+        before: padding before the sequence of each row; None: there is none.
     """
 
     input_ids: Int[Tensor, "B L"]
@@ -57,6 +62,7 @@ class Layout(TensorGroup):
     row: Int[Tensor, " T"]
     position: Int[Tensor, " T"]
     sharing: PrefixSharing | None = None
+    before: Int[Tensor, " B"] | None = None
 
 
 def pack(rows: Sequence[Tokens], *, pad_id: int, padding_side: str = "right") -> Layout:
@@ -80,7 +86,8 @@ def pack(rows: Sequence[Tokens], *, pad_id: int, padding_side: str = "right") ->
         first = start + len(r.prompt_ids) - 1
         position += range(first, first + len(r.response_ids))
         row += [i] * len(r.response_ids)
-    return Layout(ids, mask, torch.tensor(row), torch.tensor(position))
+    before = width - mask.sum(1) if padding_side == "left" else None
+    return Layout(ids, mask, torch.tensor(row), torch.tensor(position), before=before)
 
 
 def lay_out(
@@ -120,7 +127,8 @@ def lay_out(
             column.append([*pad, *values] if padding_side == "left" else [*values, *pad])
     ids, position_ids, segment, prompt = (torch.tensor(column) for column in columns)
     steps = torch.tensor([place for i in range(len(rows)) for place in places[i]])
-    sharing = PrefixSharing(position_ids, segment, prompt)
+    parts = tuple(_parts(rows, line, width, padding_side) for line in shared)
+    sharing = PrefixSharing(position_ids, segment, prompt, parts)
     return Layout(ids, (segment > 0).long(), steps[:, 0], steps[:, 1], sharing)
 
 
@@ -156,8 +164,9 @@ def padded_behind(layout: Layout) -> Layout:
         >>> padded_behind(pack(rows, pad_id=0, padding_side="left")).input_ids.tolist()
         [[5, 6], [8, 0]]
     """
-    mask = layout.attention_mask
-    before = (mask.cumsum(1) == 0).sum(1)
+    mask, before = layout.attention_mask, layout.before
+    if before is None:
+        return layout
     width = mask.shape[1]
     source = (torch.arange(width, device=mask.device) + before[:, None]) % width
     ids, mask = layout.input_ids.gather(1, source), mask.gather(1, source)
@@ -206,6 +215,27 @@ def alike(rows: Sequence[Tokens]) -> list[int]:
         longest[r.prompt_ids] = max(length, longest.get(r.prompt_ids, 0))
     key = [(longest[r.prompt_ids], r.prompt_ids) for r in rows]
     return sorted(range(len(rows)), key=lambda i: key[i])
+
+
+def in_passes(
+    rows: Sequence[Tokens], batch_size: int, *, most_tokens: int = TOKENS_AT_ONCE
+) -> Iterator[list[int]]:
+    """Rows for one forward pass after the other, like with like: so many, and so many tokens.
+
+    Args:
+        rows: prompts with responses.
+        batch_size: most rows of a pass.
+        most_tokens: of a pass, padding included; a row that is longer goes alone.
+
+    Example:
+        >>> list(in_passes([Pair((1,), (2,) * n) for n in (1, 9, 2, 40)], 3, most_tokens=30))
+        [[3], [1, 2], [0]]
+    """
+    order = alike(rows)
+    for first in range(0, len(rows), batch_size):
+        group = order[first : first + batch_size]
+        for part in cut([rows[i] for i in group], most_tokens, share=True):
+            yield [group[i] for i in part]
 
 
 class Pair(NamedTuple):
@@ -276,6 +306,18 @@ def _fill(pieces: Sequence[_Piece]) -> list[list[_Piece]]:
 
 def _area(lines: Sequence[Sequence[_Piece]]) -> int:
     return len(lines) * max(sum(piece.width for piece in line) for line in lines)
+
+
+def _parts(
+    rows: Sequence[Tokens], line: Sequence[_Piece], width: int, padding_side: str
+) -> RowParts:
+    """Lengths of what a row holds; the last action of a response is never read."""
+    pieces = []
+    for piece in line:
+        read = (len(rows[i].response_ids) - 1 for i in piece.members)
+        pieces.append((len(piece.prompt_ids), *(length for length in read if length)))
+    spare = width - sum(map(sum, pieces))
+    return RowParts(spare if padding_side == "left" else 0, tuple(pieces))
 
 
 def _write(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tdistill.core import TensorGroup
 from tdistill.errors import ModelError
+from tdistill.models.seen_parts import RowParts, SeenParts
 
 _MASKED = ("eager", "sdpa", "flex_attention")  # attention that takes any mask
 
@@ -26,11 +27,13 @@ class PrefixSharing(TensorGroup):
         position_ids: position of each token in its own sequence.
         segment: segment of each token.
         prompt: segment of the prompt that each token continues; a prompt's token has its own.
+        rows: the lengths of what each row holds.
     """
 
     position_ids: Int[Tensor, "B L"]
     segment: Int[Tensor, "B L"]
     prompt: Int[Tensor, "B L"]
+    rows: tuple[RowParts, ...] = ()
 
     def sees(
         self, *, window: int | None = None, chunk: int | None = None
@@ -83,10 +86,8 @@ class PrefixSharing(TensorGroup):
         kind = config._attn_implementation
         if kind not in _MASKED:
             raise ModelError(f"attention is {kind}, which takes no mask; sharing needs {_MASKED}")
-        window = getattr(config, "sliding_window", None)
-        chunk = getattr(config, "attention_chunk_size", None)
 
-        def mask(limits: dict[str, int | None]) -> Any:
+        def mask(**limits: int | None) -> Any:
             return ALL_MASK_ATTENTION_FUNCTIONS[kind](
                 batch_size=len(self.segment),
                 q_length=self.segment.shape[1],
@@ -98,14 +99,43 @@ class PrefixSharing(TensorGroup):
                 config=config,
             )
 
-        types = getattr(config, "layer_types", None)
-        if types is None:  # every layer alike
-            return mask({"window": window, "chunk": None if window else chunk})
-        known: dict[str, dict[str, int | None]] = {
-            "full_attention": {},
-            "sliding_attention": {"window": window},
-            "chunked_attention": {"chunk": chunk},
-        }
-        if not set(types) <= set(known):
-            raise ModelError(f"layers are {sorted(set(types))}; sharing needs {sorted(known)}")
-        return {kind: mask(known[kind]) for kind in set(types)}
+        return _for_layers(config, mask)
+
+    def parts(self, config: Any) -> Any:
+        """The same as :meth:`masks` for attention by parts: see ``seen_parts``."""
+        return parts_of(config, self.rows, self.segment.device)
+
+
+def parts_of(config: Any, rows: Sequence[RowParts] | None, device: torch.device) -> Any:
+    """What a network takes as its attention mask that attends by parts.
+
+    Args:
+        config: the network's configuration.
+        rows: what each row holds; None: one sequence each, padded behind.
+        device: of the network.
+
+    Raises:
+        ModelError: for attention that is not by mask and position.
+    """
+
+    def parts(**limits: int | None) -> Tensor:
+        return SeenParts(rows, **limits).on_a_mask(device)
+
+    return _for_layers(config.get_text_config(), parts)
+
+
+def _for_layers(config: Any, make: Callable[..., Any]) -> Any:
+    """What is made for the limits of all layers, or a dictionary of it by type of layer."""
+    window = getattr(config, "sliding_window", None)
+    chunk = getattr(config, "attention_chunk_size", None)
+    types = getattr(config, "layer_types", None)
+    if types is None:  # every layer alike
+        return make(window=window, chunk=None if window else chunk)
+    known: dict[str, dict[str, int | None]] = {
+        "full_attention": {},
+        "sliding_attention": {"window": window},
+        "chunked_attention": {"chunk": chunk},
+    }
+    if not set(types) <= set(known):
+        raise ModelError(f"layers are {sorted(set(types))}; sharing needs {sorted(known)}")
+    return {kind: make(**known[kind]) for kind in set(types)}

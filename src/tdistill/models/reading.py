@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tdistill.models.language_model import LanguageModel
+from tdistill.models.probes import remembered
 
 PromptTokens = Sequence[int]
 
@@ -57,7 +58,7 @@ def last_logits(
     """
     model: Any = lm.model
     inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
-    accepted = inspect.signature(model.forward).parameters
+    accepted = arguments_of(model)
     if positions is not None and "position_ids" in accepted:
         inputs["position_ids"] = positions
     if cache is not None:
@@ -67,6 +68,12 @@ def last_logits(
     out = model(**inputs, use_cache=True)
     made = cache if cache is not None else getattr(out, "cache", None)
     return out.logits[:, -1, : lm.vocabulary_size].float(), made
+
+
+@remembered
+def arguments_of(network: Any) -> frozenset[str]:
+    """Names of what a network's forward takes; to ask at every token takes as long as a kernel."""
+    return frozenset(inspect.signature(network.forward).parameters)
 
 
 def left_padded(

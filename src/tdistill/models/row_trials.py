@@ -6,9 +6,8 @@ change nothing, and that the responses of a prompt can share its tokens.
 
 from __future__ import annotations
 
-import inspect
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +17,7 @@ from tdistill.models.head_form import own_logits
 from tdistill.models.language_model import inner_model
 from tdistill.models.layout import Layout, Pair, lay_out, pack, separate
 from tdistill.models.positions import position_limit
+from tdistill.models.prefix_sharing import parts_of
 from tdistill.models.probes import (
     FAILURES,
     block_length,
@@ -26,9 +26,14 @@ from tdistill.models.probes import (
     probe_tokens,
     remembered,
 )
+from tdistill.models.reading import arguments_of
+from tdistill.models.seen_parts import attends_by_parts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+_Way = Literal["parts", "nothing", "mask"]
+"""What a network is told of what its tokens see: by parts, nothing but the order, or a mask."""
 
 _LENGTHS = (9, 6, 4)  # tokens of the rows that are tried, beyond a block
 
@@ -49,48 +54,38 @@ def check_reading(model: nn.Module) -> None:
 
 
 def forward_inputs(lm: PreTrainedModel, network: Any, layout: Layout) -> dict[str, Any]:
-    """Arguments of a forward pass whose positions count tokens, not padding.
+    """Arguments of a forward pass over rows that are padded behind, if at all.
+
+    What is behind a token changes nothing for it, so no mask is made where the network needs none.
 
     Args:
         lm: the causal language model.
         network: what is run: the model itself, or its part below the output layer.
         layout: the rows.
     """
-    mask, sharing = layout.attention_mask, layout.sharing
-    inputs: dict[str, Any] = {"input_ids": layout.input_ids, "attention_mask": mask}
+    if layout.sharing is None:
+        return _inputs(network, layout, _trial_of_rows(lm)[1])
+    return _inputs(network, layout, _sharing_of(lm) or "mask")
+
+
+def _inputs(network: Any, layout: Layout, way: _Way) -> dict[str, Any]:
+    inputs: dict[str, Any] = {"input_ids": layout.input_ids, "attention_mask": None}
+    sharing, config, device = layout.sharing, network.config, layout.input_ids.device
     if sharing is not None:
-        inputs["attention_mask"] = sharing.masks(network.config, network.dtype)
         inputs["position_ids"] = sharing.position_ids
-    elif _takes_positions(network) and counts_positions(lm):
-        inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
+    if way == "parts":
+        rows = None if sharing is None else sharing.rows
+        inputs["attention_mask"] = parts_of(config, rows, device)
+    elif sharing is not None:
+        inputs["attention_mask"] = sharing.masks(config, network.dtype)
+    elif way == "mask":
+        inputs["attention_mask"] = layout.attention_mask
     return inputs
 
 
 @remembered
-def counts_positions(lm: Any) -> bool:
-    """Whether the network takes positions and they are 0, 1, 2, ... where none are given."""
-    if not _takes_positions(lm):
-        return False
-    tokens = probe_tokens(lm, _LENGTHS[0])
-    own = own_logits(lm, tokens)
-    ids = torch.tensor([tokens], device=lm.device)
-    with on_trial(lm):
-        try:
-            positions = torch.arange(len(tokens), device=lm.device)[None]
-            given = lm(input_ids=ids, position_ids=positions, use_cache=False).logits[0]
-        except FAILURES:
-            return False
-    return disagreement(given, own, lm.dtype) is None
-
-
-def reads_left_padding(model: nn.Module) -> bool:
-    """Whether padding before a row changes nothing: recurrent states may take it in."""
-    return _trial_of_rows(model)[1]
-
-
-@remembered
-def _trial_of_rows(lm: Any) -> tuple[str | None, bool]:
-    """What is wrong with rows padded on the right, or None; whether they can be on the left."""
+def _trial_of_rows(lm: Any) -> tuple[str | None, _Way]:
+    """What is wrong with rows padded on the right, or None; how padding is told of, if at all."""
     block, limit = block_length(lm), position_limit(lm)
     longest = block + _LENGTHS[0]
     if limit is not None and longest > limit.tokens:
@@ -100,50 +95,67 @@ def _trial_of_rows(lm: Any) -> tuple[str | None, bool]:
     own = [own_logits(lm, row) for row in rows]
     problem = disagreement(own[2], own[0][: lengths[2]], lm.dtype)
     if problem is not None:
-        return f"more tokens behind a row change its scores {problem}", False
-    problem = _padding_problem(lm, rows, own, "right")
-    if problem is not None:
-        return f"padding behind a row changes its scores ({problem})", False
-    return None, _padding_problem(lm, rows, own, "left") is None
+        return f"more tokens behind a row change its scores {problem}", "mask"
+    for way in ("parts", "nothing", "mask"):
+        problem = _padding_problem(lm, rows, own, way)
+        if problem is None:
+            return None, way
+    return f"padding behind a row changes its scores ({problem})", "mask"
 
 
 def _padding_problem(
-    lm: Any, rows: list[tuple[int, ...]], own: list[Tensor], side: str
+    lm: Any, rows: list[tuple[int, ...]], own: list[Tensor], way: _Way
 ) -> str | None:
     # The last token of a response is not read: one more, so that all of the row is.
     pairs = [Pair(row[:1], (*row[1:], row[0])) for row in rows]
-    laid = pack(pairs, pad_id=rows[0][0], padding_side=side).to(lm.device)
+    laid = pack(pairs, pad_id=rows[0][0]).to(lm.device)
     try:
-        found = _logits(lm, laid)
-    except FAILURES as error:
+        return disagreement(_logits(lm, laid, way), torch.cat(own), lm.dtype)
+    except (ModelError, *FAILURES) as error:
         return one_line(error)
-    return disagreement(found, torch.cat(own), lm.dtype)
 
 
-def _logits(lm: Any, laid: Layout) -> Tensor:
+def _logits(lm: Any, laid: Layout, way: _Way) -> Tensor:
+    if way == "parts" and not attends_by_parts(lm.config):
+        raise ModelError("its attention takes masks alone")
     with on_trial(lm):
-        logits = lm(**forward_inputs(lm, lm, laid), use_cache=False).logits
+        logits = lm(**_inputs(lm, laid, way), use_cache=False).logits
     return logits[laid.row, laid.position]
 
 
-@remembered
-def shares_prompts(lm: Any) -> bool:
+def shares_prompts(model: nn.Module) -> bool:
     """Whether the network gives the same scores when responses share their prompt's tokens.
 
     Tried once on a tiny example; a network that does not is named in a warning. Under FSDP call
     this before the network is wrapped.
     """
-    problem = _sharing_problem(lm)
-    if problem is not None:
-        warnings.warn(
-            f"{type(lm).__name__}: the responses of a prompt cannot share its tokens "
-            f"({problem}); they get separate rows, which costs time",
-            stacklevel=4,
-        )
-    return problem is None
+    return _sharing_of(model) is not None
 
 
-def _sharing_problem(lm: PreTrainedModel) -> str | None:
+def masks_rows(model: nn.Module) -> bool:
+    """Whether shared rows cost a mask over the whole row: 9 bytes for each pair of its tokens."""
+    return _sharing_of(model) == "mask"
+
+
+@remembered
+def _sharing_of(lm: Any) -> _Way | None:
+    """How a network reads shared rows, or None."""
+    ways: tuple[_Way, ...] = ("parts", "mask")
+    problems = []
+    for way in ways:
+        problem = _sharing_problem(lm, way)
+        if problem is None:
+            return way
+        problems.append(problem)
+    warnings.warn(
+        f"{type(lm).__name__}: the responses of a prompt cannot share its tokens "
+        f"({problems[-1]}); they get separate rows, which costs time",
+        stacklevel=5,
+    )
+    return None
+
+
+def _sharing_problem(lm: Any, way: _Way) -> str | None:
     """What is wrong with shared prompts, or None."""
     if not _takes_positions(lm):
         return "its forward takes no position_ids"
@@ -151,11 +163,12 @@ def _sharing_problem(lm: PreTrainedModel) -> str | None:
     shared = lay_out([Pair(tokens[i % 2], tokens[i]) for i in range(6)], tokens[0][0])
     shared = shared.to(lm.device)
     try:
-        apart = disagreement(_logits(lm, shared), _logits(lm, separate(shared)), lm.dtype)
+        apart = _logits(lm, separate(shared), _trial_of_rows(lm)[1])
+        found = disagreement(_logits(lm, shared, way), apart, lm.dtype)
     except (ModelError, *FAILURES) as error:
         return one_line(error)
-    return None if apart is None else f"scores differ {apart}"
+    return None if found is None else f"scores differ {found}"
 
 
 def _takes_positions(network: nn.Module) -> bool:
-    return "position_ids" in inspect.signature(network.forward).parameters
+    return "position_ids" in arguments_of(network)

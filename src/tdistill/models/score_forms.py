@@ -21,7 +21,7 @@ class StepScores(Protocol):
         ...
 
     def at(self, ids: Int[Tensor, " M"], step: Int[Tensor, " M"]) -> Float[Tensor, " M"]:
-        """Scores of chosen tokens at chosen steps."""
+        """Scores of chosen tokens at chosen steps, which ascend."""
         ...
 
     def columns(self, ids: Int[Tensor, " N"]) -> Float[Tensor, "T N"]:
@@ -40,8 +40,11 @@ class StepScores(Protocol):
         """
         ...
 
-    def log_normaliser(self, *, chunk_size: int = 128) -> Float[Tensor, " T"]:
-        """``log sum_V exp z``, exact, with the logits of ``chunk_size`` steps at a time."""
+    def log_normaliser(self, *, chunk_size: int = 128, kept_mib: int = 0) -> Float[Tensor, " T"]:
+        """``log sum_V exp z``, exact, with the logits of ``chunk_size`` steps at a time.
+
+        Of logits that take no more than ``kept_mib`` none are computed again for the gradient.
+        """
         ...
 
     def select(self, steps: Int[Tensor, " S"]) -> StepScores:
@@ -82,9 +85,9 @@ class LinearStepScores:
         """Chunks of full logits, never all at once."""
         return map_logits(self.head, self.hidden, function, *per_step, chunk_size=chunk_size)
 
-    def log_normaliser(self, *, chunk_size: int = 128) -> Tensor:
+    def log_normaliser(self, *, chunk_size: int = 128, kept_mib: int = 0) -> Tensor:
         """The same by chunks, with its gradient in closed form."""
-        return log_normaliser(self.head, self.hidden, chunk_size=chunk_size)
+        return log_normaliser(self.head, self.hidden, chunk_size=chunk_size, kept_mib=kept_mib)
 
     def select(self, steps: Tensor) -> LinearStepScores:
         """Those hidden states."""
@@ -123,8 +126,8 @@ class DenseStepScores:
         """Chunks of the logits."""
         return map_steps(function, self.logits, *per_step, chunk_size=chunk_size)
 
-    def log_normaliser(self, *, chunk_size: int = 128) -> Tensor:
-        """From the logits."""
+    def log_normaliser(self, *, chunk_size: int = 128, kept_mib: int = 0) -> Tensor:
+        """From the logits, which are kept anyway."""
         return self.reduce(lambda z: z.logsumexp(-1), chunk_size=chunk_size)
 
     def select(self, steps: Tensor) -> DenseStepScores:

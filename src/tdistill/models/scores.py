@@ -21,13 +21,15 @@ from tdistill.models.layout import Layout, padded_behind, separate
 from tdistill.models.row_trials import (
     check_reading,
     forward_inputs,
-    reads_left_padding,
+    masks_rows,
     shares_prompts,
 )
 from tdistill.models.score_forms import DenseStepScores, LinearStepScores, StepScores
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+_MASKED = 8192  # most tokens of a row whose mask is made: 9 bytes a squared token, 600 MB
 
 HeadMode = Literal["auto", "linear", "full"]
 
@@ -80,10 +82,7 @@ def step_scores(
     if head == "linear" and not linear:
         raise _not_linear(lm)
     network = body_of(lm) if linear else lm
-    if layout.sharing is not None and not shares_prompts(lm):
-        layout = separate(layout)
-    if layout.sharing is None and not reads_left_padding(lm):
-        layout = padded_behind(layout)
+    layout = _readable(lm, layout)
     row, position = layout.row, layout.position
     inputs = forward_inputs(lm, network, layout) | {"use_cache": False}
     if not linear:
@@ -96,6 +95,14 @@ def step_scores(
     layer = linear_head(lm, vocabulary_size)  # after the body: FSDP gathers it with the last norm
     assert layer is not None, "its form is known"
     return LinearStepScores(layer, narrowed(hidden, layer.weight))
+
+
+def _readable(lm: Any, layout: Layout) -> Layout:
+    """The layout where the network can read it, else one of separate rows, padded behind."""
+    if layout.sharing is not None:
+        wide = layout.input_ids.shape[1] > _MASKED and masks_rows(lm)
+        layout = separate(layout) if wide or not shares_prompts(lm) else layout
+    return padded_behind(layout)
 
 
 def _check_numbers(lm: Any, layout: Layout, sound: Callable[[], Tensor]) -> None:

@@ -6,10 +6,17 @@ from collections.abc import Callable
 from functools import cached_property
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from tdistill.core import TopPSets, sampled_log_normaliser, set_membership, soft_value
+from tdistill.core import (
+    TopPSets,
+    estimated_log_normaliser,
+    sampled_log_normaliser,
+    set_membership,
+    soft_value,
+)
+from tdistill.models.member_places import MemberPlaces, member_places
 from tdistill.models.negatives import Negatives, Occurrences, draw_negatives
 from tdistill.models.score_forms import StepScores
 
@@ -23,6 +30,10 @@ class SetScores:
         action: the token that was taken at each step.
         chunk_size: steps whose full logits may exist at once.
         negatives: what stands in for the vocabulary; drawn at every use where None.
+        places: of the actions in the sets; None: to be found.
+        normalised: steps that are normalised over the vocabulary, ascending; None: all.
+        share: of the steps, that those are.
+        kept_mib: full logits that are kept for the backward pass, not computed again.
     """
 
     def __init__(
@@ -33,21 +44,32 @@ class SetScores:
         *,
         chunk_size: int = 128,
         negatives: Negatives | None = None,
+        places: MemberPlaces | None = None,
+        normalised: Int[Tensor, " S"] | None = None,
+        share: float = 1.0,
+        kept_mib: int = 0,
     ) -> None:
         self.scores, self.sets, self.chunk_size = scores, sets, chunk_size
-        self._action, self._negatives = action, negatives
+        self._action, self._negatives, self._places = action, negatives, places
+        self._normalised, self._share, self._kept_mib = normalised, share, kept_mib
 
-    def keep(self, members: Bool[Tensor, " M"]) -> SetScores:
-        """The same scores on sets of the marked members alone."""
+    def pick(self, members: Int[Tensor, " S"]) -> SetScores:
+        """The same scores on sets of the named members alone, which ascend."""
+        if len(members) == len(self.sets.ids):
+            return self
         kept = SetScores(
             self.scores,
-            self.sets.keep(members),
+            self.sets.pick(members),
             self._action,
             chunk_size=self.chunk_size,
             negatives=self._negatives,
+            normalised=self._normalised,
+            share=self._share,
+            kept_mib=self._kept_mib,
         )
         known = vars(self)  # what is computed stays so
-        vars(kept).update({k: known[k] for k in ("action", "log_normaliser") if k in known})
+        names = ("action", "log_normaliser", "some_log_normalisers")
+        vars(kept).update({k: known[k] for k in names if k in known})
         vars(kept)["on_set"] = self.on_set[members]
         return kept
 
@@ -64,24 +86,41 @@ class SetScores:
     @cached_property
     def action(self) -> Float[Tensor, " T"]:
         """Logits of the actions, nats."""
-        sets, action = self.sets, self._action
-        if len(sets.ids) == 0:
+        action = self._action
+        if len(self.sets.ids) == 0:
             return self.scores.at(action, self.steps)
         # Nearly every action is a member of its set, whose scores are there already.
-        member = (sets.ids == action[sets.step]).nonzero().squeeze(1)
-        known = torch.zeros_like(action, dtype=torch.bool).index_fill(0, sets.step[member], True)
-        rest = (~known).nonzero().squeeze(1)
-        place = torch.empty_like(action)
-        place[sets.step[member]] = member
-        place[rest] = len(sets.ids) + torch.arange(len(rest), device=action.device)
-        if len(rest) == 0:
-            return self.on_set[place]
-        return torch.cat([self.on_set, self.scores.at(action[rest], rest)])[place]
+        places = self._places or member_places(self.sets, action)
+        known, rest = self.on_set, places.outside
+        if len(rest):
+            known = torch.cat([known, self.scores.at(action[rest], rest)])
+        return known[places.action]
 
     @cached_property
     def log_normaliser(self) -> Float[Tensor, " T"]:
         """``log sum_V exp z``, exact, by chunks of steps."""
-        return self.scores.log_normaliser(chunk_size=self.chunk_size)
+        return self._normaliser_of(self.scores)
+
+    def _normaliser_of(self, scores: StepScores) -> Float[Tensor, " S"]:
+        return scores.log_normaliser(chunk_size=self.chunk_size, kept_mib=self._kept_mib)
+
+    @cached_property
+    def some_log_normalisers(self) -> Float[Tensor, " S"]:
+        """The same at the steps that are normalised, where only some are."""
+        assert self._normalised is not None
+        return self._normaliser_of(self.scores.select(self._normalised))
+
+    @property
+    def loss_normaliser(self) -> Float[Tensor, " T"]:
+        """:attr:`log_normaliser`, or its unbiased estimate where only some steps are normalised.
+
+        For losses that are linear in it: any other function of the estimate is biased.
+        """
+        if self._normalised is None:
+            return self.log_normaliser
+        return estimated_log_normaliser(
+            self.set_value, self.some_log_normalisers, self._normalised, share=self._share
+        )
 
     def sampled_log_normaliser(self, count: int) -> Float[Tensor, " T"]:
         """An estimate of :attr:`log_normaliser` by the given negatives, or by ``count`` new ones.
@@ -125,9 +164,12 @@ class SetScores:
     def leak(self, *, sample: int = 16) -> tuple[Float[Tensor, " S"], Tensor]:
         """Off-set mass of the model and the steps it was computed at.
 
-        Exact at every step if the full normaliser exists anyway; else at ``sample`` steps, evenly
+        Exact at every step whose full normaliser exists anyway; else at ``sample`` steps, evenly
         spread, whose full logits are computed for it.
         """
+        if self._normalised is not None and "some_log_normalisers" in self.__dict__:
+            inside = self.set_value[self._normalised] - self.some_log_normalisers
+            return 1 - inside.exp(), self._normalised
         steps = self.steps
         if "log_normaliser" in self.__dict__:
             return 1 - (self.set_value - self.log_normaliser).exp(), steps

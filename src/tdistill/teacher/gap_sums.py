@@ -63,7 +63,7 @@ def members_of(block: Block) -> Members:
         gain=torch.where(first, math.inf, probs.double() / (mass - probs.double())),
         loss=torch.where(first, losses, change),
         first=first,
-        step=row_index(sets.offsets),
+        step=row_index(sets.offsets, len(sets.ids)),
     )
 
 

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from tdistill.core import top_p_sets, truncate
+from tdistill.core import top_p_sets
 from tdistill.evidence.rows import Row
 from tdistill.hashing import key_of
 from tdistill.models.generation import draw_from_sets, generate, row_uniforms, seed_of
@@ -172,10 +172,10 @@ def sample_unit(
         whole = config.capture.min_gain is None  # else the set may hold less than the nucleus
         if whole and config.sampling_top_p <= config.capture.captured_top_p:
             # From the rounded sets: what training will truncate, so no action falls outside.
-            nucleus = truncate(kept.sets, config.sampling_top_p)
+            chosen = draw_from_sets(kept.sets, uniform(active), top_p=config.sampling_top_p)
         else:
             nucleus = top_p_sets(kept.log_probs, config.sampling_top_p)
-        chosen = draw_from_sets(nucleus, uniform(active))
+            chosen = draw_from_sets(nucleus, uniform(active))
         recorder.add(active, kept.evidence(chosen))
         return chosen
 

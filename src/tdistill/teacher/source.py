@@ -9,11 +9,11 @@ from torch import Tensor
 
 from tdistill.core import truncate
 from tdistill.errors import InvalidValueError
-from tdistill.evidence.evidence import Evidence, concatenate
+from tdistill.evidence.evidence import Evidence, concatenate, take_steps
 from tdistill.evidence.rows import Row, row_key
 from tdistill.models.generation import uniforms
 from tdistill.models.language_model import LanguageModel
-from tdistill.models.layout import Layout, lay_out
+from tdistill.models.layout import TOKENS_AT_ONCE, Layout, cut, lay_out
 from tdistill.models.score_forms import StepScores
 from tdistill.models.scores import HeadMode, step_scores
 from tdistill.teacher.cache.reader import Cache
@@ -76,7 +76,19 @@ class LiveTeacher:
             raise InvalidValueError(
                 f"set_top_p: expected at most captured_top_p = {captured}, found {set_top_p}"
             )
-        scores = self.scores(lay_out(rows, self.teacher.pad_id))
+        parts = cut(rows, TOKENS_AT_ONCE, share=True)
+        if len(parts) == 1:
+            found = self._pass(rows)
+        else:
+            made = [self._pass([rows[i] for i in part]) for part in parts]
+            found = _in_order(made, parts, [len(row.response_ids) for row in rows])
+        if set_top_p is None:
+            return found
+        return found.cut(truncate(found.sets, set_top_p))
+
+    def _pass(self, rows: Sequence[Row]) -> Evidence:
+        """Evidence of rows that are read together, on the CPU."""
+        scores = self.scores(lay_out(rows, self.teacher.pad_id, most_tokens=TOKENS_AT_ONCE))
         actions = torch.tensor([a for row in rows for a in row.response_ids])
         uniform = _tail_uniforms(rows, self.config.tail_samples)
         parts = []
@@ -85,10 +97,16 @@ class LiveTeacher:
             drawn = None if uniform is None else uniform[start : start + len(chosen)]
             kept = capture(scores.rows(start, start + len(chosen)), self.config, drawn)
             parts.append(kept.evidence(chosen))
-        found = concatenate(parts).to("cpu")
-        if set_top_p is None:
-            return found
-        return found.cut(truncate(found.sets, set_top_p))
+        return concatenate(parts).to("cpu")
+
+
+def _in_order(
+    made: Sequence[Evidence], parts: Sequence[Sequence[int]], lengths: Sequence[int]
+) -> Evidence:
+    """Evidence of rows that were read in parts, in the order of the rows."""
+    steps = torch.arange(sum(lengths)).split([lengths[i] for part in parts for i in part])
+    where = dict(zip((i for part in parts for i in part), steps, strict=True))
+    return take_steps(concatenate(made), torch.cat([where[i] for i in range(len(lengths))]))
 
 
 def _tail_uniforms(rows: Sequence[Row], each: int) -> Tensor | None:

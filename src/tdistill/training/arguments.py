@@ -28,6 +28,13 @@ def check_launch(trainer: Trainer, objective: Objective, config: TrainConfig) ->
         check_in_shards(objective, config)
     if config.loader_workers > 0:
         _check_evidence_is_stored(trainer)
+    if config.normaliser_share < 1.0 and not objective.linear_in_normaliser:
+        raise InvalidValueError(
+            "training.normaliser_share: expected 1, or an objective whose loss is linear in the "
+            f"student's log-normaliser, found {config.normaliser_share} with {objective.name}, "
+            "which an estimate would bias; remove it, or take kd (support projected) or "
+            "bellman_distill"
+        )
 
 
 def launched_in_shards() -> bool:

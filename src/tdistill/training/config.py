@@ -77,6 +77,10 @@ class TrainConfig:
     lora: LoraConfig | None = None
     head: Literal["auto", "linear", "full"] = "auto"  # how scores are read from the output layer
     chunk_size: int = 128  # steps whose full logits may exist at once
+    # Of the steps: whose log-normaliser is computed, drawn anew each update and weighed by one over
+    # the share; for losses that are linear in it.
+    normaliser_share: float = 1.0
+    kept_logits_mib: int = 0  # full logits that are kept for the backward pass, not computed again
     padding_side: Literal["right", "left"] = "right"
     loader_workers: int = 0  # processes that make batches ahead from a cache; 0: the training one
     text_chunk_tokens: int = 128  # length of a chunk of the language-model stream
@@ -97,7 +101,14 @@ class TrainConfig:
             chunk_size=self.chunk_size,
             tokens_per_forward=self.tokens_per_forward,
         )
-        check_at_least(0, loader_workers=self.loader_workers, warmup_steps=self.warmup_steps)
+        check_at_least(
+            0,
+            loader_workers=self.loader_workers,
+            warmup_steps=self.warmup_steps,
+            kept_logits_mib=self.kept_logits_mib,
+        )
+        share = self.normaliser_share
+        check("normaliser_share", 0.0 < share <= 1.0, "a value in (0, 1]", share)
         check("learning_rate", self.learning_rate > 0, "a value above 0", self.learning_rate)
         multiple = f"a multiple of gradient_accumulation = {self.gradient_accumulation}"
         whole = self.batch_size % self.gradient_accumulation == 0

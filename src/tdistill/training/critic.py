@@ -140,7 +140,7 @@ class CriticLearner:
 
     @staticmethod
     def _at(critic: Critic, hidden: Tensor, batch: Batch) -> SetScores:
-        return SetScores(critic.scores(hidden), batch.sets, batch.action)
+        return SetScores(critic.scores(hidden), batch.sets, batch.action, places=batch.places)
 
     def update(self, *, factor: float, mean: Callable[[Tensor], Tensor]) -> None:
         """One update of the critic, then of its averaged copy.

@@ -22,6 +22,9 @@ from tdistill.evidence.rows import ROW_SOURCES
 from tdistill.models.set_scores import SetScores
 from tdistill.training.objectives import StepLoss
 
+Pair = tuple[float, float]
+"""A sum and its weight, on the host."""
+
 _NEED_SUCCESSOR = (
     "implied_reward",
     "nonlinear",
@@ -56,12 +59,14 @@ class Diagnostics:
             self._add_by_source(name, values, counted, batch)
             if name.startswith("critic_"):  # what its explained variance is made of
                 self.add(f"{name}_squared", values.square(), counted)
-        leak, steps = student.keep(~batch.inserted).leak()
+        leak, steps = student.pick(batch.own).leak()
         self._add_by_source("leak", leak, batch.trained, batch, steps)
 
     def add(self, name: str, values: Tensor, mask: Tensor) -> None:
         """Add the values that are marked to a sum."""
-        pair = masked_sum(values.detach().float(), mask)
+        self._sum(name, masked_sum(values.detach().float(), mask))
+
+    def _sum(self, name: str, pair: WeightedSum) -> None:
         self._sums[name] = self._sums[name] + pair if name in self._sums else pair
 
     def _add_by_source(
@@ -70,14 +75,17 @@ class Diagnostics:
         """Add values of some steps (None: all) to their sum, and to that of whoever wrote them."""
         at = slice(None) if steps is None else steps
         self.add(name, values, counted[at])
-        if self.by_source:
-            source = batch.source[batch.row]
-            for number in batch.source.unique().tolist():
-                mine = counted & (source == number)
-                self.add(f"{name}.{ROW_SOURCES[number]}", values, mine[at])
+        if not self.by_source:
+            return
+        mask, source = counted[at], batch.source[batch.row][at]
+        none = torch.zeros(len(ROW_SOURCES), device=values.device)
+        kept = torch.where(mask, values.detach().float(), none[0])
+        totals, weights = none.index_add(0, source, kept), none.index_add(0, source, mask.float())
+        for origin, total, weight in zip(ROW_SOURCES, totals, weights, strict=True):
+            self._sum(f"{name}.{origin}", WeightedSum(total, weight))
 
     def take(
-        self, gather: Callable[[dict[str, Tensor]], Sequence[dict[str, Tensor]]]
+        self, gather: Callable[[dict[str, Pair]], Sequence[dict[str, Pair]]]
     ) -> tuple[dict[str, float], float]:
         """The means, and the number of trained steps; the sums begin anew.
 
@@ -85,25 +93,28 @@ class Diagnostics:
             gather: what all processes of the run have; one may have rows of an origin that others
                 have not.
         """
-        own = {n: torch.stack([s.total, s.weight]).cpu() for n, s in sorted(self._sums.items())}
-        self._sums, totals = {}, dict[str, Tensor]()
+        names, sums = zip(*sorted(self._sums.items()), strict=True)
+        pairs = torch.stack([torch.stack([s.total, s.weight]) for s in sums]).tolist()
+        own = {name: (total, weight) for name, (total, weight) in zip(names, pairs, strict=True)}
+        self._sums, totals = {}, dict[str, Pair]()
         for name, pair in chain.from_iterable(part.items() for part in gather(own)):
-            totals[name] = totals[name] + pair if name in totals else pair
-        means = {name: float(total / weight) for name, (total, weight) in totals.items() if weight}
+            before = totals.get(name, (0.0, 0.0))
+            totals[name] = (before[0] + pair[0], before[1] + pair[1])
+        means = {name: total / weight for name, (total, weight) in totals.items() if weight}
         if "critic_return" in means:
             left, all_of_it = (
                 means[f"{name}_squared"] - means[name] ** 2
                 for name in ("critic_error", "critic_return")
             )
             means["critic_explained_variance"] = 1.0 - left / max(all_of_it, 1e-12)
-        return means, float(totals["step_loss"][1])
+        return means, totals["step_loss"][1]
 
 
 def _on_sets(student: SetScores, batch: Batch) -> dict[str, Tensor]:
     """What an objective sees, on its sets; how near the student is, on the teacher's own."""
     links, value = batch.transitions, student.set_value
     following = successor(value, links.has_successor)
-    own = student.keep(~batch.inserted)
+    own = student.pick(batch.own)
     log_policy = project(own.on_set, own.sets.offsets)
     return {
         "value": value,

@@ -8,7 +8,8 @@ from math import isfinite
 from pathlib import Path
 from statistics import fmean
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from tdistill.errors import DivergenceError
 
@@ -49,6 +50,10 @@ def refuse_non_finite_weights(who: str, update: int, model: nn.Module) -> None:
     Raises:
         DivergenceError: naming the first weight that holds a NaN or an infinite number.
     """
+    sound = [weight.detach().isfinite().all() for weight in model.parameters()]
+    whole = all(type(mark) is Tensor for mark in sound)  # shards are looked at one by one
+    if whole and all(bool(marks.all()) for marks in _by_device(sound)):
+        return
     for name, weight in model.named_parameters():
         if not bool(weight.detach().isfinite().all()):
             raise DivergenceError(
@@ -56,6 +61,12 @@ def refuse_non_finite_weights(who: str, update: int, model: nn.Module) -> None:
                 f"in {name}: training diverged, and nothing was saved of it; lower "
                 "training.learning_rate, or raise training.warmup_steps"
             )
+
+
+def _by_device(marks: Sequence[Tensor]) -> list[Tensor]:
+    """Marks together, so that each device is looked at once."""
+    devices = {mark.device for mark in marks}
+    return [torch.stack([m for m in marks if m.device == device]) for device in devices]
 
 
 def _left_in(checkpoints: Path) -> str:

@@ -40,6 +40,7 @@ from tdistill.training.config import TrainConfig
 from tdistill.training.diagnostics import Diagnostics
 from tdistill.training.divergence import refuse_non_finite, refuse_non_finite_weights
 from tdistill.training.mixing import EvidenceMix, own_parts
+from tdistill.training.normalised_steps import with_normalised_steps
 from tdistill.training.objectives import Objective
 from tdistill.training.row_gradient import RowGradient, sparse_gradient
 from tdistill.training.sampling import MicroBatches, Order, prompt_order, uniform_order
@@ -165,6 +166,9 @@ class DistillTrainer(Trainer):
         if not drawn:
             return [], None
         batches = drawn if self.mix is None else self._mixed(drawn, self.mix)
+        clock = {"seed": self.config.seed, "update": self.state.global_step}
+        share = self.config.normaliser_share
+        batches = [[with_normalised_steps(b, share, **clock) for b in p] for p in batches]
         parts = [batch for parts in batches for batch in parts]
         self._negatives = self._drawn_negatives(parts)
         return batches, self._get_num_items_in_batch(parts, device)
@@ -298,6 +302,10 @@ class DistillTrainer(Trainer):
             batch.action,
             chunk_size=self.config.chunk_size,
             negatives=self._negatives,
+            places=batch.places,
+            normalised=batch.normalised,
+            share=self.config.normaliser_share,
+            kept_mib=self.config.kept_logits_mib,
         )
 
     def _step_scores(self, model: nn.Module, layout: Layout) -> StepScores:

@@ -31,6 +31,7 @@ def map_logits(
     *per_step: Tensor,
     chunk_size: int = 128,
     pullback: Pullback | None = None,
+    kept_mib: int = 0,
 ) -> Float[Tensor, "T ..."]:
     """``function(logits, *per_step)`` over chunks of steps; chunks are recomputed backward.
 
@@ -43,6 +44,7 @@ def map_logits(
         per_step: constants with first dimension T.
         chunk_size: steps whose logits exist at once.
         pullback: the function's gradient, where it is known in closed form.
+        kept_mib: logits of all steps that take no more are kept, not recomputed.
 
     Returns:
         The results, concatenated.
@@ -57,12 +59,14 @@ def map_logits(
     """
     if torch.is_grad_enabled() and any(t.requires_grad for t in per_step):
         raise ValueError(_LOST)
-    options = (head, function, pullback, chunk_size, torch.is_grad_enabled())
+    size = 4 * len(hidden) * head.size / 2**20  # logits are float32
+    keep = torch.is_grad_enabled() and size <= kept_mib
+    options = (head, function, pullback, chunk_size, torch.is_grad_enabled(), keep)
     return _MapLogits.apply(hidden, head.weight, head.bias, options, *per_step)
 
 
 def log_normaliser(
-    head: LinearHead, hidden: Float[Tensor, "T D"], *, chunk_size: int = 128
+    head: LinearHead, hidden: Float[Tensor, "T D"], *, chunk_size: int = 128, kept_mib: int = 0
 ) -> Float[Tensor, " T"]:
     """``log sum_V exp z(s, a)``, exact, without a [T, V] tensor.
 
@@ -70,6 +74,8 @@ def log_normaliser(
         head: the output layer.
         hidden: last hidden states of the steps.
         chunk_size: steps whose logits exist at once.
+        kept_mib: logits of all steps that take no more are kept for the backward pass, which then
+            computes none again.
 
     Returns:
         Log-normaliser per step, nats.
@@ -80,7 +86,12 @@ def log_normaliser(
         [7.0, 7.0, 7.0]
     """
     return map_logits(
-        head, hidden, lambda z: z.logsumexp(-1), chunk_size=chunk_size, pullback=_softmax_pullback
+        head,
+        hidden,
+        lambda z: z.logsumexp(-1),
+        chunk_size=chunk_size,
+        pullback=_softmax_pullback,
+        kept_mib=kept_mib,
     )
 
 
@@ -95,16 +106,18 @@ class _MapLogits(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        options: tuple[LinearHead, PerStep, Pullback | None, int, bool],
+        options: tuple[LinearHead, PerStep, Pullback | None, int, bool, bool],
         *per_step: Tensor,
     ) -> Tensor:
-        head, function, _, chunk_size, differentiable = options
+        head, function, _, chunk_size, differentiable, keep = options
         ctx.options, ctx.dtype = options, _product_dtype(hidden)
-        parts = []
+        parts, ctx.kept = [], []
         with torch.autocast(hidden.device.type, enabled=False):
             layer = head.cut(weight, bias, ctx.dtype)
             for part, *rest in _chunks(chunk_size, hidden, *per_step):
                 logits = layer.logits(part.to(ctx.dtype))
+                if keep:
+                    ctx.kept.append(logits)
                 with torch.set_grad_enabled(differentiable):  # shows gradients that would be lost
                     parts.append(function(logits, *rest))
         if any(part.requires_grad for part in parts):
@@ -119,7 +132,8 @@ class _MapLogits(torch.autograd.Function):
         ctx: Any, gradient: Tensor
     ) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, result, *per_step = ctx.saved_tensors
-        head, function, pullback, chunk_size, _ = ctx.options
+        head, function, pullback, chunk_size, *_ = ctx.options
+        kept, ctx.kept = iter(ctx.kept), []  # written over: a second pass computes them again
         inputs = (hidden, weight, bias)
         needed = zip(inputs, ctx.needs_input_grad, strict=False)
         into = [_accumulator(t) if t is not None and wanted else None for t, wanted in needed]
@@ -129,7 +143,8 @@ class _MapLogits(torch.autograd.Function):
             for part, of_result, value, *rest in _chunks(
                 chunk_size, hidden, gradient, result, *per_step
             ):
-                logits = layer.logits(part.to(ctx.dtype))
+                known = next(kept, None)
+                logits = layer.logits(part.to(ctx.dtype)) if known is None else known
                 finish = layer.slope(logits)
                 if pullback is not None:
                     of_logits = pullback(logits, value, of_result)

@@ -68,7 +68,7 @@ class LinearHead:
         Args:
             hidden: last hidden states of the steps.
             ids: token of each member.
-            step: step of each member; ascending is fastest.
+            step: step of each member, ascending.
             products: how rows are multiplied, see :func:`set_scores`.
 
         Returns:

@@ -56,7 +56,8 @@ def gathered_dot(
         ...     torch.tensor([0, 2]))
         tensor([2., 1.])
     """
-    chunks = zip(row_index(offsets).split(_MEMBER_CHUNK), ids.split(_MEMBER_CHUNK), strict=True)
+    step = row_index(offsets, len(ids))
+    chunks = zip(step.split(_MEMBER_CHUNK), ids.split(_MEMBER_CHUNK), strict=True)
     return torch.cat([(_wide(left[t]) * _wide(right[i])).sum(-1) for t, i in chunks])
 
 
@@ -74,7 +75,8 @@ def gathered_sum(
         tensor([[2., 3.]])
     """
     total = values.new_zeros(offsets.numel() - 1, rows.shape[1])
-    parts = (t.split(_MEMBER_CHUNK) for t in (row_index(offsets), values, index))
+    groups = row_index(offsets, len(values))
+    parts = (t.split(_MEMBER_CHUNK) for t in (groups, values, index))
     for group, value, i in zip(*parts, strict=True):
         total.index_add_(0, group, value[:, None] * rows[i].to(values.dtype))
     return total
@@ -126,28 +128,25 @@ def set_scores(
         hidden: last hidden states of the steps.
         weight: rows of the output layer.
         ids: token of each member.
-        step: step of each member, in any order; ascending is fastest.
+        step: step of each member, ascending.
         products: how rows are multiplied; None takes sparse matrices on CPU and else gathers.
 
     Returns:
         One product a member, in float32 or better.
 
     Raises:
-        IndexError: for a token or a step that does not exist.
+        IndexError: for a token or a step that does not exist. On a device that is only given work,
+            such as CUDA, the device itself stops: to look at the numbers here would be to wait.
+        ValueError: for steps that do not ascend.
 
     Example:
         >>> hidden, step = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([0, 0])
         >>> set_scores(hidden, torch.eye(3), torch.tensor([2, 0]), step)
         tensor([3., 1.])
     """
-    _check_range("ids", ids, len(weight))
-    _check_range("step", step, len(hidden))
+    _check_members(ids, step, tokens=len(weight), steps=len(hidden))
     products = products or (SPARSE if hidden.device.type == "cpu" else GATHERED)
-    if not bool((step.diff() < 0).any()):
-        return _SetScores.apply(products, hidden, weight, ids, step)
-    order = step.argsort(stable=True)
-    scores = _SetScores.apply(products, hidden, weight, ids[order], step[order])
-    return scores[order.argsort()]
+    return _SetScores.apply(products, hidden, weight, ids, step)
 
 
 def dense_gradient(weight: Tensor) -> Tensor:
@@ -174,7 +173,8 @@ class _SetScores(torch.autograd.Function):
         ctx: Any, products: RowProducts, hidden: Tensor, weight: Tensor, *members: Tensor
     ) -> Tensor:
         ids, step = members
-        offsets = _offsets(step.bincount(minlength=len(hidden)))
+        steps = torch.arange(len(hidden) + 1, device=step.device)
+        offsets = torch.searchsorted(step, steps)
         ctx.save_for_backward(hidden, weight, ids, step, offsets)
         ctx.products = products
         return products.dot(hidden, weight, ids, offsets)
@@ -216,13 +216,24 @@ class _DenseGradient(torch.autograd.Function):
         return gradient.to_dense() if gradient.is_sparse else gradient
 
 
-def _check_range(name: str, values: Tensor, size: int) -> None:
+def _check_members(ids: Tensor, step: Tensor, *, tokens: int, steps: int) -> None:
     """Sparse products and kernels read at any address that they are given."""
-    if values.numel() == 0:
+    if waits_for(ids):
+        exist = (ids >= 0) & (ids < tokens) & (step >= 0) & (step < steps)
+        sound = exist.all() & (step.diff() >= 0).all()
+        torch._assert_async(sound, "expected tokens and steps that exist, and ascending steps")
         return
-    low, high = torch.stack(values.aminmax()).tolist()
-    if low < 0 or high >= size:
-        raise IndexError(f"{name}: expected at least 0 and below {size}, found {low} to {high}")
+    for name, values, size in (("ids", ids, tokens), ("step", step, steps)):
+        low, high = torch.stack(values.aminmax()).tolist() if len(values) else (0, -1)
+        if low < 0 or high >= size:
+            raise IndexError(f"{name}: expected at least 0 and below {size}, found {low} to {high}")
+    if bool((step.diff() < 0).any()):
+        raise ValueError("step: expected steps in ascending order, found some that descend")
+
+
+def waits_for(tensor: Tensor) -> bool:
+    """Whether reading numbers of a tensor waits for a device that is only given work."""
+    return tensor.device.type != "cpu"
 
 
 def _offsets(counts: Int[Tensor, " N"]) -> Tensor:

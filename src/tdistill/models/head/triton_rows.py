@@ -1,12 +1,16 @@
 """Row products as Triton kernels: rows are read where they lie, nothing between is stored.
 
-Both are deterministic: every result is summed by one program, in the order of its members.
+Both are deterministic: every result is summed by one program, in the order of its members. Rows
+need not follow each other: what counts is the distance between them, which is 64 bits wide, so a
+table may hold more than 2^31 numbers.
 """
 
-# pyright: reportMissingImports=false, reportArgumentType=false
+# pyright: reportMissingImports=false, reportArgumentType=false, reportCallIssue=false
 # ruff: noqa: PLR0917
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 import triton
@@ -16,30 +20,58 @@ from torch import Tensor
 from tdistill.core import row_index
 from tdistill.models.head import RowProducts
 
-_MEMBERS, _WIDTH = 16, 128  # of a tile; both powers of 2
+
+class Tile(NamedTuple):
+    """What one program of a kernel holds at a time; `benchmarks/gpu.py` times others.
+
+    Attributes:
+        members: a power of 2.
+        width: columns, a power of 2; no more than there are.
+        warps: threads of a program over 32.
+    """
+
+    members: int = 16
+    width: int = 128
+    warps: int = 4
+
+    def of(self, columns: int) -> Tile:
+        """Without columns that no row has."""
+        return self._replace(width=min(self.width, triton.next_power_of_2(max(columns, 1))))
 
 
 @triton.jit
 def _dot_kernel(
-    left, right, step, ids, out, members, width, TILE: tl.constexpr, WIDE: tl.constexpr
+    left,
+    right,
+    step,
+    ids,
+    out,
+    members,
+    width,
+    left_row,
+    right_row,
+    TILE: tl.constexpr,
+    WIDE: tl.constexpr,
 ):
     """One program a tile of members: ``out[m] = left[step[m]] . right[ids[m]]``."""
     m = tl.program_id(0) * TILE + tl.arange(0, TILE)
     there = m < members
-    left_row = tl.load(step + m, mask=there, other=0) * width
-    right_row = tl.load(ids + m, mask=there, other=0) * width
+    from_left = tl.load(step + m, mask=there, other=0).to(tl.int64) * left_row
+    from_right = tl.load(ids + m, mask=there, other=0).to(tl.int64) * right_row
     total = tl.zeros((TILE,), dtype=out.dtype.element_ty)
     for start in range(0, width, WIDE):
         d = start + tl.arange(0, WIDE)
         inside = there[:, None] & (d < width)[None, :]
-        a = tl.load(left + left_row[:, None] + d[None, :], mask=inside, other=0.0)
-        b = tl.load(right + right_row[:, None] + d[None, :], mask=inside, other=0.0)
+        a = tl.load(left + from_left[:, None] + d[None, :], mask=inside, other=0.0)
+        b = tl.load(right + from_right[:, None] + d[None, :], mask=inside, other=0.0)
         total += tl.sum(a.to(total.dtype) * b.to(total.dtype), axis=1)
     tl.store(out + m, total, mask=there)
 
 
 @triton.jit
-def _sum_kernel(values, index, offsets, rows, out, width, TILE: tl.constexpr, WIDE: tl.constexpr):
+def _sum_kernel(
+    values, index, offsets, rows, out, width, row_stride, TILE: tl.constexpr, WIDE: tl.constexpr
+):
     """One program a group and a tile of columns: ``out[r] = sum_m values[m] rows[index[m]]``."""
     r = tl.program_id(0).to(tl.int64)
     d = tl.program_id(1) * WIDE + tl.arange(0, WIDE)
@@ -49,35 +81,54 @@ def _sum_kernel(values, index, offsets, rows, out, width, TILE: tl.constexpr, WI
         m = start + tl.arange(0, TILE)
         there = m < last
         value = tl.load(values + m, mask=there, other=0.0).to(total.dtype)
-        row = tl.load(index + m, mask=there, other=0) * width
+        row = tl.load(index + m, mask=there, other=0).to(tl.int64) * row_stride
         inside = there[:, None] & (d < width)[None, :]
         part = tl.load(rows + row[:, None] + d[None, :], mask=inside, other=0.0)
         total += tl.sum(value[:, None] * part.to(total.dtype), axis=0)
     tl.store(out + r * width + d, total, mask=d < width)
 
 
-def _dot(left: Tensor, right: Tensor, ids: Tensor, offsets: Tensor) -> Tensor:
-    left, right, ids = left.contiguous(), right.contiguous(), ids.contiguous()
-    out = left.new_empty(len(ids), dtype=_wide(left, right))
-    if len(ids):
-        grid = (triton.cdiv(len(ids), _MEMBERS),)
-        sizes = (len(ids), left.shape[1])
-        _dot_kernel[grid](left, right, row_index(offsets), ids, out, *sizes, _MEMBERS, _WIDTH)
-    return out
+def triton_products(tile: Tile) -> RowProducts:
+    """The kernels with programs of a size.
+
+    Args:
+        tile: what a program holds.
+    """
+
+    def dot(left: Tensor, right: Tensor, ids: Tensor, offsets: Tensor) -> Tensor:
+        left, right, ids = _whole_rows(left), _whole_rows(right), ids.contiguous()
+        members, width = len(ids), left.shape[1]
+        out = left.new_empty(members, dtype=_wide(left, right))
+        if members:
+            sizes = (members, width, left.stride(0), right.stride(0))
+            step, fit = row_index(offsets, members), tile.of(width)
+            _dot_kernel[triton.cdiv(members, fit.members),](
+                left, right, step, ids, out, *sizes, fit.members, fit.width, num_warps=fit.warps
+            )
+        return out
+
+    def weighted_sum(values: Tensor, index: Tensor, offsets: Tensor, rows: Tensor) -> Tensor:
+        values, index, rows = values.contiguous(), index.contiguous(), _whole_rows(rows)
+        groups, width = len(offsets) - 1, rows.shape[1]
+        out = rows.new_empty(groups, width, dtype=_wide(values, rows))
+        if groups:
+            fit = tile.of(width)
+            sizes = (width, rows.stride(0), fit.members, fit.width)
+            _sum_kernel[groups, triton.cdiv(width, fit.width)](
+                values, index, offsets, rows, out, *sizes, num_warps=fit.warps
+            )
+        return out
+
+    return RowProducts(dot, weighted_sum)
 
 
-def _weighted_sum(values: Tensor, index: Tensor, offsets: Tensor, rows: Tensor) -> Tensor:
-    values, index, rows = values.contiguous(), index.contiguous(), rows.contiguous()
-    groups, width = len(offsets) - 1, rows.shape[1]
-    out = rows.new_empty(groups, width, dtype=_wide(values, rows))
-    if groups:
-        grid = (groups, triton.cdiv(width, _WIDTH))
-        _sum_kernel[grid](values, index, offsets, rows, out, width, _MEMBERS, _WIDTH)
-    return out
+def _whole_rows(table: Tensor) -> Tensor:
+    """A table whose rows lie in one piece each, wherever they lie."""
+    return table if table.stride(1) == 1 else table.contiguous()
 
 
 def _wide(*tensors: Tensor) -> torch.dtype:
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
-TRITON = RowProducts(_dot, _weighted_sum)
+TRITON = triton_products(Tile())

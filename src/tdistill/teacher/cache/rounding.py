@@ -61,10 +61,17 @@ def round_log_probs(log_probs: Float[Tensor, " *M"]) -> Float[Tensor, " *M"]:
         [-9.125, -0.0101318359375]
     """
     distance = (-log_probs.float()).clamp(0.0, -float(level_table()[-1]))
-    bounds = torch.tensor(_BOUNDS, device=distance.device)
-    lengths = torch.tensor([_FINEST, *(2.0**-8 * b for b in _BOUNDS)], device=distance.device)
+    bounds, lengths = _octaves(distance.device)
     step = lengths[torch.bucketize(distance, bounds, right=True)]
     return 0.0 - (distance / step).round() * step
+
+
+@cache
+def _octaves(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Bounds of the octaves and the steps within them; made once a device."""
+    with torch.inference_mode(False):  # kept, and used where there are gradients, too
+        bounds = torch.tensor(_BOUNDS, device=device)
+        return bounds, torch.tensor([_FINEST, *(2.0**-8 * b for b in _BOUNDS)], device=device)
 
 
 def round_normaliser(log_normaliser: Float[Tensor, " T"]) -> Float[Tensor, " T"]:

@@ -167,6 +167,14 @@ class Objective:
         return None
 
     @property
+    def linear_in_normaliser(self) -> bool:
+        """Whether its loss has the student's log-normaliser as a plain term, or none at all.
+
+        Then an unbiased estimate of it, from a share of the steps, gives an unbiased loss.
+        """
+        return False
+
+    @property
     def reads_normaliser(self) -> bool:
         """Whether it reads the teacher's log-normalisers, which a server does not give."""
         return False

@@ -72,10 +72,15 @@ class SFT(Objective):
         """Only to normalise over them."""
         return self.support == "set"
 
+    @property
+    def linear_in_normaliser(self) -> bool:
+        """``log Z - z``; without sets there is nothing to estimate it from."""
+        return self.needs_sets
+
     def loss(self, views: Views, batch: Batch) -> StepLoss:
         """``-log pi(a|s)`` over the full vocabulary or over the set."""
         student = views.student
-        normaliser = student.set_value if self.support == "set" else student.log_normaliser
+        normaliser = student.set_value if self.support == "set" else student.loss_normaliser
         return StepLoss(core.cross_entropy(normaliser, self._label(student, batch)))
 
     def _label(self, student: SetScores, batch: Batch) -> Tensor:
@@ -130,8 +135,9 @@ def outcomes(view: SetScores, batch: Batch, support: Support) -> tuple[Tensor, T
     rest = core.log_rest(core.log_set_mass(teacher, offsets))
     if support == "projected":
         teacher, rest = core.project(teacher, offsets), rest.new_full(rest.shape, float("-inf"))
-    student = view.on_set - view.log_normaliser[batch.sets.step]
-    student_rest = core.log_rest(view.set_value - view.log_normaliser)
+    normaliser = view.loss_normaliser
+    student = view.on_set - normaliser[batch.sets.step]
+    student_rest = core.log_rest(view.set_value - normaliser)
     with_tail = core.with_rest(student, student_rest, offsets)
     return core.with_rest(teacher, rest, offsets)[0], *with_tail
 
@@ -188,6 +194,11 @@ class KD(Divergence):
         "KL(pi* || pi) over the support",
         reference="Hinton et al., 2015, arXiv 1503.02531",
     )
+
+    @property
+    def linear_in_normaliser(self) -> bool:
+        """``sum_A p (log p - z) + log Z``; the tail's own term is a logarithm of what is left."""
+        return self.support in ("set", "projected")
 
     def terms(self, teacher: Tensor, student: Tensor) -> Tensor:
         """``p (log p - log q)``."""

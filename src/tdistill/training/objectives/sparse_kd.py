@@ -48,6 +48,11 @@ class SparseKD(Objective):
             value = getattr(self, name)
             check(name, value is None, "null: sampled tails fit the captured sets only", value)
 
+    @property
+    def linear_in_normaliser(self) -> bool:
+        """The weights of a step sum to 1, so it stands beside the scores with weight 1."""
+        return True
+
     def loss(self, views: Views, batch: Batch) -> StepLoss:
         """``sum_A p (log p - log q) + (1 - m)/N sum_j c_j (log p_j - log q_j)``."""
         sampled = batch.tail
@@ -56,14 +61,15 @@ class SparseKD(Objective):
                 "sparse_kd: expected evidence with sampled tail tokens, found none; capture with "
                 "rollouts.capture.tail_samples above 0 (8 is a start)"
             )
-        student, kept = views.student, ~batch.inserted
-        head = student.on_set - student.log_normaliser[batch.sets.step]
+        student, own = views.student, batch.teacher_sets
+        normaliser = student.loss_normaliser
+        head = student.on_set - normaliser[batch.sets.step]
         tail = student.scores.at(sampled.ids, sampled.step)
-        tail = tail - student.log_normaliser[sampled.step]
+        tail = tail - normaliser[sampled.step]
         loss = core.sampled_tail_kl(
-            batch.sets.log_probs[kept],
-            head[kept],
-            core.kept_offsets(kept, batch.sets.offsets),
+            own.log_probs,
+            head[batch.own],
+            own.offsets,
             tail_teacher=sampled.log_probs,
             tail_student=tail,
             tail_counts=sampled.counts,

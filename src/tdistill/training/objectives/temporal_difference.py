@@ -41,6 +41,11 @@ class TemporalDifference(Objective):
         return self.negatives if self.normaliser == "sampled" else None
 
     @property
+    def linear_in_normaliser(self) -> bool:
+        """In the cost of mass off the set; ``shift: normalised`` needs it at every step."""
+        return self.shift != "normalised"
+
+    @property
     def target_network(self) -> float | None:
         """Only for the target-network successor."""
         return self.target_decay if self.successor == "target" else None
@@ -110,7 +115,7 @@ class TemporalDifference(Objective):
             return view.set_value.new_zeros(view.set_value.shape)
         if self.normaliser == "sampled":
             return view.sampled_log_normaliser(self.negatives) - view.set_value
-        return view.log_normaliser - view.set_value
+        return view.loss_normaliser - view.set_value
 
     def _bootstrap(self, set_value: Tensor, views: Views) -> Tensor:
         if self.successor == "residual":
