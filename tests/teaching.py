@@ -13,6 +13,7 @@ from tdistill.core import TopPSets
 from tdistill.evidence.evidence import Evidence
 from tdistill.evidence.rows import Row
 from tdistill.models.language_model import LanguageModel
+from tdistill.teacher.cache.checked import NOTE
 from tdistill.teacher.cache.manifest import CacheIdentity
 from tdistill.teacher.cache.reader import Cache
 from tdistill.teacher.cache.rounding import round_log_probs, round_normaliser
@@ -73,8 +74,9 @@ def sample_everything(folder: str) -> None:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file of a folder."""
-    return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
+    """Every file of a folder, but for what was read whole of a cache, and when."""
+    files = [file for file in sorted(folder.iterdir()) if file.name != NOTE]
+    return {file.name: file.read_bytes() for file in files}
 
 
 def record(

@@ -204,10 +204,10 @@ def test_a_missing_shard_is_refused_by_reader_and_writer(tmp_path: Path):
 
 def test_another_version_is_refused(tmp_path: Path):
     write(tmp_path)
-    text = (tmp_path / MANIFEST).read_text().replace('"version": 4', '"version": 5')
+    text = (tmp_path / MANIFEST).read_text().replace('"version": 5', '"version": 6')
     (tmp_path / MANIFEST).write_text(text)
     for use in (Cache, lambda folder: CacheWriter(folder, IDENTITY)):
-        with pytest.raises(CacheError, match="version 4, found tdistill-cache version 5"):
+        with pytest.raises(CacheError, match="version 5, found tdistill-cache version 6"):
             use(tmp_path)
 
 

@@ -25,7 +25,9 @@ TAILS = CaptureConfig(captured_top_p=0.7, max_set_size=None, tail_samples=4)
 
 def check_row(found: Any, cache: Cache, i: int) -> None:
     """One row as somebody else's library gives it, against the cache."""
-    (row, source) = [pair for shard in cache.shards() for pair in shard.rows()][i]
+    row = cache.rows()[i]
+    source = [source for shard in cache.shards() for source in shard.sources()][i]
+    assert found["teacher"] == cache.manifest.identity.teacher_fingerprint
     assert tuple(found["prompt_ids"]) == row.prompt_ids
     assert tuple(found["response_ids"]) == row.response_ids
     assert (found["ended"], found["source"]) == (row.ended, source)

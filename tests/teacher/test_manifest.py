@@ -30,7 +30,7 @@ def test_a_manifest_is_read_as_written(tmp_path: Path):
     assert (written.rows, written.steps) == (5, 25)
     content = json.loads((tmp_path / MANIFEST).read_text())
     assert content["format"] == "tdistill-cache"
-    assert content["version"] == 4
+    assert content["version"] == 5
     assert content["counts"] == {"rows": 5, "steps": 25}
 
 
@@ -70,11 +70,11 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path):
 @pytest.mark.parametrize(
     ("field", "value", "text"),
     [
-        ("version", 5, "format tdistill-cache version 4, found tdistill-cache version 5"),
-        ("version", 2, "version 4, found tdistill-cache version 2"),
-        ("version", "1", "version 4, found"),
+        ("version", 6, "format tdistill-cache version 5, found tdistill-cache version 6"),
+        ("version", 2, "version 5, found tdistill-cache version 2"),
+        ("version", "1", "version 5, found"),
         ("version", None, "found tdistill-cache version None"),
-        ("format", "other-cache", "found other-cache version 4"),
+        ("format", "other-cache", "found other-cache version 5"),
         ("identity", {}, "lacks or repeats an entry"),
         ("identity", [1], "lacks or repeats an entry"),
         ("shards", [{"name": "x"}], "lacks or repeats an entry"),

@@ -68,7 +68,9 @@ def test_evidence_comes_back_exactly(vocabulary: int, tails: int):
     records = [any_record(s, vocabulary, largest=largest, tails=tails) for s in range(6)]
     records.insert(2, records[1])  # the same prompt twice
     one, other = stored(records[:3], identity), stored(records[3:], identity)
-    assert one.rows() == [(r.row, r.source) for r in records[:3]]
+    assert one.rows() == [r.row for r in records[:3]]
+    assert one.prompts() == [r.row.prompt_ids for r in records[:3]]
+    assert one.sources() == [r.source for r in records[:3]]
     places = [(one, 0), (one, 1), (one, 2), *((other, i) for i in range(4))]
     for order in (range(7), (6, 0, 3, 3), (4,)):
         found = decode_evidence([places[i] for i in order], identity)

@@ -16,7 +16,7 @@ SIZES: dict[str, Any] = {"updates": 9, "batch_size": 12}
 
 def test_every_row_once_an_epoch_and_the_responses_of_a_prompt_together():
     order = prompt_order(ROWS, seed=3)
-    epochs = [order(epoch) for epoch in range(3)]
+    epochs = [order(epoch).tolist() for epoch in range(3)]
     for rows in epochs:
         assert sorted(rows) == list(range(23))
         prompts = [ROWS[i].prompt_ids for i in rows]
@@ -38,7 +38,7 @@ def test_updates_are_full_and_go_on_from_one_epoch_to_the_next():
     assert [len(update) for update in updates] == [12] * 9
     epochs = list(chain(*map(order, range(5))))
     assert list(chain(*updates)) == epochs[: 9 * 12]
-    assert uniform_order(23, seed=4)(0) != order(0)
+    assert uniform_order(23, seed=4)(0).tolist() != order(0).tolist()
 
 
 @pytest.mark.parametrize(("accumulation", "parts"), [(1, 4), (3, 2), (6, 1), (2, 3)])

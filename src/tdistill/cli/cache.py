@@ -227,7 +227,7 @@ def verify(words: list[str]) -> int:
 
         dropped = drop_damaged(_cache_folder(command.cache))
         tell(f"{command.cache}: taken out: {', '.join(dropped) or 'nothing'}")
-    cache = Cache(_cache_folder(command.cache))
+    cache = Cache(_cache_folder(command.cache), again=True)
     problems = verify_cache(cache)
     for problem in problems:
         tell(f"damaged: {problem}", error=True)

@@ -23,6 +23,7 @@ from tdistill.report.result import SAMPLED, START, TEACHER, TUNED, Estimate, Est
 from tdistill.run.estimates import estimate_of
 from tdistill.run.pipeline import Run
 from tdistill.run.sweeps import matched_to, sweep_points
+from tdistill.teacher.cache.cached_rows import count_steps
 from tdistill.teacher.inspection import inspect_cache
 from tdistill.teacher.source import CachedTeacher
 from tdistill.training.critic import CRITIC_FILE, load_critic
@@ -151,7 +152,7 @@ def _counts(run: Run, labels: Sequence[str]) -> dict[str, int]:
     return {
         **{f"{split}_prompts": len(examples[split]) for split in ("train", "valid", "test")},
         "rollout_rows": len(rows),
-        "rollout_steps": sum(len(row.response_ids) for row in rows),
+        "rollout_steps": count_steps(rows),
         "held_out_rows": len(ground.sample_held_out()),
         "objectives": len(labels),
         "training_seeds": len(run.seeds),

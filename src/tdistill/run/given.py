@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import cached_property
@@ -13,9 +13,10 @@ from tdistill.data import DataConfig, Example, load_examples
 from tdistill.errors import CacheError, DataError
 from tdistill.evidence.rows import Row
 from tdistill.run.supplies import Scored, Supply
+from tdistill.teacher.cache.cached_rows import prompts_of, select_rows
 from tdistill.teacher.cache.manifest import MANIFEST, read_manifest
 from tdistill.teacher.cache.merging import merge_caches
-from tdistill.teacher.cache.reader import Cache, decoding
+from tdistill.teacher.cache.reader import Cache
 from tdistill.teacher.config import CaptureConfig
 from tdistill.teacher.listing.teacher import ListingTeacher
 from tdistill.teacher.rollouts import PromptIds
@@ -29,13 +30,13 @@ class Given:
     Attributes:
         cache: its folder.
         capture: what must have been captured.
-        kept: whether a response is one of these.
+        kept: whether responses to a prompt are among these.
         each: most responses to a prompt; None: all.
     """
 
     cache: Path
     capture: CaptureConfig
-    kept: Callable[[Row], bool]
+    kept: Callable[[PromptIds], bool]
     each: int | None = None
 
     @property
@@ -64,9 +65,10 @@ class Given:
         merge_caches(folder, [self.cache])
         return len(self.rows(Cache(folder)))
 
-    def rows(self, cache: Cache) -> list[Row]:
+    def rows(self, cache: Cache) -> Sequence[Row]:
         """See :class:`Supply`."""
-        found = [row for row in _rows_of(cache, set(self.shards)) if self.kept(row)]
+        names = {shard.name for shard in read_manifest(self.cache).shards}
+        found = cache.rows(names=names).where(self.kept)
         return found if self.each is None else _first_of_each(found, self.each)
 
 
@@ -103,13 +105,13 @@ class Divided:
     valid: Sequence[Example]
     each: int
 
-    def trained(self, row: Row) -> bool:
-        """Whether a response is to none of their prompts."""
-        return row.prompt_ids not in self._held_out and row.prompt_ids not in self._unseen
+    def trained(self, prompt: PromptIds) -> bool:
+        """Whether a prompt is none of theirs."""
+        return prompt not in self._held_out and prompt not in self._unseen
 
-    def judged(self, row: Row) -> bool:
-        """Whether a response is to a prompt of the test."""
-        return row.prompt_ids in self._held_out
+    def judged(self, prompt: PromptIds) -> bool:
+        """Whether a prompt is one of the test."""
+        return prompt in self._held_out
 
     @cached_property
     def _held_out(self) -> set[PromptIds]:
@@ -119,7 +121,7 @@ class Divided:
     def _unseen(self) -> set[PromptIds]:
         return {example.prompt_ids for example in self.valid}
 
-    def references(self, found: Sequence[Row], field: str) -> list[Row]:
+    def references(self, found: Sequence[Row], field: str) -> Sequence[Row]:
         """What is judged on: the responses found, else those that the test data have.
 
         Raises:
@@ -142,9 +144,9 @@ class Divided:
             DataError: there is nothing to train on, or to judge on.
         """
         field = "rollouts.responses"
-        train = [row for row in responses if self.trained(row)]
+        train = [row for row in responses if self.trained(row.prompt_ids)]
         _refuse_none(train, len(responses), field)
-        test = self.references([row for row in responses if self.judged(row)], field)
+        test = self.references([row for row in responses if self.judged(row.prompt_ids)], field)
         return {
             "train": Scored("rollouts", train, teacher),
             "test": Scored("held-out", test, teacher),
@@ -226,18 +228,11 @@ def _refuse_none(train: Sequence[Row], there: int, field: str) -> None:
         )
 
 
-def _rows_of(cache: Cache, names: Collection[str]) -> list[Row]:
-    listed = zip(cache.manifest.shards, cache.shards(), strict=True)
-    with decoding(cache.folder):
-        opened = [shard for entry, shard in listed if entry.name.removesuffix(".arrow") in names]
-        return [row for shard in opened for row, _ in shard.rows()]
-
-
-def _first_of_each(rows: Sequence[Row], each: int) -> list[Row]:
+def _first_of_each(rows: Sequence[Row], each: int) -> Sequence[Row]:
     seen: dict[PromptIds, int] = {}
     kept = []
-    for row in rows:
-        seen[row.prompt_ids] = seen.get(row.prompt_ids, 0) + 1
-        if seen[row.prompt_ids] <= each:
-            kept.append(row)
-    return kept
+    for number, prompt in enumerate(prompts_of(rows)):
+        seen[prompt] = seen.get(prompt, 0) + 1
+        if seen[prompt] <= each:
+            kept.append(number)
+    return select_rows(rows, kept)

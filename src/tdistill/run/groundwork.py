@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
@@ -135,12 +136,12 @@ class Groundwork(Teachers):
         return self.folder / ("cache" if split == "train" else f"cache-{split}")
 
     @once
-    def sample_rollouts(self) -> list[Row]:
+    def sample_rollouts(self) -> Sequence[Row]:
         """Teacher responses to train on, with evidence, in ``cache/``."""
         return self._gather("rollouts", "train")
 
     @once
-    def sample_held_out(self) -> list[Row]:
+    def sample_held_out(self) -> Sequence[Row]:
         """Teacher responses to the test prompts, in ``cache-test/``; never trained on."""
         return self._gather("held-out", "test")
 
@@ -176,7 +177,7 @@ class Groundwork(Teachers):
         found = [self.stages.finished(x, self.keys[x], [path]) for x, path in outputs.items()]
         return None not in found
 
-    def _gather(self, stage: str, split: str) -> list[Row]:
+    def _gather(self, stage: str, split: str) -> Sequence[Row]:
         folder, supply = self._cache_folder(split), self._supply(split)
 
         def fill() -> dict[str, Any]:
@@ -221,14 +222,14 @@ class Groundwork(Teachers):
         if isinstance(supply, Given) and not read_manifest(supply.cache).identity.normaliser:
             refuse_unknown_normaliser(self.recipe, f"in {supply.cache}")
 
-    def collect_rows(self, kind: str) -> list[Row]:
+    def collect_rows(self, kind: str) -> Sequence[Row]:
         """Rows to train on: the ground-truth ``references``, or the ``teacher``'s responses."""
         if kind == "teacher":
             return self.sample_rollouts()
         return [row_of(e) for e in self.load_examples()["train"] if e.reference_ids]
 
     @once
-    def score_references(self) -> list[Row]:
+    def score_references(self) -> Sequence[Row]:
         """The training references, their evidence in ``cache/`` beside that of the rollouts."""
         rows, folder = self.collect_rows("references"), self._cache_folder("train")
         scorer = self.load_live_teacher if self.at_hand else self.load_scorer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +20,7 @@ from tdistill.run.folders import model_folder, seed_folder, tracking_folder
 from tdistill.run.groundwork import Groundwork
 from tdistill.run.keys import seeded, stage_keys
 from tdistill.run.stages import Stages, open_workplace
+from tdistill.teacher.cache.cached_rows import JoinedRows
 from tdistill.teacher.source import CachedTeacher
 from tdistill.training import train
 from tdistill.training.config import TrainConfig
@@ -118,8 +119,9 @@ class Students:
             return
         kinds = ("references", "teacher") if start.rows == "both" else (start.rows,)
 
-        def rows() -> list[Row]:
-            return [row for kind in kinds for row in self.groundwork.collect_rows(kind)]
+        def rows() -> Sequence[Row]:
+            parts = [self.groundwork.collect_rows(kind) for kind in kinds]
+            return parts[0] if len(parts) == 1 else JoinedRows(parts)
 
         self._train(START, SFT(), start.training, untrained, rows)
 
@@ -139,7 +141,7 @@ class Students:
         objective: Objective,
         config: TrainConfig,
         start: Path,
-        rows: Callable[[], list[Row]],
+        rows: Callable[[], Sequence[Row]],
     ) -> None:
         folder, checkpoints = self.model_folder(label), self.folder / "checkpoints" / label
         ground = self.groundwork

@@ -40,7 +40,7 @@ class Supply(Protocol):
         """Bring into a cache what it does not hold yet; returns the number of responses."""
         ...
 
-    def rows(self, cache: Cache) -> list[Row]:
+    def rows(self, cache: Cache) -> Sequence[Row]:
         """The responses, from the filled cache."""
         ...
 
@@ -97,7 +97,7 @@ class Sampled:
         bar.close()
         return rows
 
-    def rows(self, cache: Cache) -> list[Row]:
+    def rows(self, cache: Cache) -> Sequence[Row]:
         """See :class:`Supply`."""
         return cache.rows(shard=f"rollouts-{plan_key(self.prompts, self.config)}")
 
@@ -130,9 +130,9 @@ class Scored:
             bar.close()
             return rows
 
-    def rows(self, cache: Cache) -> list[Row]:
+    def rows(self, cache: Cache) -> Sequence[Row]:
         """See :class:`Supply`."""
-        return list(self.responses)
+        return self.responses
 
 
 def sampled_identity(teacher: LanguageModel | UnitSampler, config: CaptureConfig) -> CacheIdentity:

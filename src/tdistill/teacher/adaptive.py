@@ -4,19 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
-from tdistill.core import TopPSets, truncate, truncate_by_gain
 from tdistill.errors import InvalidValueError
-from tdistill.teacher.cache.all_steps import AllSteps, all_steps
+from tdistill.teacher.cache.blocks import blocks
 from tdistill.teacher.cache.reader import Cache
-
-GapRule = Literal["global", "per-state"]
-
-_P_UNITS = 10_000  # p is a multiple of 1/10,000
-_LARGEST_GAIN = 0.7  # a second member adds at most log 2: this leaves one member a state
-_GAIN_UNITS = 1_000  # gains are 0.7 * 10^(-k/1,000): steps of 0.23%
-_GAIN_DECADES = 8
+from tdistill.teacher.gap_sums import GapRule, GapSums, members_of
 
 
 @dataclass(frozen=True)
@@ -59,19 +51,20 @@ class ChosenSets:
 
 
 def choose_top_p(
-    source: Cache | AllSteps, gap: float, *, discount: float, rule: GapRule = "global"
+    cache: Cache, gap: float, *, discount: float, rule: GapRule = "global"
 ) -> ChosenSets:
     """The smallest sets whose measured loss stays within a tolerated gap.
 
     The loss is the bound (3.3) averaged over the states of the cached responses, of which those
-    that were cut go on. It falls as sets grow, so the answer is found by bisection. ``per-state``
-    cuts every state at the same gain in log mass. Of all cuts with the same sum of ``-log m`` over
-    the states that has the fewest members; the bound weighs later states more, so a global p may
-    meet a gap with fewer, and does on about a quarter of small caches.
+    that were cut go on. It falls as sets grow, so the answer is found by bisection, of sums that
+    one pass over the cache makes for all values. ``per-state`` cuts every state at the same gain in
+    log mass. Of all cuts with the same sum of ``-log m`` over the states that has the fewest
+    members; the bound weighs later states more, so a global p may meet a gap with fewer, and does
+    on about a quarter of small caches.
 
     Args:
-        source: a cache, or all its steps. The bound is that of its responses: chosen on nucleus
-            samples, it holds for the states that those visit.
+        cache: the evidence. The bound is that of its responses: chosen on nucleus samples, it holds
+            for the states that those visit.
         gap: nats of Q that may be lost.
         discount: gamma, in (0, 1].
         rule: one p for all states, or each state by itself.
@@ -83,43 +76,49 @@ def choose_top_p(
         InvalidValueError: if everything that was captured loses more than the gap, or a gap or
             discount that asks for nothing.
     """
+    check_gap(gap, discount)
+    sums = GapSums(rule, cache.manifest.identity.captured_top_p, discount=discount)
+    for block in blocks(cache):
+        sums.add(block, members_of(block))
+    return chosen_sets(sums, gap, cache.manifest.bytes)
+
+
+def check_gap(gap: float, discount: float) -> None:
+    """Refuse a gap or a discount that asks for nothing."""
     if not gap > 0.0 or not 0.0 < discount <= 1.0:
         raise InvalidValueError(
             f"tolerated_gap, discount: expected a gap above 0 nats and a discount in (0, 1], found "
             f"{gap} and {discount}; without later steps sets of any size lose nothing"
         )
-    steps = source if isinstance(source, AllSteps) else all_steps(source)
-    values, cut = _candidates(steps, rule)
 
-    def within(k: int) -> bool:
-        return steps.bound(cut(values[k]), discount=discount) <= gap
 
-    if not within(len(values) - 1):
-        _refuse(steps, cut(values[-1]), gap, discount)
-    value = values[_first(within, len(values))]
-    sets = cut(value)
+def chosen_sets(sums: GapSums, gap: float, whole: int) -> ChosenSets:
+    """The smallest sets of a rule that stay within a gap.
+
+    Args:
+        sums: of the rule, over a whole cache.
+        gap: nats of Q that may be lost.
+        whole: bytes of all its shards.
+
+    Raises:
+        InvalidValueError: if everything that was captured loses more.
+    """
+    last = len(sums.values) - 1
+    if sums.bound(last) > gap:
+        _refuse(sums, gap)
+    k = _first(lambda k: sums.bound(k) <= gap, last + 1)
+    value = sums.values[k]
     return ChosenSets(
-        rule,
-        set_top_p=value if rule == "global" else None,
-        min_gain=value if rule == "per-state" else None,
+        sums.rule,
+        set_top_p=value if sums.rule == "global" else None,
+        min_gain=value if sums.rule == "per-state" else None,
         tolerated_gap=gap,
-        discount=discount,
-        bound=steps.bound(sets, discount=discount),
-        bound_as_cached=steps.bound(sets, discount=discount, as_cached=True),
-        mean_size=float(sets.sizes.double().mean()),
-        bytes_per_step=steps.bytes_per_step(sets),
+        discount=sums.visited.discount,
+        bound=sums.bound(k),
+        bound_as_cached=sums.bound(k, as_cached=True),
+        mean_size=sums.mean_size(k),
+        bytes_per_step=sums.bytes_per_step(k, whole),
     )
-
-
-def _candidates(steps: AllSteps, rule: GapRule) -> tuple[list[float], Callable[[float], TopPSets]]:
-    """Values from the smallest sets to everything captured, and what cuts by one of them."""
-    if rule == "global":
-        most = steps.captured_top_p
-        values = [k / _P_UNITS for k in range(1, _P_UNITS) if k / _P_UNITS < most]
-        return [*values, most], lambda p: truncate(steps.sets, p)
-    count = _GAIN_DECADES * _GAIN_UNITS
-    gains = [float(f"{_LARGEST_GAIN * 10 ** (-k / _GAIN_UNITS):.4g}") for k in range(count)]
-    return [*gains, 0.0], lambda gain: truncate_by_gain(steps.sets, gain)
 
 
 def _first(holds: Callable[[int], bool], count: int) -> int:
@@ -131,10 +130,11 @@ def _first(holds: Callable[[int], bool], count: int) -> int:
     return low
 
 
-def _refuse(steps: AllSteps, sets: TopPSets, gap: float, discount: float) -> None:
+def _refuse(sums: GapSums, gap: float) -> None:
+    last = len(sums.values) - 1
     raise InvalidValueError(
-        f"tolerated_gap: expected at least {steps.bound(sets, discount=discount):.3g} nats, "
-        f"which all that was captured (mean size {float(sets.sizes.double().mean()):.1f}) loses at "
-        f"discount {discount:g} on these responses, found {gap:g}; tolerate more, lower the "
-        "discount, or capture again with a larger captured_top_p and max_set_size"
+        f"tolerated_gap: expected at least {sums.bound(last):.3g} nats, "
+        f"which all that was captured (mean size {sums.mean_size(last):.1f}) loses at "
+        f"discount {sums.visited.discount:g} on these responses, found {gap:g}; tolerate more, "
+        "lower the discount, or capture again with a larger captured_top_p and max_set_size"
     )

@@ -6,13 +6,14 @@ from dataclasses import asdict
 from typing import Any, get_args
 
 import numpy as np
-import torch
 
-from tdistill.core import kappa, truncate
-from tdistill.teacher.adaptive import ChosenSets, GapRule, choose_top_p
-from tdistill.teacher.cache.all_steps import AllSteps, all_steps
+from tdistill.core import kappa
+from tdistill.teacher.adaptive import ChosenSets, check_gap, chosen_sets
+from tdistill.teacher.cache.blocks import blocks
 from tdistill.teacher.cache.manifest import VERSION
-from tdistill.teacher.cache.reader import Cache, decoding
+from tdistill.teacher.cache.reader import Cache
+from tdistill.teacher.gap_sums import GapRule, GapSums, members_of
+from tdistill.teacher.step_counts import StepCounts, histogram, quantile
 
 _MENU = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 
@@ -40,47 +41,51 @@ def inspect_cache(
         CacheError: for a cache without rows.
         InvalidValueError: if all that was captured loses more than ``gap``.
     """
-    identity, everything = cache.manifest.identity, all_steps(cache)
-    sets = everything.sets
-    sizes = sets.sizes.numpy()
-    mass = (-everything.losses(sets)).exp().numpy()
-    with decoding(cache.folder):
-        marks = [len(places) for shard in cache.shards() for places in shard.incomplete()]
-    cap = identity.max_set_size
-    steps, members = len(sizes), len(sets.ids)
-    menu = [p for p in _MENU if p < identity.captured_top_p] + [identity.captured_top_p]
+    identity, whole = cache.manifest.identity, cache.manifest.bytes
+    if gap is not None:
+        check_gap(gap, discount)
+    rules: tuple[GapRule, ...] = get_args(GapRule) if gap is not None else ("global",)
+    most = identity.captured_top_p
+    menu = [p for p in _MENU if p < most] + [most]
+    counts = StepCounts(identity, menu)
+    sums = [GapSums(rule, most, discount=discount) for rule in rules]
+    for block in blocks(cache):
+        members = members_of(block)
+        for counted in (counts, *sums):
+            counted.add(block, members)
+    steps = counts.steps
     return {
         "format_version": VERSION,
         "teacher": identity.teacher,
-        "captured_top_p": identity.captured_top_p,
-        "max_set_size": cap,
+        "captured_top_p": most,
+        "max_set_size": identity.max_set_size,
         "vocabulary_size": identity.vocabulary_size,
-        "rows": len(everything.lengths),
+        "rows": counts.rows,
         "steps": steps,
-        "members": members,
-        "bytes": everything.bytes,
-        "bytes_per_step": everything.bytes / max(steps, 1),
-        "bytes_per_member": everything.bytes / max(members, 1),
+        "members": counts.members,
+        "bytes": whole,
+        "bytes_per_step": whole / max(steps, 1),
+        "bytes_per_member": whole / max(counts.members, 1),
         "tail_samples": identity.tail_samples,
-        "tail_tokens_per_step": float(everything.tail_sizes.double().mean()),
-        "set_size": _quantiles(sizes),
-        "set_size_histogram": _histogram(sizes),
+        "tail_tokens_per_step": counts.tail_tokens / steps,
+        "set_size": _quantiles(counts.sizes),
+        "set_size_histogram": histogram(counts.sizes),
         "coverage": {
-            "mean": float(mass.mean()),
-            "q10": float(np.quantile(mass, 0.1)),
-            "min": float(mass.min()),
+            "mean": counts.mass / steps,
+            "q10": counts.mass_quantile(0.1),
+            "min": counts.least_mass,
         },
         "listed_tokens": identity.listed_tokens,
-        "incomplete_steps": sum(marks),
-        "incomplete_rows": sum(count > 0 for count in marks),
+        "incomplete_steps": counts.marked_steps,
+        "incomplete_rows": counts.marked_rows,
         "normaliser": identity.normaliser,
-        "cap_binds": 0.0 if cap is None else float(_capped(sizes, mass, identity).mean()),
-        "kappa_least_mass": kappa(min(1.0, float(mass.min())), discount),
-        "out_of_set_rate": _out_of_set_rate(everything),
-        "ended_rate": float(everything.ended.double().mean()),
+        "cap_binds": counts.capped / steps,
+        "kappa_least_mass": kappa(counts.least_mass, discount),
+        "out_of_set_rate": counts.outside / steps,
+        "ended_rate": counts.ended / counts.rows,
         "discount": discount,
-        "bounds": [_bound(everything, p, discount) for p in menu],
-        **({} if gap is None else {"chosen": _chosen(everything, gap, discount)}),
+        "bounds": [_bound(counts, sums[0], p, whole) for p in menu],
+        **({} if gap is None else {"chosen": [asdict(chosen_sets(s, gap, whole)) for s in sums]}),
     }
 
 
@@ -135,54 +140,25 @@ def _incomplete_text(numbers: dict[str, Any]) -> str:
     )
 
 
-def _chosen(everything: AllSteps, gap: float, discount: float) -> list[dict[str, Any]]:
-    rules: tuple[GapRule, ...] = get_args(GapRule)
-    choices = [choose_top_p(everything, gap, discount=discount, rule=rule) for rule in rules]
-    return [asdict(choice) for choice in choices]
-
-
-def _out_of_set_rate(everything: AllSteps) -> float:
-    sets, action = everything.sets, everything.action
-    hits = torch.zeros(len(action)).index_add(0, sets.step, (sets.ids == action[sets.step]).float())
-    return float((hits == 0).float().mean())
-
-
-def _capped(sizes: np.ndarray, mass: np.ndarray, identity: Any) -> np.ndarray:
-    # Mass is summed from rounded log-probabilities: allow for their rounding.
-    return (sizes == identity.max_set_size) & (mass < identity.captured_top_p - 1e-3)
-
-
 def _quantiles(sizes: np.ndarray) -> dict[str, float]:
-    q50, q90, q99 = np.quantile(sizes, [0.5, 0.9, 0.99])
     return {
-        "mean": float(sizes.mean()),
-        "median": float(q50),
-        "q90": float(q90),
-        "q99": float(q99),
-        "max": float(sizes.max()),
+        "mean": float((sizes * np.arange(len(sizes))).sum() / sizes.sum()),
+        "median": quantile(sizes, 0.5),
+        "q90": quantile(sizes, 0.9),
+        "q99": quantile(sizes, 0.99),
+        "max": float(np.flatnonzero(sizes)[-1]),
     }
 
 
-def _histogram(sizes: np.ndarray) -> dict[str, list[int]]:
-    largest = int(sizes.max())
-    edges = [1, 2]
-    while edges[-1] <= largest:
-        edges.append(2 * edges[-1] - 1)  # 1, 2, 3, 5, 9, 17, ...
-    counts, _ = np.histogram(sizes, bins=edges)
-    return {"edges": edges, "counts": counts.tolist()}
-
-
-def _bound(everything: AllSteps, p: float, discount: float) -> dict[str, float]:
-    smaller = truncate(everything.sets, p)
-    loss = everything.losses(smaller)
-    sizes = smaller.sizes.double()
+def _bound(counts: StepCounts, sums: GapSums, p: float, whole: int) -> dict[str, float]:
+    k, discount = sums.values.index(p), sums.visited.discount
     return {
         "set_top_p": p,
-        "mean_size": float(sizes.mean()),
-        "median_size": float(np.median(sizes.numpy())),
-        "bytes_per_step": everything.bytes_per_step(smaller),
-        "bound": everything.bound(smaller, discount=discount),
-        "bound_as_cached": everything.bound(smaller, discount=discount, as_cached=True),
-        "bound_stationary": float(discount / (1 - discount) * loss.mean()),
+        "mean_size": sums.mean_size(k),
+        "median_size": quantile(counts.cut_sizes[p], 0.5),
+        "bytes_per_step": sums.bytes_per_step(k, whole),
+        "bound": sums.bound(k),
+        "bound_as_cached": sums.bound(k, as_cached=True),
+        "bound_stationary": discount / (1 - discount) * sums.mean_loss(k),
         "kappa": kappa(p, discount),
     }

@@ -13,8 +13,12 @@ from tdistill.evidence.rows import Row
 from tdistill.models.language_model import LanguageModel
 from tdistill.models.likelihood import response_log_probs
 from tdistill.processes import gathered, process_count, process_rank
+from tdistill.teacher.cache.cached_rows import select_rows
 from tdistill.training.config import TrainConfig
 from tdistill.training.objectives import Objective
+from tdistill.training.sampling import PromptGroups
+
+_PART = 4096  # rows that are in memory together
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,14 +48,14 @@ class LikelihoodFilter:
             Indices in ascending order.
         """
         rank, count = process_rank(), process_count()
-        shares = gathered(self._mean_log_probs(rows[rank::count]))
+        own = rows[rank::count]
+        parts = (list(own[first : first + _PART]) for first in range(0, len(own), _PART))
+        shares = gathered([mean for part in parts for mean in self._mean_log_probs(part)])
         means = [shares[i % count][i // count] for i in range(len(rows))]
         return largest_share(means, groups, self.share)
 
     def _mean_log_probs(self, rows: Sequence[Row]) -> list[float]:
         """Of each row, nats a token."""
-        if not rows:
-            return []
         network = self.student.model
         was_training = network.training
         network.eval()
@@ -61,13 +65,13 @@ class LikelihoodFilter:
         lengths = torch.tensor([len(row.response_ids) for row in rows])
         return (totals / lengths).tolist()
 
-    def best_of_prompts(self, rows: Sequence[Row]) -> list[Row]:
+    def best_of_prompts(self, rows: Sequence[Row]) -> Sequence[Row]:
         """The best rows of each prompt.
 
         Raises:
             InvalidValueError: if that is all of them.
         """
-        kept = [rows[i] for i in self.best(rows, groups=[row.prompt_ids for row in rows])]
+        kept = select_rows(rows, self.best(rows, groups=PromptGroups.of(rows).numbers()))
         wanted = "a share that leaves out some response of some prompt (or keep_when: update)"
         found = f"{self.share}, which keeps all {len(rows)}"
         check("keep_share", len(kept) < len(rows), wanted, found)

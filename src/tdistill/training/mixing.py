@@ -17,11 +17,13 @@ from tdistill.evidence.rows import Row, RowSource
 from tdistill.models.generation import Companion, draw, generate, row_uniforms, seed_of
 from tdistill.models.language_model import LanguageModel
 from tdistill.processes import gathered, process_count, process_rank
+from tdistill.teacher.cache.cached_rows import take_rows
 from tdistill.teacher.source import LiveTeacher
 from tdistill.training.config import ReplayConfig
 from tdistill.training.likelihood_filter import LikelihoodFilter
 from tdistill.training.objectives import Objective
 from tdistill.training.replay import Entry, ReplayBuffer, entries_from_bytes, entries_to_bytes
+from tdistill.training.sampling import PromptGroups
 
 REPLAY_FILE = "replay.safetensors"
 
@@ -137,8 +139,8 @@ class EvidenceMix:
         likelier: LikelihoodFilter | None = None,
     ) -> None:
         self.objective, self.steps, self.sampler = objective, steps, sampler
-        self.rows, self.references = list(rows), list(references)
-        self.prompts = list(dict.fromkeys(row.prompt_ids for row in rows))
+        self.rows, self.references = rows, list(references)
+        self.prompts = PromptGroups.of(rows)
         self.config, self.seed, self.likelier = config, seed, likelier
         self.buffer = ReplayBuffer(config)
 
@@ -158,10 +160,11 @@ class EvidenceMix:
         generator = torch.Generator().manual_seed(seed)
         count, most = self.config.rows_per_refresh, self.config.branch_tokens
         if most is None:
-            whole = _drawn(self.prompts, count, generator)
+            drawn = [int(self.prompts[i][0]) for i in _drawn(len(self.prompts), count, generator)]
+            whole = [row.prompt_ids for row in take_rows(self.rows, drawn)]
             chosen = [(prompt, self.config.max_new_tokens) for prompt in whole]
         else:
-            rows = _drawn(self.rows, count, generator)
+            rows = take_rows(self.rows, _drawn(len(self.rows), count, generator))
             chosen = [self._branch(row, most, generator) for row in rows]
         chosen.sort(key=lambda one: len(one[0]))  # less padding
         made = self._sampled(self.sampler, chosen, seed=seed, update=update)
@@ -253,12 +256,12 @@ def own_parts(
     return [list(items[a:b]) for a, b in list(pairwise(ends))[process::processes]]
 
 
-def _drawn(pool: Sequence[_Any], count: int, generator: torch.Generator) -> list[_Any]:
-    """So many of the pool, each once as long as there are enough."""
+def _drawn(pool: int, count: int, generator: torch.Generator) -> list[int]:
+    """So many numbers below ``pool``, each once as long as there are enough."""
     order: list[int] = []
     while len(order) < count:
-        order += torch.randperm(len(pool), generator=generator).tolist()
-    return [pool[i] for i in order[:count]]
+        order += torch.randperm(pool, generator=generator)[: count - len(order)].tolist()
+    return order
 
 
 def _due(share: float, count: int, update: int) -> int:

@@ -32,6 +32,7 @@ from tdistill.models.score_forms import StepScores
 from tdistill.models.scores import check_head, step_scores
 from tdistill.models.set_scores import SetScores
 from tdistill.processes import gathered, process_count
+from tdistill.teacher.cache.cached_rows import take_rows
 from tdistill.teacher.source import LiveTeacher
 from tdistill.training.arguments import check_launch
 from tdistill.training.beside import Beside
@@ -56,6 +57,10 @@ class RowDataset(Dataset):
 
     def __getitem__(self, index: int) -> tuple[int, Row]:
         return index, self.rows[index]
+
+    def __getitems__(self, indices: list[int]) -> list[tuple[int, Row]]:
+        """Those of a batch; rows of a cache are decoded together."""
+        return list(zip(indices, take_rows(self.rows, indices), strict=True))
 
 
 class DistillTrainer(Trainer):

@@ -24,6 +24,7 @@ _COLUMNS = {
     "response_ids": _TOKENS,
     "ended": pa.bool_(),
     "source": pa.string(),
+    "teacher": pa.string(),
     "log_normaliser": _REALS,
     "action_log_prob": _REALS,
     "set_ids": pa.list_(_TOKENS),
@@ -39,9 +40,10 @@ _TAIL_COLUMNS = {
 def write_parquet(cache: Cache, path: Path) -> int:
     """Write every row of a cache, a shard a row group; returns the rows written.
 
-    A row is a response: ``prompt_ids`` and ``response_ids``; ``ended``; ``source``; for each step
-    ``log_normaliser`` and ``action_log_prob``, and the lists ``set_ids`` and ``set_log_probs``;
-    where tails were sampled also ``tail_ids``, ``tail_log_probs`` and ``tail_counts``.
+    A row is a response: ``prompt_ids`` and ``response_ids``; ``ended``; ``source``; ``teacher``, a
+    fingerprint; for each step ``log_normaliser`` and ``action_log_prob``, and the lists ``set_ids``
+    and ``set_log_probs``; where tails were sampled also ``tail_ids``, ``tail_log_probs`` and
+    ``tail_counts``.
     Log-probabilities are in nats, as the cache gives them; log-normalisers that it lacks are not a
     number. The cache's identity is in the file's
     metadata, under ``tdistill``.
@@ -61,7 +63,7 @@ def write_parquet(cache: Cache, path: Path) -> int:
 
 
 def _write(shard: ShardReader, out: ParquetWriter) -> int:
-    rows, sources = zip(*shard.rows(), strict=True)
+    rows = shard.rows()
     evidence = shard.evidence()
     sets, tail = evidence.sets, evidence.tail
     ends = torch.tensor([0, *accumulate(len(row.response_ids) for row in rows)])
@@ -69,7 +71,8 @@ def _write(shard: ShardReader, out: ParquetWriter) -> int:
         "prompt_ids": [row.prompt_ids for row in rows],
         "response_ids": [row.response_ids for row in rows],
         "ended": [row.ended for row in rows],
-        "source": sources,
+        "source": shard.sources(),
+        "teacher": shard.teachers(),
         "log_normaliser": _lists(ends, _array(evidence.log_normaliser)),
         "action_log_prob": _lists(ends, _array(evidence.action_log_prob)),
         "set_ids": _lists(ends, _lists(sets.offsets, _array(sets.ids))),

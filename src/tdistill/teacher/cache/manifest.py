@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -14,7 +15,7 @@ from tdistill.files import write_atomically
 from tdistill.hashing import file_sha256
 
 FORMAT = "tdistill-cache"
-VERSION = 4
+VERSION = 5
 MANIFEST = "manifest.json"
 _LARGEST = 1 << 53
 
@@ -82,10 +83,20 @@ class Manifest:
         """Steps in the cache."""
         return sum(shard.steps for shard in self.shards)
 
-    def with_shard(self, shard: Shard) -> Manifest:
-        """The manifest with one more shard, in order of names."""
-        others = [s for s in self.shards if s.name != shard.name]
-        return Manifest(self.identity, tuple(sorted([*others, shard], key=lambda s: s.name)))
+    @property
+    def bytes(self) -> int:
+        """Size of all shards."""
+        return sum(shard.bytes for shard in self.shards)
+
+    @cached_property
+    def by_name(self) -> dict[str, Shard]:
+        """The shards by the names of their files."""
+        return {shard.name: shard for shard in self.shards}
+
+    def with_shard(self, *shards: Shard) -> Manifest:
+        """The manifest with one more shard, or several, in order of names."""
+        found = self.by_name | {shard.name: shard for shard in shards}
+        return Manifest(self.identity, tuple(found[name] for name in sorted(found)))
 
     def without(self, names: Collection[str]) -> Manifest:
         """The manifest without the shards of these names."""
@@ -150,7 +161,7 @@ def read_manifest(folder: Path) -> Manifest:
 def _entry(kind: type[_Entry], values: Any) -> _Entry:
     """An entry whose fields have their types; numbers are not negative."""
     made = kind(**values)
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     for name, value in vars(made).items():
         allowed = get_args(hints[name]) or (hints[name],)
         allowed = (*allowed, int) if float in allowed else allowed
@@ -160,6 +171,11 @@ def _entry(kind: type[_Entry], values: Any) -> _Entry:
         if isinstance(value, (int, float)) and not 0 <= value < _LARGEST:
             raise ValueError(f"{name} is out of range")
     return made
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
 
 
 def _check_name(path: Path, name: str) -> None:

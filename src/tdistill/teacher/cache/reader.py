@@ -7,20 +7,22 @@ Shards are memory-mapped, so reading a row touches only its own bytes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
-import pyarrow as pa
+import numpy as np
 
 from tdistill.core import truncate
-from tdistill.errors import CacheError, TdistillError
+from tdistill.errors import CacheError
 from tdistill.evidence.evidence import Evidence
 from tdistill.evidence.rows import Row, row_key
-from tdistill.teacher.cache.manifest import CacheIdentity, check_shard, read_manifest
-from tdistill.teacher.cache.row_decoder import ShardReader, decode_evidence
-
-_DAMAGE = (pa.ArrowException, OSError, LookupError, ValueError, TypeError, ArithmeticError)
+from tdistill.teacher.cache.cached_rows import CachedRows, compact
+from tdistill.teacher.cache.checked import Checked
+from tdistill.teacher.cache.manifest import read_manifest
+from tdistill.teacher.cache.open_shards import OpenShards, decoding, open_shard
+from tdistill.teacher.cache.row_decoder import Place, ShardReader, decode_evidence
+from tdistill.teacher.cache.row_index import RowIndex
 
 
 class Cache:
@@ -30,6 +32,7 @@ class Cache:
         folder: the cache.
         tokenizer_fingerprint: of the models that will use it; None skips the comparison.
         set_top_p: the largest p that will be asked for; None skips the comparison.
+        again: read shards whole that were found whole before and have not changed since.
 
     Raises:
         CacheError: for another tokenizer, a larger p than captured, a missing, truncated or altered
@@ -42,6 +45,7 @@ class Cache:
         *,
         tokenizer_fingerprint: str | None = None,
         set_top_p: float | None = None,
+        again: bool = False,
     ) -> None:
         self.folder = folder
         self.manifest = read_manifest(folder)
@@ -54,13 +58,13 @@ class Cache:
             )
         if set_top_p is not None:
             self._check_top_p(set_top_p)
-        for shard in self.manifest.shards:
-            check_shard(folder, shard)
-        self._shards = [_open(folder / s.name, identity) for s in self.manifest.shards]
-        self._place: dict[bytes, tuple[int, int]] = {}
-        for number, shard in enumerate(self._shards):
-            for i, key in enumerate(shard.addresses()):
-                self._place.setdefault(key, (number, i))
+        checked = Checked(folder)
+        checked.check(self.manifest.shards, again=again)
+        checked.keep()
+        names = [shard.name for shard in self.manifest.shards]
+        prefixes = [open_shard(folder / name, identity).prefixes() for name in names]
+        self._shards = OpenShards(folder, names, list(map(len, prefixes)), identity)
+        self._index = RowIndex(np.concatenate([np.zeros(0, dtype="<u8"), *prefixes]))
 
     def __reduce__(self) -> tuple[type[Cache], tuple[Path]]:
         """Another process opens the folder itself: a memory map would be sent as its bytes."""
@@ -70,21 +74,44 @@ class Cache:
         """Rows."""
         return self.manifest.rows
 
-    def rows(self, *, source: str = "", shard: str = "") -> list[Row]:
-        """Rows in file order.
+    @property
+    def index_bytes(self) -> int:
+        """Bytes of memory that a process holds for finding rows."""
+        return self._index.nbytes
+
+    def rows(
+        self, *, source: str = "", shard: str = "", names: Collection[str] | None = None
+    ) -> CachedRows:
+        """Rows in file order, decoded when they are asked for.
 
         Args:
             source: only rows whose source starts so (``rollout``, ``score``).
             shard: only rows of shards whose name starts so.
+            names: only rows of these shards.
         """
-        with decoding(self.folder):
-            found = [pair for opened in self.shards(shard) for pair in opened.rows()]
-        return [row for row, origin in found if origin.startswith(source)]
+        chosen = [
+            number
+            for number, name in enumerate(self._shards.names)
+            if name.startswith(shard) and (names is None or name in names)
+        ]
+        parts = [self._numbers(number, source) for number in chosen]
+        found = np.concatenate([np.zeros(0, dtype=np.int64), *parts])
+        return CachedRows(self._shards, compact(found))
 
-    def shards(self, name: str = "") -> list[ShardReader]:
-        """The shards whose name starts so, in file order."""
-        pairs = zip(self.manifest.shards, self._shards, strict=True)
-        return [opened for listed, opened in pairs if listed.name.startswith(name)]
+    def _numbers(self, shard: int, source: str) -> np.ndarray:
+        """Numbers of the rows of a shard whose source starts so."""
+        first, last = self._shards.first[shard : shard + 2]
+        numbers = np.arange(first, last)
+        if not source:
+            return numbers
+        with decoding(self.folder):
+            sources = self._shards.open(shard).sources()
+        return numbers[[origin.startswith(source) for origin in sources]]
+
+    def shards(self, name: str = "") -> Iterator[ShardReader]:
+        """The shards whose name starts so, in file order, each mapped while it is used."""
+        numbers = range(len(self._shards.names))
+        return (self._shards.open(n) for n in numbers if self._shards.names[n].startswith(name))
 
     def evidence(self, rows: Iterable[Row], *, set_top_p: float | None = None) -> Evidence:
         """The evidence of the given rows, laid end to end.
@@ -104,18 +131,27 @@ class Cache:
         self._check_top_p(set_top_p)
         return found.cut(truncate(found.sets, set_top_p))
 
-    def _places(self, rows: Iterable[Row]) -> list[tuple[ShardReader, int]]:
-        places = []
-        for row in rows:
-            place = self._place.get(row_key(row))
-            if place is None:
-                raise CacheError(
-                    f"{self.folder}: no evidence for a response of {len(row.response_ids)} tokens "
-                    f"to a prompt of {len(row.prompt_ids)} tokens; add it with `tdistill score`, "
-                    "or train on the rows of this cache"
-                )
-            places.append((self._shards[place[0]], place[1]))
-        return places
+    def _places(self, rows: Iterable[Row]) -> list[Place]:
+        rows = list(rows)
+        keys = [row_key(row) for row in rows]
+        found = self._index.find(keys)
+        ends = np.cumsum([0, *map(len, found)])
+        places = self._shards.places(np.concatenate([np.zeros(0, dtype=np.int64), *found]))
+        return [
+            self._first(row, key, places[a:b])
+            for row, key, (a, b) in zip(rows, keys, pairwise(ends), strict=True)
+        ]
+
+    def _first(self, row: Row, key: bytes, places: Iterable[Place]) -> Place:
+        """The first of the places that has the whole address."""
+        for shard, number in places:
+            if shard.address(number) == key:
+                return shard, number
+        raise CacheError(
+            f"{self.folder}: no evidence for a response of {len(row.response_ids)} tokens "
+            f"to a prompt of {len(row.prompt_ids)} tokens; add it with `tdistill score`, "
+            "or train on the rows of this cache"
+        )
 
     def _check_top_p(self, set_top_p: float) -> None:
         captured = self.manifest.identity.captured_top_p
@@ -124,29 +160,3 @@ class Cache:
                 f"{self.folder}: expected set_top_p of at most the captured {captured}, found "
                 f"{set_top_p}; lower set_top_p or capture again with captured_top_p >= {set_top_p}"
             )
-
-
-@contextmanager
-def decoding(place: Path) -> Iterator[None]:
-    """Read what may be anything: bytes that are no rows end in a CacheError.
-
-    Args:
-        place: file or folder, for the message.
-    """
-    try:
-        yield
-    except _DAMAGE as error:
-        if isinstance(error, TdistillError):
-            raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        raise CacheError(
-            f"{place}: expected a shard of a teacher cache, found something else ({reason}); "
-            "make the cache again"
-        ) from error
-
-
-def _open(path: Path, identity: CacheIdentity) -> ShardReader:
-    with decoding(path):
-        batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
-        batch.validate(full=True)
-        return ShardReader(batch, identity)

@@ -8,8 +8,11 @@ from itertools import groupby
 import numpy as np
 import pyarrow as pa
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from tdistill.core import TopPSets
+from tdistill.errors import CacheError
 from tdistill.evidence.evidence import Evidence
 from tdistill.evidence.rows import Row
 from tdistill.evidence.tail import Tail
@@ -31,54 +34,143 @@ from tdistill.teacher.cache.row_layout import (
     token_widths,
 )
 
+_Tokens = tuple[int, ...]
+
 
 class ShardReader:
-    """An open shard; its bytes stay in the mapped file until they are decoded."""
+    """An open shard; its bytes stay in the mapped file until they are decoded.
+
+    Attributes:
+        identity: of the cache.
+        data: the streams of all rows.
+        starts: where those of each row begin.
+        stops: where they end.
+        prompt_tokens: of each row; 0 where the prompt is that of the row before.
+        steps: of each row.
+        tokens: the table of frequent tokens.
+    """
 
     def __init__(self, batch: pa.RecordBatch, identity: CacheIdentity) -> None:
-        self._batch, self._identity = batch, identity
-        evidence = batch.column("evidence")
-        _, offsets, data = evidence.buffers()
-        ends = np.frombuffer(offsets, dtype="<i4")[: len(evidence) + 1].astype(np.int64)
-        self.data = np.frombuffer(b"" if data is None else data, dtype=np.uint8)
+        self._batch, self.identity = batch, identity
+        ends, self.data = _binary(batch.column("evidence"))
         self.starts, self.stops = ends[:-1], ends[1:]
-        self.prompt_tokens = batch.column("prompt_tokens").to_numpy().astype(np.int64)
-        self.steps = batch.column("steps").to_numpy().astype(np.int64)
-        self.tokens = _table_of(batch, identity.vocabulary_size)
+        self.prompt_tokens = batch.column("prompt_tokens").to_numpy()
+        self.steps = batch.column("steps").to_numpy()
+        self.tokens = _table_of(batch)
+
+    def __len__(self) -> int:
+        """Rows."""
+        return len(self.steps)
+
+    def address(self, row: int) -> bytes:
+        """The stored address of a row."""
+        return self._batch.column("key")[row].as_py()
 
     def addresses(self) -> list[bytes]:
         """The stored addresses of the rows."""
         return self._batch.column("key").to_pylist()
 
-    def rows(self) -> list[tuple[Row, str]]:
-        """Rows and their sources; only the tokens are decoded."""
-        read = _Rows([(self, i) for i in range(len(self.steps))], self._identity)
-        prompts = _split(read.tokens(self.prompt_tokens), self.prompt_tokens)
-        responses = _split(read.tokens(self.steps), self.steps)
-        for i, prompt in enumerate(prompts):
-            prompts[i] = prompt or prompts[i - 1]
-        ended, sources = (self._batch.column(n).to_pylist() for n in ("ended", "source"))
-        rows = map(Row, prompts, responses, ended)
-        return list(zip(rows, sources, strict=True))
+    def prefixes(self) -> np.ndarray:
+        """The first 8 bytes of each address, as integers."""
+        _, keys = self._batch.column("key").buffers()
+        return np.frombuffer(keys, dtype="<u8")[: 2 * len(self) : 2].copy()
 
-    def incomplete(self) -> list[tuple[int, ...]]:
+    def sources(self) -> list[str]:
+        """Where each row came from."""
+        return self._batch.column("source").to_pylist()
+
+    def teachers(self) -> list[str]:
+        """The fingerprint of each row's teacher."""
+        return self._batch.column("teacher").to_pylist()
+
+    def ended(self) -> np.ndarray:
+        """Whether each row has ended."""
+        return self._batch.column("ended").to_numpy(zero_copy_only=False)
+
+    def rows(self, numbers: Sequence[int] | None = None) -> list[Row]:
+        """Some rows, or all; only the tokens are decoded."""
+        return rows_at(self.places(numbers), self.identity)
+
+    def prompts(self) -> list[_Tokens]:
+        """The prompts of all rows; no response is decoded."""
+        places = self.places()
+        return _prompts(places, _own_prompts(_Rows(places, self.identity)), self.identity)
+
+    def prompt_row(self, number: int) -> int:
+        """The row that has the prompt of a row: itself, or the nearest before it."""
+        found = np.flatnonzero(self.prompt_tokens[: number + 1])
+        if len(found) == 0:
+            raise CacheError("a row without a prompt")
+        return int(found[-1])
+
+    def incomplete(self) -> list[_Tokens]:
         """The steps of each row whose sets lack members that the teacher did not list."""
         if "incomplete" not in self._batch.schema.names:
-            return [()] * len(self.steps)
+            return [()] * len(self)
         return [tuple(steps or ()) for steps in self._batch.column("incomplete").to_pylist()]
 
     def evidence(self) -> Evidence:
         """The evidence of all rows."""
-        return decode_evidence([(self, i) for i in range(len(self.steps))], self._identity)
+        return decode_evidence(self.places(), self.identity)
+
+    def places(self, numbers: Sequence[int] | None = None) -> list[Place]:
+        """Some rows, or all, as places."""
+        return [(self, number) for number in (range(len(self)) if numbers is None else numbers)]
 
 
-def _split(values: np.ndarray, counts: np.ndarray) -> list[tuple[int, ...]]:
+Place = tuple[ShardReader, int]
+"""A row: its shard, and its number there."""
+
+
+def rows_at(places: Sequence[Place], identity: CacheIdentity) -> list[Row]:
+    """Rows of any shards; only their tokens are decoded, all of them together."""
+    read = _Rows(places, identity)
+    own = _own_prompts(read)
+    responses = _split(read.tokens(read.steps), read.steps)
+    prompts, ended = _prompts(places, own, identity), _ended(places)
+    return list(map(Row, prompts, responses, ended))
+
+
+def _own_prompts(read: _Rows) -> list[_Tokens]:
+    """The prompts as stored: none where it is that of a row before."""
+    return _split(read.tokens(read.prompt_tokens), read.prompt_tokens)
+
+
+def _prompts(
+    places: Sequence[Place], own: Sequence[_Tokens], identity: CacheIdentity
+) -> list[_Tokens]:
+    """The prompts, those of rows before decoded where they are not at hand."""
+    known = {place: prompt for place, prompt in zip(places, own, strict=True) if prompt}
+    owners = [p if p in known else (p[0], p[0].prompt_row(p[1])) for p in places]
+    others = [place for place in dict.fromkeys(owners) if place not in known]
+    if others:
+        known |= zip(others, _own_prompts(_Rows(others, identity)), strict=True)
+    return [known[place] for place in owners]
+
+
+def _ended(places: Sequence[Place]) -> list[bool]:
+    columns = {shard: shard.ended() for shard in dict.fromkeys(shard for shard, _ in places)}
+    return [bool(columns[shard][number]) for shard, number in places]
+
+
+def _split(values: np.ndarray, counts: np.ndarray) -> list[_Tokens]:
     flat, ends = values.tolist(), np.cumsum(counts).tolist()
     return [tuple(flat[a:b]) for a, b in zip([0, *ends], ends, strict=False)]
 
 
-def decode_evidence(places: Sequence[tuple[ShardReader, int]], identity: CacheIdentity) -> Evidence:
+def decode_evidence(places: Sequence[Place], identity: CacheIdentity) -> Evidence:
     """Evidence of rows of any shards, laid end to end.
+
+    Raises:
+        CacheError: if the bytes of a row are not what its streams need.
+    """
+    return decode_steps(places, identity)[1]
+
+
+def decode_steps(
+    places: Sequence[Place], identity: CacheIdentity
+) -> tuple[Int[Tensor, " T"], Evidence]:
+    """The actions and the evidence of rows of any shards, laid end to end.
 
     Raises:
         CacheError: if the bytes of a row are not what its streams need.
@@ -99,7 +191,8 @@ def decode_evidence(places: Sequence[tuple[ShardReader, int]], identity: CacheId
     tail = _tail(streams, steps, bits) if identity.tail_samples > 0 else None
     streams.finish()
     sets = TopPSets(_whole(ids), _log_probs(levels), _offsets(sizes))
-    return Evidence(sets, _normaliser(normaliser, len(sizes)), _log_probs(of_action), tail)
+    found = Evidence(sets, _normaliser(normaliser, len(sizes)), _log_probs(of_action), tail)
+    return _whole(actions), found
 
 
 def _sums(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -132,7 +225,7 @@ def _normaliser(zigzag: np.ndarray | None, steps: int) -> torch.Tensor:
 class _Rows:
     """The streams of rows of any shards, their tokens looked up in the table of their shard."""
 
-    def __init__(self, places: Sequence[tuple[ShardReader, int]], identity: CacheIdentity) -> None:
+    def __init__(self, places: Sequence[Place], identity: CacheIdentity) -> None:
         parts = [shard.data[shard.starts[i] : shard.stops[i]] for shard, i in places]
         stops = np.cumsum([0, *(len(part) for part in parts)])
         data = np.concatenate([np.zeros(0, dtype=np.uint8), *parts])
@@ -160,15 +253,20 @@ class _Rows:
         return found
 
 
-def _table_of(batch: pa.RecordBatch, vocabulary_size: int) -> np.ndarray:
-    """The table, followed by one token that no code points to."""
-    stored = batch.column("frequent").to_pylist() if "frequent" in batch.schema.names else []
-    found = b"".join(stored)
-    count, data = int.from_bytes(found[:4], "little"), np.frombuffer(found, dtype=np.uint8)
-    streams = StreamReader(data, np.array([min(4, len(data))]), np.array([len(data)]))
-    tokens = streams.take(np.array([count]), token_widths(vocabulary_size)[-1])
-    streams.finish()
-    return np.append(tokens, 0).astype(np.int32)
+def _table_of(batch: pa.RecordBatch) -> np.ndarray:
+    """The table, which ends with a token that no code points to."""
+    if "frequent" not in batch.schema.names:
+        return np.zeros(1, dtype="<i4")
+    _, data = _binary(batch.column("frequent"))
+    return data.view("<i4")
+
+
+def _binary(column: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """Where the values of a column begin and end, and their bytes."""
+    _, offsets, data = column.buffers()
+    ends = np.frombuffer(offsets, dtype="<i4")[: len(column) + 1]
+    values = np.frombuffer(b"" if data is None else data, dtype=np.uint8)
+    return ends, values[: ends[-1]]
 
 
 def _levels(

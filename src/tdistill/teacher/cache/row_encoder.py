@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +33,17 @@ from tdistill.teacher.cache.row_layout import (
     token_bits,
     token_widths,
 )
+
+COLUMNS = {
+    "key": pa.binary(16),
+    "source": pa.string(),
+    "teacher": pa.dictionary(pa.int8(), pa.string()),
+    "ended": pa.bool_(),
+    "prompt_tokens": pa.uint32(),
+    "steps": pa.uint32(),
+    "evidence": pa.binary(),
+}
+"""Of every shard, a value a row; ``incomplete`` and ``frequent`` are there where needed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,14 +77,16 @@ def encode_rows(responses: Sequence[CachedResponse], identity: CacheIdentity) ->
     ]
     codes, table = _codes(responses, prompts, identity.vocabulary_size)
     encoded = [_encoded(r, p, identity, codes) for r, p in zip(responses, prompts, strict=True)]
-    columns = {
-        "key": pa.array([row_key(r.row) for r in responses], type=pa.binary(16)),
-        "source": pa.array([r.source for r in responses], type=pa.string()),
-        "ended": pa.array([r.row.ended for r in responses], type=pa.bool_()),
-        "prompt_tokens": pa.array([len(p) for p in prompts], type=pa.uint32()),
-        "steps": pa.array([len(r.row.response_ids) for r in responses], type=pa.uint32()),
-        "evidence": pa.array(encoded, type=pa.binary()),
+    values: dict[str, Sequence[Any]] = {
+        "key": [row_key(r.row) for r in responses],
+        "source": [r.source for r in responses],
+        "teacher": [identity.teacher_fingerprint] * len(responses),
+        "ended": [r.row.ended for r in responses],
+        "prompt_tokens": [len(p) for p in prompts],
+        "steps": [len(r.row.response_ids) for r in responses],
+        "evidence": encoded,
     }
+    columns = {name: pa.array(values[name], type=kind) for name, kind in COLUMNS.items()}
     if identity.listed_tokens is not None:
         marks = [r.incomplete for r in responses]
         columns["incomplete"] = pa.array(marks, type=pa.list_(pa.uint32()))
@@ -99,9 +113,7 @@ def _codes(
     table = frequent_tokens(used[(used >= 0) & (used < vocabulary_size)])
     codes = tokens + PLACES
     codes[table] = np.arange(len(table))
-    out = StreamWriter()
-    out.add(table, widths[-1])
-    return codes, len(table).to_bytes(4, "little") + out.bytes()
+    return codes, np.append(table, 0).astype("<i4").tobytes()  # a reader looks up one more
 
 
 def _encoded(

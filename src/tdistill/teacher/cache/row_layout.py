@@ -72,18 +72,25 @@ def taken_members(
     return np.searchsorted(np.cumsum(sizes), member, side="right"), member
 
 
-def member_bytes(sets: TopPSets, vocabulary_size: int) -> float:
-    """What the members of these sets would take in a shard of their own, its table included."""
-    *_, bits_of_token = widths = token_widths(vocabulary_size)
-    bits = widths[0] * len(sets.ids)
-    if len(widths) > 1:
-        ids = sets.ids.numpy()
-        table = frequent_tokens(ids)
-        bits += bits_of_token * (len(table) + int((~np.isin(ids, table)).sum()))
+def member_bits(sets: TopPSets, escaped: np.ndarray, vocabulary_size: int) -> np.ndarray:
+    """What each member of sets takes in a shard.
+
+    Args:
+        sets: as stored.
+        escaped: whether each token has no place in the table of the shard.
+        vocabulary_size: of the teacher.
+
+    Example:
+        >>> sets = TopPSets(torch.tensor([7, 9]), torch.tensor([-0.5, -2.0]), torch.tensor([0, 2]))
+        >>> member_bits(sets, np.array([False, True]), 151_936).tolist()  # 14 + 4, 14 + 18 + 28
+        [18, 60]
+    """
+    width, *wider = token_widths(vocabulary_size)
     deltas = np.diff(levels_of(sets.log_probs.numpy()), prepend=0)
     deltas[sets.offsets[:-1].numpy()] = 0
-    bits += LEVEL_DELTA[0] * len(deltas)
-    for width, wider in pairwise(LEVEL_DELTA):
-        deltas = deltas[deltas >= (1 << width) - 1] - ((1 << width) - 1)
-        bits += wider * len(deltas)
-    return bits / 8
+    bits = width + sum(wider) * escaped + LEVEL_DELTA[0]
+    for narrower, more in pairwise(LEVEL_DELTA):
+        full = (1 << narrower) - 1
+        bits = bits + more * (deltas >= full)
+        deltas = deltas - full
+    return bits

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,7 +14,8 @@ from tdistill.evidence.evidence import Evidence
 from tdistill.evidence.rows import Row, row_key
 from tdistill.evidence.tail import Tail
 from tdistill.teacher.cache.manifest import CacheIdentity, Shard
-from tdistill.teacher.cache.reader import Cache, decoding
+from tdistill.teacher.cache.open_shards import decoding
+from tdistill.teacher.cache.reader import Cache
 from tdistill.teacher.cache.row_decoder import ShardReader
 
 _ROUNDED = 0.005  # of the mass: stored log-probabilities are rounded
@@ -22,8 +24,8 @@ _ROUNDED = 0.005  # of the mass: stored log-probabilities are rounded
 def verify_cache(cache: Cache) -> list[str]:
     """Problems inside shards that have the right checksum; an empty list means none.
 
-    Opening the cache has already compared sizes and checksums; decoding cannot give an empty set,
-    a set out of order, a log-probability above 0, or two of them for one token.
+    A cache that was opened with ``again`` has sizes and checksums compared already; decoding cannot
+    give an empty set, a set out of order, a log-probability above 0, or two of them for one token.
     """
     problems = []
     for listed, shard in zip(cache.manifest.shards, cache.shards(), strict=True):
@@ -37,13 +39,17 @@ def verify_cache(cache: Cache) -> list[str]:
 
 
 def _checks(shard: ShardReader, listed: Shard, identity: CacheIdentity) -> dict[str, bool]:
-    rows, evidence = [row for row, _ in shard.rows()], shard.evidence()
+    rows, evidence = shard.rows(), shard.evidence()
     keys = [row_key(row) for row in rows]
+    known = {identity.teacher_fingerprint}
     checks = {
         **_counts(listed, rows, evidence),
         **_tokens(rows, evidence, identity.vocabulary_size),
         **_claims(evidence.sets, identity, _marked(shard)),
         "a row whose key is not that of its tokens": keys != shard.addresses(),
+        "a row of a teacher that the manifest does not name": not known.issuperset(
+            shard.teachers()
+        ),
     }
     return checks if evidence.tail is None else checks | _tails(evidence, evidence.tail, identity)
 
@@ -60,9 +66,10 @@ def _counts(listed: Shard, rows: Sequence[Row], evidence: Evidence) -> dict[str,
 
 def _tokens(rows: Sequence[Row], evidence: Evidence, vocabulary: int) -> dict[str, bool]:
     members = evidence.sets.ids
-    largest = max(int(members.max()), *(max(row.response_ids) for row in rows))
+    ids = torch.tensor([token for row in rows for token in row.prompt_ids + row.response_ids])
+    outside = [(part < 0) | (part >= vocabulary) for part in (members, ids)]
     return {
-        "a token id outside the vocabulary": largest >= vocabulary,
+        "a token id outside the vocabulary": any(bool(part.any()) for part in outside),
         "a token twice in one set": _repeats(evidence.sets.step, members),
     }
 
@@ -70,7 +77,7 @@ def _tokens(rows: Sequence[Row], evidence: Evidence, vocabulary: int) -> dict[st
 def _marked(shard: ShardReader) -> Tensor:
     """Whether each step is marked as having an incomplete set."""
     marked = torch.zeros(int(shard.steps.sum()), dtype=torch.bool)
-    firsts = (shard.steps.cumsum() - shard.steps).tolist()
+    firsts = (shard.steps.cumsum(dtype=np.int64) - shard.steps).tolist()
     for first, count, places in zip(firsts, shard.steps, shard.incomplete(), strict=True):
         if places and max(places) >= count:
             raise CacheError("a mark of a step that its row does not have")

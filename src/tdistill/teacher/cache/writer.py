@@ -14,6 +14,7 @@ from tdistill.errors import CacheError
 from tdistill.files import link_or_copy, locked, write_atomically
 from tdistill.hashing import file_sha256
 from tdistill.models.language_model import LanguageModel, model_fingerprint, tokenizer_fingerprint
+from tdistill.teacher.cache.checked import Checked
 from tdistill.teacher.cache.manifest import (
     MANIFEST,
     CacheIdentity,
@@ -61,14 +62,16 @@ class CacheWriter:
             holding.enter_context(_alone_in(folder))
             self.manifest = _manifest_of(folder, identity)
             self._holding = holding.pop_all()
+        self._checked = Checked(folder)
 
     def has(self, name: str) -> bool:
         """Whether a shard is there, whole and unaltered."""
-        listed = [s for s in self.manifest.shards if s.name == f"{name}.arrow"]
-        for shard in listed:
-            check_shard(self.folder, shard)
-        others = () if self._elsewhere is None else self._elsewhere.shards
-        return bool(listed) or any(s.name == f"{name}.arrow" for s in others)
+        file = f"{name}.arrow"
+        shard = self.manifest.by_name.get(file)
+        if shard is not None:
+            self._checked.check([shard])
+            return True
+        return self._elsewhere is not None and file in self._elsewhere.by_name
 
     def write(self, name: str, responses: Sequence[CachedResponse]) -> None:
         """Write a shard whole, then list it in the manifest."""
@@ -83,13 +86,15 @@ class CacheWriter:
 
     def adopt(self, places: Iterable[tuple[Path, Shard]]) -> int:
         """Bring shards of other caches in, whole and unaltered; returns how many are new."""
-        there = {shard.name for shard in self.manifest.shards}
-        new = [(folder, shard) for folder, shard in places if shard.name not in there]
-        for folder, shard in new:
-            check_shard(folder, shard)
+        new = [(f, shard) for f, shard in places if shard.name not in self.manifest.by_name]
+        folders = {folder: Checked(folder) for folder, _ in new}
+        for folder, known in folders.items():
+            known.check([shard for place, shard in new if place == folder])
+            known.keep()
         for folder, shard in new:
             link_or_copy(folder / shard.name, self.folder / shard.name)
-            self.manifest = self.manifest.with_shard(shard)
+            self._checked.take_over(shard, folders[folder])
+        self.manifest = self.manifest.with_shard(*(shard for _, shard in new))
         self.manifest.write(self.folder)
         return len(new)
 
@@ -104,6 +109,7 @@ class CacheWriter:
         trace: TracebackType | None,
     ) -> None:
         """Release the folder."""
+        self._checked.keep()
         self._holding.close()
 
 
