@@ -17,6 +17,7 @@ import yaml
 
 from tdistill import cli
 from tdistill.models.language_model import save
+from tdistill.teacher.cache.checked import NOTE
 from tiny import tiny_lm
 
 OBJECTIVES = ("sft", "seqkd", "kd", "bellman_distill")
@@ -86,8 +87,8 @@ def read_json(path: Path) -> Any:
 
 
 def digest(folder: Path) -> dict[str, str]:
-    """The hash of every file of a folder."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    """The hash of every file of a folder, but for what was read whole of a cache, and when."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != NOTE)
     return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
 

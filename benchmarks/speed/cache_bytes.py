@@ -137,8 +137,9 @@ def _measure(
     problem: Problem, mass: float, cap: int | None, gain: float | None = None
 ) -> dict[str, Any]:
     """One cache: what it takes, what it holds, and how exact and fast its reading is."""
+    from tdistill.teacher.cache.blocks import blocks
     from tdistill.teacher.cache.reader import Cache
-    from tdistill.teacher.cache.row_layout import member_bytes, token_bits
+    from tdistill.teacher.cache.row_layout import token_bits
     from tdistill.teacher.config import CaptureConfig
 
     folder: Path = problem.setting.work / "cache-measured"
@@ -149,7 +150,7 @@ def _measure(
     exact = problem.truth[found.sets.step, found.sets.ids]
     steps, members = len(found.sets), len(found.sets.ids)
     total = sum(shard.bytes for shard in cache.manifest.shards)
-    of_members = member_bytes(found.sets, problem.truth.shape[1])
+    of_members = sum(int(block.member_bits.sum()) for block in blocks(cache)) / 8
     prompts = sum(len(row.prompt_ids) for row in problem.rows) * token_bits(problem.truth.shape[1])
     many = problem.rows * 16
     read = timed(lambda: cache.evidence(many))

@@ -6,9 +6,10 @@ from itertools import chain, islice, pairwise
 from typing import Any
 
 import pytest
+import torch
 
 from tdistill.models.layout import Pair
-from tdistill.training.sampling import MicroBatches, prompt_order, uniform_order
+from tdistill.training.sampling import MicroBatches, PromptGroups, prompt_order, uniform_order
 
 ROWS = [Pair((i % 5,), (i, 7)) for i in range(23)]
 SIZES: dict[str, Any] = {"updates": 9, "batch_size": 12}
@@ -57,3 +58,19 @@ def test_micro_batches_and_their_parts_are_the_update_cut(accumulation: int, par
 def test_fewer_rows_than_an_update_has_are_taken_again():
     (update,) = MicroBatches(uniform_order(3, seed=0), updates=1, batch_size=7)
     assert sorted(update[:3]) == sorted(update[3:6]) == [0, 1, 2]
+
+
+def test_the_orders_are_those_of_plain_lists():
+    """The seeded permutation of all rows, or of the prompts in the order in which they come."""
+    numbers = torch.randperm(23, generator=torch.Generator().manual_seed(3 + 2)).tolist()
+    assert uniform_order(23, seed=3)(2).tolist() == numbers
+    mixed = [Pair((k * k % 7,), (k,)) for k in range(40)]
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for number, row in enumerate(mixed):
+        groups.setdefault(row.prompt_ids, []).append(number)
+    parts, found = list(groups.values()), PromptGroups.of(mixed)
+    assert [found[k].tolist() for k in range(len(found))] == parts
+    assert [parts[k].index(i) >= 0 for i, k in enumerate(found.numbers())] == [True] * 40
+    order = torch.randperm(len(parts), generator=torch.Generator().manual_seed(3)).tolist()
+    assert prompt_order(mixed, seed=3)(0).tolist() == [i for k in order for i in parts[k]]
+    assert prompt_order(mixed, seed=3)(0).dtype == uniform_order(9, seed=0)(0).dtype == "uint32"
