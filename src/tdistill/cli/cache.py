@@ -51,6 +51,8 @@ class MergeCommand:
     """Folder of the run, or of the cache."""
     sources: tyro.conf.Positional[tuple[Path, ...]] = ()
     """Runs, or caches, whose shares are elsewhere; left out: those beside the target's own."""
+    several_teachers: bool = False
+    """Caches of different teachers with the same tokens: each row keeps its own."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,7 @@ def merge(words: list[str]) -> int:
     from tdistill.teacher.cache.merging import merge_caches
 
     for cache, sources in _merges(command.target, command.sources):
-        done = merge_caches(cache, sources)
+        done = merge_caches(cache, sources, several_teachers=command.several_teachers)
         print(
             f"{cache}: {done.rows} responses in {done.shards} shards, {done.brought} of them from "
             f"{len(sources)} caches"

@@ -25,6 +25,7 @@ class Row:
         ended: whether the response finished with an end token (false: cut at a length limit).
         source: who wrote the response; no part of what the row is.
         behaviour: log-probability of each token under the policy that wrote it, nats, where known.
+        teacher: fingerprint of the teacher whose evidence is meant, where a cache may hold several.
     """
 
     prompt_ids: tuple[int, ...]
@@ -32,6 +33,7 @@ class Row:
     ended: bool
     source: RowSource = field(default="teacher", compare=False, repr=False)
     behaviour: tuple[float, ...] = field(default=(), compare=False, repr=False)
+    teacher: str = field(default="", compare=False, repr=False)
 
     def __post_init__(self) -> None:
         """Refuse a row without a state to act in, or without an action."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import cached_property
@@ -32,12 +32,14 @@ class Given:
         capture: what must have been captured.
         kept: whether responses to a prompt are among these.
         each: most responses to a prompt; None: all.
+        teachers: how often each response of a teacher comes, by name or fingerprint; None: once.
     """
 
     cache: Path
     capture: CaptureConfig
     kept: Callable[[PromptIds], bool]
     each: int | None = None
+    teachers: Mapping[str, int] | None = None
 
     @property
     def shards(self) -> list[str]:
@@ -67,9 +69,38 @@ class Given:
 
     def rows(self, cache: Cache) -> Sequence[Row]:
         """See :class:`Supply`."""
-        names = {shard.name for shard in read_manifest(self.cache).shards}
-        found = cache.rows(names=names).where(self.kept)
+        manifest = read_manifest(self.cache)
+        often = None if self.teachers is None else often_of(self.teachers, manifest.teachers)
+        names = {shard.name for shard in manifest.shards}
+        found = cache.rows(names=names, often=often).where(self.kept)
         return found if self.each is None else _first_of_each(found, self.each)
+
+
+def often_of(wanted: Mapping[str, int], known: Mapping[str, str]) -> dict[str, int]:
+    """How often the rows of each teacher come, by its fingerprint.
+
+    Args:
+        wanted: by name or fingerprint.
+        known: names of the teachers of a cache, by their fingerprints.
+
+    Raises:
+        CacheError: a name is that of none of them, or of several.
+
+    Example:
+        >>> often_of({"large": 2, "f1": 1}, {"f0": "large", "f1": "small"})
+        {'f0': 2, 'f1': 1}
+    """
+    found: dict[str, int] = {}
+    for name, times in wanted.items():
+        keys = [key for key, teacher in known.items() if name in (key, teacher)]
+        if len(keys) != 1:
+            there = ", ".join(f"{teacher} ({key})" for key, teacher in known.items())
+            raise CacheError(
+                f"rollouts.teachers: expected {name} to be one teacher of the cache, found "
+                f"{len(keys)} among {there}; write a name or a fingerprint of these"
+            )
+        found[keys[0]] = times
+    return found
 
 
 def given_cache(path: str, split: str) -> Path:
@@ -158,6 +189,8 @@ class Divided:
         capture: CaptureConfig,
         fingerprint: str,
         teacher: Callable[[], LiveTeacher | ListingTeacher],
+        *,
+        teachers: Mapping[str, int] | None = None,
     ) -> dict[str, Supply]:
         """Supplies of training and test from a cache, or from the run in a folder.
 
@@ -166,13 +199,15 @@ class Divided:
             capture: what must have been captured.
             fingerprint: of the tokenizer.
             teacher: reads the test's references, where there are no responses to its prompts.
+            teachers: which of those of the cache are trained on, and how often their rows come.
 
         Raises:
             CacheError: there is no cache, or it cannot be used.
             DataError: there is nothing to train on, or to judge on.
         """
         field = "rollouts.cache"
-        train = Given(given_cache(path, "train"), capture, self.trained)
+        place = given_cache(path, "train")
+        train = Given(place, capture, self.trained, teachers=teachers)
         test = Given(given_cache(path, "test"), capture, self.judged, self.each)
         cache = train.open(fingerprint)
         _refuse_none(train.rows(cache), len(cache), field)

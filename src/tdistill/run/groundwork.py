@@ -210,7 +210,8 @@ class Groundwork(Teachers):
         tokenizer, scorer = self.load_tokenizer(), self.load_scorer
         if config.responses is None:
             fingerprint = language_model.tokenizer_fingerprint(tokenizer)
-            found = divided.given(str(config.cache), config.capture, fingerprint, scorer)
+            place, teachers = str(config.cache), config.teachers
+            found = divided.given(place, config.capture, fingerprint, scorer, teachers=teachers)
             self._check_normaliser(found["train"])
             return found
         data, clock = self.placed.data, self.clock()

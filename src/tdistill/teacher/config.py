@@ -50,6 +50,8 @@ class RolloutConfig:
     capture: CaptureConfig = field(default_factory=CaptureConfig)
     # In place of sampling: the responses of a cache, or of the run in a folder.
     cache: str | None = None
+    # Of a cache of several teachers only these, by name or fingerprint, each row so often an epoch.
+    teachers: dict[str, int] | None = None
     # Or those of a source of data, prompts with responses, which the teacher reads once.
     responses: str | None = None
 
@@ -59,6 +61,10 @@ class RolloutConfig:
         one = self.cache is None or self.responses is None
         check("cache, responses", one, "at most one of the two", both)
         check_mass("sampling_top_p", self.sampling_top_p)
+        if self.teachers is not None:
+            chosen = self.cache is not None and bool(self.teachers)
+            check("teachers", chosen, "names of teachers of rollouts.cache", str(self.teachers))
+            check_at_least(1, **{f"teachers.{name}": n for name, n in self.teachers.items()})
         check_at_least(
             1,
             n=self.n,

@@ -180,8 +180,20 @@ def _values(
         # As `truncate`: in while the mass before is less than p, and all of them where p is 1.
         limits = torch.tensor(values)
         limits[-1] = math.inf if most == 1.0 else limits[-1]
-        return values, lambda members: torch.searchsorted(limits, members.before, right=True)
+        return values, lambda members: _above(limits, members.before)
     count = _GAIN_DECADES * _GAIN_UNITS
     gains = [float(f"{_LARGEST_GAIN * 10 ** (-k / _GAIN_UNITS):.4g}") for k in range(count)] + [0.0]
     least = -torch.tensor(gains, dtype=torch.float64).expm1()
     return gains, lambda members: torch.searchsorted(least, -members.gain, right=True)
+
+
+def _above(limits: Float[Tensor, " C"], mass: Float[Tensor, " M"]) -> Int[Tensor, " M"]:
+    """The first of the limits, multiples of 1/10,000 but for the last, that is above each mass.
+
+    Example:
+        >>> _above(torch.tensor([1e-4, 2e-4, 2.5e-4]), torch.tensor([0.0, 1e-4, 2.2e-4, 0.9]))
+        tensor([0, 1, 2, 3])
+    """
+    guess = (mass * P_UNITS).long().clamp(max=len(limits) - 1)  # off by one where it was rounded
+    low = (limits[(guess - 1).clamp(min=0)] > mass) & (guess > 0)
+    return guess - low.long() + (limits[guess] <= mass).long()

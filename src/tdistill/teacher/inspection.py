@@ -57,6 +57,11 @@ def inspect_cache(
     return {
         "format_version": VERSION,
         "teacher": identity.teacher,
+        "teachers": [
+            {"name": name, "fingerprint": key, "rows": counts.rows_of[key]}
+            | {"steps": counts.steps_of[key]}
+            for key, name in cache.manifest.teachers.items()
+        ],
         "captured_top_p": most,
         "max_set_size": identity.max_set_size,
         "vocabulary_size": identity.vocabulary_size,
@@ -111,6 +116,12 @@ def inspection_text(numbers: dict[str, Any]) -> str:
         f"  what p loses at discount {numbers['discount']}, nats of Q: (3.3) on these responses, "
         "(3.3) where cut ones go on, (3.3) without end, kappa; bytes a step are estimates",
     ]
+    if len(numbers["teachers"]) > 1:
+        lines[1:1] = [
+            f"  teacher        {t['name']} ({t['fingerprint']}): {t['rows']} rows, "
+            f"{t['steps']} steps"
+            for t in numbers["teachers"]
+        ]
     if not numbers["normaliser"]:
         lines.insert(-1, "  log-normaliser absent: the teacher listed tokens only")
     if numbers["listed_tokens"] is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -34,6 +35,8 @@ class StepCounts:
         outside: response tokens outside their set.
         tail_tokens: distinct sampled tail tokens.
         capped: sets that the cap ended before p.
+        rows_of: responses of each teacher, by its fingerprint.
+        steps_of: steps of each.
     """
 
     def __init__(self, identity: CacheIdentity, menu: Sequence[float]) -> None:
@@ -44,6 +47,8 @@ class StepCounts:
         self.mass, self.least_mass = 0.0, 1.0
         self.rows = self.ended = self.marked_steps = self.marked_rows = 0
         self.outside = self.tail_tokens = self.capped = 0
+        self.rows_of: Counter[str] = Counter()
+        self.steps_of: Counter[str] = Counter()
 
     @property
     def steps(self) -> int:
@@ -61,6 +66,9 @@ class StepCounts:
         self.sizes = _added(self.sizes, sizes)
         self.rows += len(block.lengths)
         self.ended += int(block.ended.sum())
+        self.rows_of.update(block.teachers)
+        for teacher, length in zip(block.teachers, block.lengths.tolist(), strict=True):
+            self.steps_of[teacher] += length
         self.marked_steps += int(block.marks.sum())
         self.marked_rows += int((block.marks > 0).sum())
         self.tail_tokens += int(block.tail_sizes.sum())
@@ -77,7 +85,7 @@ class StepCounts:
     def _add_masses(self, mass: np.ndarray, sizes: torch.Tensor) -> None:
         self.mass += float(mass.sum())
         self.least_mass = min(self.least_mass, float(mass.min()))
-        self.masses = _added(self.masses, torch.from_numpy(np.rint(mass * _MASS_UNITS)).long())
+        np.add.at(self.masses, np.rint(mass * _MASS_UNITS).astype(np.int64), 1)
         # Mass is summed from rounded log-probabilities: allow for their rounding.
         short = mass < self._identity.captured_top_p - 1e-3
         self.capped += int((short & (sizes.numpy() == self._identity.max_set_size)).sum())

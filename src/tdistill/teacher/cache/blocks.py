@@ -32,6 +32,7 @@ class Block:
         tail_sizes: distinct sampled tail tokens of each step; 0 where none were sampled.
         marks: steps of each response whose set lacks members that the teacher did not list.
         member_bits: what each member takes in the shard.
+        teachers: the fingerprint of each response's teacher.
     """
 
     sets: TopPSets
@@ -41,6 +42,7 @@ class Block:
     tail_sizes: Int[Tensor, " T"]
     marks: Int[Tensor, " B"]
     member_bits: Int[Tensor, " M"]
+    teachers: list[str]
 
 
 def blocks(cache: Cache) -> Iterator[Block]:
@@ -87,4 +89,5 @@ def _block(
         tail_sizes=torch.zeros_like(sets.sizes) if tail is None else tail.sizes,
         marks=torch.from_numpy(marks),
         member_bits=torch.from_numpy(bits),
+        teachers=[shard.teacher(row) for row in rows.tolist()],
     )

@@ -55,9 +55,9 @@ class Checked:
                 write_atomically(self.folder / NOTE, json.dumps(self._known))
                 self._kept = dict(self._known)
 
-    def take_over(self, shard: Shard, other: Checked) -> None:
+    def take_over(self, shard: Shard, other: Checked, name: str) -> None:
         """Know a shard that is a link to one of another folder, if that is known there."""
-        seal = other._known.get(shard.name)
+        seal = other._known.get(name)
         if seal is not None and seal == _seal(self.folder, shard):
             self._known[shard.name] = seal
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -63,15 +63,29 @@ class Shard:
     tail_tokens: int
 
 
-_Entry = TypeVar("_Entry", CacheIdentity, Shard)
+@dataclass(frozen=True)
+class OtherTeacher:
+    """One more teacher whose rows a cache holds: of the same tokens, captured in the same way."""
+
+    teacher: str
+    teacher_fingerprint: str
+
+
+_Entry = TypeVar("_Entry", CacheIdentity, Shard, OtherTeacher)
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """Identity and shards of a cache."""
+    """Identity and shards of a cache; the identity names the first of several teachers."""
 
     identity: CacheIdentity
     shards: tuple[Shard, ...] = ()
+    others: tuple[OtherTeacher, ...] = ()
+
+    @property
+    def teachers(self) -> dict[str, str]:
+        """Names of all teachers, by their fingerprints."""
+        return {t.teacher_fingerprint: t.teacher for t in (self.identity, *self.others)}
 
     @property
     def rows(self) -> int:
@@ -96,11 +110,11 @@ class Manifest:
     def with_shard(self, *shards: Shard) -> Manifest:
         """The manifest with one more shard, or several, in order of names."""
         found = self.by_name | {shard.name: shard for shard in shards}
-        return Manifest(self.identity, tuple(found[name] for name in sorted(found)))
+        return replace(self, shards=tuple(found[name] for name in sorted(found)))
 
     def without(self, names: Collection[str]) -> Manifest:
         """The manifest without the shards of these names."""
-        return Manifest(self.identity, tuple(s for s in self.shards if s.name not in names))
+        return replace(self, shards=tuple(s for s in self.shards if s.name not in names))
 
     def write(self, folder: Path) -> None:
         """Replace the manifest file in one step."""
@@ -146,6 +160,7 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         identity = _entry(CacheIdentity, content["identity"])
         shards = tuple(_entry(Shard, shard) for shard in content["shards"])
+        others = tuple(_entry(OtherTeacher, teacher) for teacher in content["others"])
     except (KeyError, TypeError, ValueError) as error:
         raise CacheError(f"{path}: the manifest lacks or repeats an entry: {error}") from error
     for shard in shards:
@@ -155,7 +170,7 @@ def read_manifest(folder: Path) -> Manifest:
             f"{path}: the content differs from its checksum: it was changed after it was written; "
             "restore it, or make the cache again"
         )
-    return Manifest(identity, shards)
+    return Manifest(identity, shards, others)
 
 
 def _entry(kind: type[_Entry], values: Any) -> _Entry:

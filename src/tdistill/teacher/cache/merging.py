@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tdistill.errors import CacheError
-from tdistill.teacher.cache.manifest import MANIFEST, Manifest, Shard, read_manifest
+from tdistill.teacher.cache.manifest import (
+    MANIFEST,
+    CacheIdentity,
+    Manifest,
+    OtherTeacher,
+    Shard,
+    read_manifest,
+)
 from tdistill.teacher.cache.writer import CacheWriter, differences_of
 from tdistill.teacher.shares import PlanNote, read_note
 
 _MOST_NAMED = 4
+_NAMED_BY = 8  # characters of a fingerprint
 
 
 @dataclass(frozen=True)
@@ -29,7 +37,9 @@ class Merged:
     brought: int
 
 
-def merge_caches(target: Path, sources: Sequence[Path]) -> Merged:
+def merge_caches(
+    target: Path, sources: Sequence[Path], *, several_teachers: bool = False
+) -> Merged:
     """Put the shards of several caches into one, which is then as if one process had made it.
 
     Shards are linked, or copied to another disk; the sources stay as they are. What is there
@@ -38,6 +48,8 @@ def merge_caches(target: Path, sources: Sequence[Path]) -> Merged:
     Args:
         target: the cache; created if absent.
         sources: caches of the same identity; those of shares must be whole together.
+        several_teachers: whether they may be of different teachers that mean the same by a token
+            and were captured in the same way; each row keeps its own.
 
     Raises:
         CacheError: for evidence of other teachers or settings, units of a plan that nobody has
@@ -46,44 +58,83 @@ def merge_caches(target: Path, sources: Sequence[Path]) -> Merged:
     manifests = {source: read_manifest(source) for source in sources}
     if not manifests:
         raise CacheError(f"{target}: expected caches to merge into it, found none beside it")
-    identity = next(iter(manifests.values())).identity
-    before = read_manifest(target) if (target / MANIFEST).exists() else Manifest(identity)
-    _check_identities({target: before, **manifests})
+    first = next(iter(manifests.values()))
+    before = read_manifest(target) if (target / MANIFEST).exists() else Manifest(first.identity)
+    caches = {target: before, **manifests}
+    _check_identities(caches, several_teachers)
+    _refuse_missing(caches)
     places = _places(manifests, before)
-    _refuse_missing(sources, {*places, *(shard.name for shard in before.shards)})
-    with CacheWriter(target, identity) as writer:
-        brought = writer.adopt(places.values())
+    with CacheWriter(target, before.identity) as writer:
+        brought = writer.adopt(places.values(), _others(caches, before.identity))
         whole = writer.manifest
     return Merged(whole.rows, len(whole.shards), brought)
 
 
-def _check_identities(manifests: dict[Path, Manifest]) -> None:
+def _check_identities(manifests: dict[Path, Manifest], several_teachers: bool) -> None:
     (first, expected), *others = manifests.items()
+    wanted = expected.identity
     for folder, manifest in others:
-        if details := differences_of(manifest.identity, expected.identity):
+        found = manifest.identity
+        if several_teachers:
+            found = replace(found, teacher_fingerprint=wanted.teacher_fingerprint)
+        if details := differences_of(found, wanted):
+            cure = _SEVERAL if _differing(found, wanted) == ["teacher_fingerprint"] else _ONE
             raise CacheError(
                 f"{folder}: expected evidence like that of {first}, found other evidence "
-                f"({details}); merge caches of one teacher and one capture"
+                f"({details}); {cure}"
             )
 
 
+_ONE = "merge caches of one teacher and one capture"
+_SEVERAL = f"{_ONE}, or add --several-teachers"
+
+
+def _differing(found: CacheIdentity, wanted: CacheIdentity) -> list[str]:
+    names = [name for name in vars(found) if name != "teacher"]
+    return [name for name in names if getattr(found, name) != getattr(wanted, name)]
+
+
+def _others(caches: dict[Path, Manifest], first: CacheIdentity) -> tuple[OtherTeacher, ...]:
+    """All teachers but the first, in the order in which they come."""
+    known = {key: name for manifest in caches.values() for key, name in manifest.teachers.items()}
+    rest = {key: name for key, name in known.items() if key != first.teacher_fingerprint}
+    return tuple(OtherTeacher(name, key) for key, name in rest.items())
+
+
 def _places(manifests: dict[Path, Manifest], before: Manifest) -> dict[str, tuple[Path, Shard]]:
-    """Where each shard is, by its name; the first of several that are the same."""
+    """Where each shard is, by its name in the merged cache; the first of several that are the same.
+
+    Teachers that were asked the same have shards of the same names: those of all but the first are
+    named after their teacher, too.
+    """
     known = {shard.name: shard for shard in before.shards}
     places: dict[str, tuple[Path, Shard]] = {}
     for folder, manifest in manifests.items():
+        key = manifest.identity.teacher_fingerprint
         for shard in manifest.shards:
-            other = known.setdefault(shard.name, shard)
-            if other.sha256 != shard.sha256:
+            name, other = shard.name, known.get(shard.name)
+            taken = other is not None and other.sha256 != shard.sha256
+            if taken and key != before.identity.teacher_fingerprint:
+                name = f"{name.removesuffix('.arrow')}-{key[:_NAMED_BY]}.arrow"
+            here = replace(shard, name=name)
+            if known.setdefault(name, here).sha256 != shard.sha256:
                 raise CacheError(
                     f"{folder / shard.name}: expected the shard of that name that another cache "
                     "has, found other content; leave one of the two caches out"
                 )
-            places.setdefault(shard.name, (folder, shard))
+            places.setdefault(name, (folder / shard.name, here))
     return places
 
 
-def _refuse_missing(sources: Sequence[Path], there: set[str]) -> None:
+def _refuse_missing(caches: dict[Path, Manifest]) -> None:
+    """Plans must be whole, those of each teacher by themselves."""
+    for key in dict.fromkeys(manifest.identity.teacher_fingerprint for manifest in caches.values()):
+        own = {f: m for f, m in caches.items() if m.identity.teacher_fingerprint == key}
+        there = {shard.name for manifest in own.values() for shard in manifest.shards}
+        _refuse_missing_units(list(own), there)
+
+
+def _refuse_missing_units(sources: Sequence[Path], there: set[str]) -> None:
     for folder, note in _notes(sources):
         missing = [place for place, name in enumerate(note.names) if f"{name}.arrow" not in there]
         if missing:

@@ -7,7 +7,7 @@ Shards are memory-mapped, so reading a row touches only its own bytes.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 
@@ -80,7 +80,12 @@ class Cache:
         return self._index.nbytes
 
     def rows(
-        self, *, source: str = "", shard: str = "", names: Collection[str] | None = None
+        self,
+        *,
+        source: str = "",
+        shard: str = "",
+        names: Collection[str] | None = None,
+        often: Mapping[str, int] | None = None,
     ) -> CachedRows:
         """Rows in file order, decoded when they are asked for.
 
@@ -88,25 +93,29 @@ class Cache:
             source: only rows whose source starts so (``rollout``, ``score``).
             shard: only rows of shards whose name starts so.
             names: only rows of these shards.
+            often: only rows of teachers of these fingerprints, each so often.
         """
         chosen = [
             number
             for number, name in enumerate(self._shards.names)
             if name.startswith(shard) and (names is None or name in names)
         ]
-        parts = [self._numbers(number, source) for number in chosen]
+        parts = [self._numbers(number, source, often) for number in chosen]
         found = np.concatenate([np.zeros(0, dtype=np.int64), *parts])
         return CachedRows(self._shards, compact(found))
 
-    def _numbers(self, shard: int, source: str) -> np.ndarray:
-        """Numbers of the rows of a shard whose source starts so."""
+    def _numbers(self, shard: int, source: str, often: Mapping[str, int] | None) -> np.ndarray:
+        """Numbers of the rows of a shard whose source starts so, those of a teacher repeated."""
         first, last = self._shards.first[shard : shard + 2]
         numbers = np.arange(first, last)
-        if not source:
+        if not source and often is None:
             return numbers
         with decoding(self.folder):
-            sources = self._shards.open(shard).sources()
-        return numbers[[origin.startswith(source) for origin in sources]]
+            opened = self._shards.open(shard)
+            wanted = np.array([origin.startswith(source) for origin in opened.sources()])
+            teachers = opened.teachers()
+        times = np.array([1 if often is None else often.get(key, 0) for key in teachers])
+        return np.repeat(numbers, wanted * times)
 
     def shards(self, name: str = "") -> Iterator[ShardReader]:
         """The shards whose name starts so, in file order, each mapped while it is used."""
@@ -143,10 +152,11 @@ class Cache:
         ]
 
     def _first(self, row: Row, key: bytes, places: Iterable[Place]) -> Place:
-        """The first of the places that has the whole address."""
-        for shard, number in places:
-            if shard.address(number) == key:
-                return shard, number
+        """The first of the places that has the whole address, of the row's teacher if it can be."""
+        found = [(shard, number) for shard, number in places if shard.address(number) == key]
+        if found:
+            own = (place for place in found if place[0].teacher(place[1]) == row.teacher)
+            return next(own, found[0])
         raise CacheError(
             f"{self.folder}: no evidence for a response of {len(row.response_ids)} tokens "
             f"to a prompt of {len(row.prompt_ids)} tokens; add it with `tdistill score`, "

@@ -57,6 +57,7 @@ class ShardReader:
         self.prompt_tokens = batch.column("prompt_tokens").to_numpy()
         self.steps = batch.column("steps").to_numpy()
         self.tokens = _table_of(batch)
+        self._teachers: list[str] = batch.column("teacher").dictionary.to_pylist()
 
     def __len__(self) -> int:
         """Rows."""
@@ -78,6 +79,12 @@ class ShardReader:
     def sources(self) -> list[str]:
         """Where each row came from."""
         return self._batch.column("source").to_pylist()
+
+    def teacher(self, number: int) -> str:
+        """The fingerprint of a row's teacher."""
+        if len(self._teachers) == 1:
+            return self._teachers[0]
+        return self._batch.column("teacher")[number].as_py()
 
     def teachers(self) -> list[str]:
         """The fingerprint of each row's teacher."""
@@ -128,7 +135,8 @@ def rows_at(places: Sequence[Place], identity: CacheIdentity) -> list[Row]:
     own = _own_prompts(read)
     responses = _split(read.tokens(read.steps), read.steps)
     prompts, ended = _prompts(places, own, identity), _ended(places)
-    return list(map(Row, prompts, responses, ended))
+    columns = zip(prompts, responses, ended, places, strict=True)
+    return [Row(p, r, e, teacher=place[0].teacher(place[1])) for p, r, e, place in columns]
 
 
 def _own_prompts(read: _Rows) -> list[_Tokens]:

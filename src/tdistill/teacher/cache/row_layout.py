@@ -81,6 +81,7 @@ def member_bits(sets: TopPSets, escaped: np.ndarray, vocabulary_size: int) -> np
         vocabulary_size: of the teacher.
 
     Example:
+        >>> import torch
         >>> sets = TopPSets(torch.tensor([7, 9]), torch.tensor([-0.5, -2.0]), torch.tensor([0, 2]))
         >>> member_bits(sets, np.array([False, True]), 151_936).tolist()  # 14 + 4, 14 + 18 + 28
         [18, 60]

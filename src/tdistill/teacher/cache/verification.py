@@ -13,7 +13,7 @@ from tdistill.errors import CacheError, InvalidValueError
 from tdistill.evidence.evidence import Evidence
 from tdistill.evidence.rows import Row, row_key
 from tdistill.evidence.tail import Tail
-from tdistill.teacher.cache.manifest import CacheIdentity, Shard
+from tdistill.teacher.cache.manifest import CacheIdentity, Manifest, Shard
 from tdistill.teacher.cache.open_shards import decoding
 from tdistill.teacher.cache.reader import Cache
 from tdistill.teacher.cache.row_decoder import ShardReader
@@ -31,17 +31,17 @@ def verify_cache(cache: Cache) -> list[str]:
     for listed, shard in zip(cache.manifest.shards, cache.shards(), strict=True):
         try:
             with decoding(cache.folder / listed.name):
-                checks = _checks(shard, listed, cache.manifest.identity)
+                checks = _checks(shard, listed, cache.manifest)
         except (CacheError, InvalidValueError) as error:  # bytes that are no rows
             checks = {f"a row that cannot be read: {error}": True}
         problems += [f"{listed.name}: {text}" for text, found in checks.items() if found]
     return problems
 
 
-def _checks(shard: ShardReader, listed: Shard, identity: CacheIdentity) -> dict[str, bool]:
+def _checks(shard: ShardReader, listed: Shard, manifest: Manifest) -> dict[str, bool]:
+    identity, known = manifest.identity, set(manifest.teachers)
     rows, evidence = shard.rows(), shard.evidence()
     keys = [row_key(row) for row in rows]
-    known = {identity.teacher_fingerprint}
     checks = {
         **_counts(listed, rows, evidence),
         **_tokens(rows, evidence, identity.vocabulary_size),

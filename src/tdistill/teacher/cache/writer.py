@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
 
@@ -19,6 +19,7 @@ from tdistill.teacher.cache.manifest import (
     MANIFEST,
     CacheIdentity,
     Manifest,
+    OtherTeacher,
     Shard,
     check_shard,
     read_manifest,
@@ -84,17 +85,26 @@ class CacheWriter:
         self.manifest = self.manifest.with_shard(_listed(path, responses))
         self.manifest.write(self.folder)
 
-    def adopt(self, places: Iterable[tuple[Path, Shard]]) -> int:
-        """Bring shards of other caches in, whole and unaltered; returns how many are new."""
-        new = [(f, shard) for f, shard in places if shard.name not in self.manifest.by_name]
-        folders = {folder: Checked(folder) for folder, _ in new}
+    def adopt(
+        self, places: Iterable[tuple[Path, Shard]], others: tuple[OtherTeacher, ...] = ()
+    ) -> int:
+        """Bring shards of other caches in, whole and unaltered; returns how many are new.
+
+        Args:
+            places: files, and what they are to be listed as.
+            others: all teachers but the first whose rows the cache then holds.
+        """
+        new = [(p, shard) for p, shard in places if shard.name not in self.manifest.by_name]
+        folders = {path.parent: Checked(path.parent) for path, _ in new}
         for folder, known in folders.items():
-            known.check([shard for place, shard in new if place == folder])
+            own = [replace(shard, name=p.name) for p, shard in new if p.parent == folder]
+            known.check(own)
             known.keep()
-        for folder, shard in new:
-            link_or_copy(folder / shard.name, self.folder / shard.name)
-            self._checked.take_over(shard, folders[folder])
-        self.manifest = self.manifest.with_shard(*(shard for _, shard in new))
+        for path, shard in new:
+            link_or_copy(path, self.folder / shard.name)
+            self._checked.take_over(shard, folders[path.parent], path.name)
+        whole = self.manifest.with_shard(*(shard for _, shard in new))
+        self.manifest = replace(whole, others=others)
         self.manifest.write(self.folder)
         return len(new)
 
