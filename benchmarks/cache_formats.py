@@ -62,7 +62,7 @@ class Ours:
                 writer.write(f"copy-{number:05d}", records)
 
     def open(self, made: Material, folder: Path) -> Callable[[Sequence[int]], Evidence]:
-        """Reads rows by their number in the material; checksums are compared on opening."""
+        """Reads rows by their number in the material; checksums are compared once."""
         cache, rows = Cache(folder), [record.row for record in made.records]
         return lambda numbers: cache.evidence([rows[i] for i in numbers])
 

@@ -107,24 +107,24 @@ def test_another_process_opens_the_files_itself(cache: Cache):
     assert_equal(pickle.loads(pickle.dumps(cache)).evidence(ROWS[:2]), cache.evidence(ROWS[:2]))
 
 
-def test_maps_are_let_go_and_opened_again(cache: Cache, monkeypatch: pytest.MonkeyPatch):
-    expected = cache.evidence(ROWS[::-1])
-    opened: list[Path] = []
-    original = open_shards.open_shard
+def test_pages_are_let_go_and_mapped_again(cache: Cache, monkeypatch: pytest.MonkeyPatch):
+    expected, gone = cache.evidence(ROWS[::-1]), []
+    original = open_shards.let_go
 
-    def counted(path: Path, identity: Any) -> Any:
-        opened.append(path)
-        return original(path, identity)
+    def counted(pages: Any) -> None:
+        gone.append(pages.size)
+        original(pages)
 
-    monkeypatch.setattr(open_shards, "open_shard", counted)
+    monkeypatch.setattr(open_shards, "let_go", counted)
     again = Cache(cache.folder)
     for _ in range(3):
         again.evidence(ROWS)
-    assert len(opened) == 3  # each shard once
+    assert gone == []
     monkeypatch.setattr(open_shards, "_MOST_MAPPED", 0)
     for _ in range(2):
         assert_equal(again.evidence(ROWS[::-1]), expected)
-    assert len(opened) == 9
+        assert again.rows() == ROWS
+    assert sorted(gone) == sorted(2 * [shard.bytes for shard in cache.manifest.shards])
 
 
 def test_addresses_that_begin_alike_are_told_apart(cache: Cache):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
 
@@ -57,7 +58,7 @@ def any_record(seed: int, vocabulary: int, *, largest: int, tails: int = 0) -> C
 
 
 def stored(records: list[CachedResponse], identity: CacheIdentity) -> ShardReader:
-    return ShardReader(encode_rows(records, identity), identity)
+    return ShardReader(encode_rows(records, identity), identity, pa.py_buffer(b""))
 
 
 @pytest.mark.parametrize("tails", [0, 255])

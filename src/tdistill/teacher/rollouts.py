@@ -72,13 +72,18 @@ class UnitSampler(Protocol):
 def plan_units(prompts: Sequence[PromptIds], config: RolloutConfig) -> list[Unit]:
     """The fixed units of work: every prompt n times, prompts of similar length together."""
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
-    pairs = [(prompts[i], sample) for i in order for sample in range(config.n)]
-    size = config.batch_size * config.batches_per_shard
-    units = [(first, pairs[first : first + size]) for first in range(0, len(pairs), size)]
-    return [
-        Unit(tuple(p for p, _ in unit), tuple(s for _, s in unit), first, config.seed)
-        for first, unit in units
-    ]
+
+    def unit(places: range) -> Unit:
+        chosen = tuple(prompts[order[place // config.n]] for place in places)
+        return Unit(chosen, tuple(p % config.n for p in places), places[0], config.seed)
+
+    return list(map(unit, _unit_places(prompts, config)))
+
+
+def _unit_places(prompts: Sequence[PromptIds], config: RolloutConfig) -> list[range]:
+    """The places in the plan that each unit has."""
+    places, size = range(len(prompts) * config.n), config.batch_size * config.batches_per_shard
+    return [places[first : first + size] for first in range(0, len(places), size)]
 
 
 def plan_key(prompts: Sequence[PromptIds], config: RolloutConfig) -> str:
@@ -89,7 +94,7 @@ def plan_key(prompts: Sequence[PromptIds], config: RolloutConfig) -> str:
 def planned_shards(prompts: Sequence[PromptIds], config: RolloutConfig) -> list[str]:
     """Names of the shards that :func:`collect_rollouts` writes, one for each unit of work."""
     key = plan_key(prompts, config)
-    return [f"rollouts-{key}-{number:05d}" for number in range(len(plan_units(prompts, config)))]
+    return [f"rollouts-{key}-{number:05d}" for number in range(len(_unit_places(prompts, config)))]
 
 
 def collect_rollouts(

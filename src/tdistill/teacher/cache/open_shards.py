@@ -1,7 +1,11 @@
-"""The shards of a cache, mapped when a row of theirs is read and let go after a while."""
+"""The shards of a cache, mapped when a row of theirs is read; their pages go after a while."""
 
 from __future__ import annotations
 
+import ctypes
+import mmap
+import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,15 +21,15 @@ from tdistill.teacher.cache.row_decoder import Place, ShardReader, rows_at
 from tdistill.teacher.cache.row_encoder import COLUMNS
 
 _DAMAGE = (pa.ArrowException, OSError, LookupError, ValueError, TypeError, ArithmeticError)
-_MOST_MAPPED = 64 << 20  # bytes of pages that reads leave mapped before all shards are let go
-_MAPPED_BY_A_ROW = 64 << 10  # at least: the system maps pages around the one that is touched
+_MOST_MAPPED = 32 << 20  # bytes of pages that reads leave mapped before they are let go
+_MAPPED_BY_A_ROW = 256 << 10  # the system maps pages around the one that is touched
 
 
 class OpenShards:
     """All rows of a cache by their number in file order, from 0.
 
-    Pages of mapped files count as a process's own, although all share them: after so many bytes all
-    maps are closed, and those that are needed opened again.
+    Pages of mapped files count as a process's own, although all share them and the system may take
+    them back: after so many bytes they are let go, and mapped again where they are read.
 
     Args:
         folder: the cache.
@@ -40,7 +44,7 @@ class OpenShards:
         self.folder, self.names, self.identity = folder, list(names), identity
         self.first = np.cumsum([0, *rows])  # numbers of the first rows
         self._mapped: dict[int, ShardReader] = {}
-        self._touched = 0
+        self._read: dict[int, int] = {}  # shards, and bytes of theirs that may be mapped
 
     def __reduce__(self) -> tuple[type[OpenShards], tuple[Any, ...]]:
         """Another process maps the files itself: a map would be sent as its bytes."""
@@ -59,11 +63,13 @@ class OpenShards:
         """Where rows are."""
         shards = np.searchsorted(self.first, numbers, side="right") - 1
         within = numbers - self.first[shards]
-        if self._touched > _MOST_MAPPED:
-            self._mapped, self._touched = {}, 0
-        found = [(self._at(s), i) for s, i in zip(shards.tolist(), within.tolist(), strict=True)]
-        self._touched += sum(max(_bytes_of(place), _MAPPED_BY_A_ROW) for place in found)
-        return found
+        if sum(self._read.values()) > _MOST_MAPPED:
+            for number in self._read:
+                let_go(self._mapped[number].file)
+            self._read = {}
+        for number, count in Counter(shards.tolist()).items():
+            self._read[number] = self._read.get(number, 0) + count * _MAPPED_BY_A_ROW
+        return [(self._at(s), i) for s, i in zip(shards.tolist(), within.tolist(), strict=True)]
 
     def rows(self, numbers: Sequence[int] | np.ndarray) -> list[Row]:
         """Some rows, in the order asked for."""
@@ -76,9 +82,11 @@ class OpenShards:
         return self._mapped[number]
 
 
-def _bytes_of(place: Place) -> int:
-    shard, number = place
-    return int(shard.stops[number]) - int(shard.starts[number])
+def let_go(pages: pa.Buffer) -> None:
+    """Take pages of a mapped file out of this process; they are mapped again when they are read."""
+    if sys.platform == "linux":
+        place, size = ctypes.c_void_p(pages.address), ctypes.c_size_t(pages.size)
+        ctypes.CDLL(None).madvise(place, size, mmap.MADV_DONTNEED)
 
 
 def open_shard(path: Path, identity: CacheIdentity) -> ShardReader:
@@ -89,12 +97,12 @@ def open_shard(path: Path, identity: CacheIdentity) -> ShardReader:
     """
     with decoding(path):
         with pa.memory_map(str(path)) as file:  # its descriptor is closed, its pages stay
-            batch = pa.ipc.open_file(file).get_batch(0)
+            pages, batch = file.read_buffer(), pa.ipc.open_file(file).get_batch(0)
         batch.validate(full=True)
         wrong = [name for name, kind in COLUMNS.items() if batch.schema.field(name).type != kind]
         if wrong:
             raise ValueError(f"columns {', '.join(wrong)} of other types")
-        return ShardReader(batch, identity)
+        return ShardReader(batch, identity, pages)
 
 
 @contextmanager

@@ -42,6 +42,7 @@ class ShardReader:
 
     Attributes:
         identity: of the cache.
+        file: its bytes.
         data: the streams of all rows.
         starts: where those of each row begin.
         stops: where they end.
@@ -50,12 +51,12 @@ class ShardReader:
         tokens: the table of frequent tokens.
     """
 
-    def __init__(self, batch: pa.RecordBatch, identity: CacheIdentity) -> None:
-        self._batch, self.identity = batch, identity
+    def __init__(self, batch: pa.RecordBatch, identity: CacheIdentity, file: pa.Buffer) -> None:
+        self._batch, self.identity, self.file = batch, identity, file
         ends, self.data = _binary(batch.column("evidence"))
         self.starts, self.stops = ends[:-1], ends[1:]
-        self.prompt_tokens = batch.column("prompt_tokens").to_numpy()
-        self.steps = batch.column("steps").to_numpy()
+        self.prompt_tokens = _values(batch.column("prompt_tokens"), "<u4")
+        self.steps = _values(batch.column("steps"), "<u4")
         self.tokens = _table_of(batch)
         self._teachers: list[str] = batch.column("teacher").dictionary.to_pylist()
 
@@ -92,7 +93,8 @@ class ShardReader:
 
     def ended(self) -> np.ndarray:
         """Whether each row has ended."""
-        return self._batch.column("ended").to_numpy(zero_copy_only=False)
+        bits = np.frombuffer(self._batch.column("ended").buffers()[1], dtype=np.uint8)
+        return np.unpackbits(bits, count=len(self), bitorder="little").astype(bool)
 
     def rows(self, numbers: Sequence[int] | None = None) -> list[Row]:
         """Some rows, or all; only the tokens are decoded."""
@@ -267,6 +269,11 @@ def _table_of(batch: pa.RecordBatch) -> np.ndarray:
         return np.zeros(1, dtype="<i4")
     _, data = _binary(batch.column("frequent"))
     return data.view("<i4")
+
+
+def _values(column: pa.Array, kind: str) -> np.ndarray:
+    """The numbers of a column; `to_numpy` would load pandas, which takes a second and 27 MB."""
+    return np.frombuffer(column.buffers()[1], dtype=kind)[: len(column)]
 
 
 def _binary(column: pa.Array) -> tuple[np.ndarray, np.ndarray]:
