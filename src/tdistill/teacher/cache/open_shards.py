@@ -6,8 +6,9 @@ import ctypes
 import mmap
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +37,21 @@ class OpenShards:
         names: of the files.
         rows: of each.
         identity: of the cache.
+        mapped: shards that are open already, by their number.
     """
 
     def __init__(
-        self, folder: Path, names: Sequence[str], rows: Sequence[int], identity: CacheIdentity
+        self,
+        folder: Path,
+        names: Sequence[str],
+        rows: Sequence[int],
+        identity: CacheIdentity,
+        *,
+        mapped: Mapping[int, ShardReader] | None = None,
     ) -> None:
         self.folder, self.names, self.identity = folder, list(names), identity
         self.first = np.cumsum([0, *rows])  # numbers of the first rows
-        self._mapped: dict[int, ShardReader] = {}
+        self._mapped = dict(mapped or {})
         self._read: dict[int, int] = {}  # shards, and bytes of theirs that may be mapped
 
     def __reduce__(self) -> tuple[type[OpenShards], tuple[Any, ...]]:
@@ -86,7 +94,12 @@ def let_go(pages: pa.Buffer) -> None:
     """Take pages of a mapped file out of this process; they are mapped again when they are read."""
     if sys.platform == "linux":
         place, size = ctypes.c_void_p(pages.address), ctypes.c_size_t(pages.size)
-        ctypes.CDLL(None).madvise(place, size, mmap.MADV_DONTNEED)
+        _system().madvise(place, size, mmap.MADV_DONTNEED)
+
+
+@cache
+def _system() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
 
 
 def open_shard(path: Path, identity: CacheIdentity) -> ShardReader:

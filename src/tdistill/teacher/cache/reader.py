@@ -20,7 +20,7 @@ from tdistill.evidence.rows import Row, row_key
 from tdistill.teacher.cache.cached_rows import CachedRows, compact
 from tdistill.teacher.cache.checked import Checked
 from tdistill.teacher.cache.manifest import read_manifest
-from tdistill.teacher.cache.open_shards import OpenShards, decoding, open_shard
+from tdistill.teacher.cache.open_shards import OpenShards, decoding, let_go, open_shard
 from tdistill.teacher.cache.row_decoder import Place, ShardReader, decode_evidence
 from tdistill.teacher.cache.row_index import RowIndex
 
@@ -62,8 +62,14 @@ class Cache:
         checked.check(self.manifest.shards, again=again)
         checked.keep()
         names = [shard.name for shard in self.manifest.shards]
-        prefixes = [open_shard(folder / name, identity).prefixes() for name in names]
-        self._shards = OpenShards(folder, names, list(map(len, prefixes)), identity)
+        mapped: dict[int, ShardReader] = {}
+        prefixes: list[np.ndarray] = []
+        for number, name in enumerate(names):
+            shard = mapped[number] = open_shard(folder / name, identity)
+            prefixes.append(shard.prefixes())
+            let_go(shard.file)
+        rows = list(map(len, prefixes))
+        self._shards = OpenShards(folder, names, rows, identity, mapped=mapped)
         self._index = RowIndex(np.concatenate([np.zeros(0, dtype="<u8"), *prefixes]))
 
     def __reduce__(self) -> tuple[type[Cache], tuple[Path]]:

@@ -258,7 +258,7 @@ class _Rows:
         found = np.empty(len(codes), dtype=np.int32)
         ends = np.cumsum(counts)[self._ends - 1]
         for table, start, stop in zip(self._tables, [0, *ends], ends, strict=False):
-            np.take(table, codes[start:stop], out=found[start:stop], mode="clip")
+            table.take(codes[start:stop], out=found[start:stop], mode="clip")
         found[itself] = self.streams.take(rest, self._widths[1])
         return found
 
