@@ -27,6 +27,7 @@ from tdistill.run.checks import findings, quick_checks, refuse_wrong, thorough_c
 from tdistill.run.folders import RESOLVED_RECIPE, STUDENT
 from tdistill.run.groundwork import Groundwork
 from tdistill.run.intent import intent
+from tdistill.run.outlook import outlook
 from tdistill.run.replacement import replacement
 from tdistill.run.stages import Say
 from tdistill.run.students import START, Students
@@ -118,7 +119,7 @@ class Run:
 
     def _begin(self) -> None:
         if not self._begun:
-            self.say(intent(self.recipe))
+            self.say(intent(self.recipe) + outlook(self.recipe, self.folder))
             self._begun = True
         self._check(quick_checks(self.recipe, self.folder))
         self.groundwork.make_world()
