@@ -106,7 +106,7 @@ def sampling_memory(job: Job) -> Memory:
     config, teacher = job.recipe.rollouts, job.teacher
     rows = min(config.batch_size, job.scale.prompts * config.n)
     size, longest = job.teacher_itemsize, job.scale.longest_prompt
-    together = max(1, min(rows, _PREFILLED // longest))
+    together = max(1, min(-(-rows // config.n), _PREFILLED // longest))  # prompts, read once
     columns = longest + config.max_new_tokens + _SPARE
     buffers = rows * columns * teacher.state * size * (1 + 0.5 / teacher.layers)
     unit = rows * config.batches_per_shard * job.scale.response_tokens
@@ -255,7 +255,8 @@ def judging_memory(job: Job) -> Memory:
     responses = sum(1 if d.greedy else config.seeds for d in config.decodings.values())
     rows = max(1, min(config.batch_size, scale.test_prompts * responses))
     student, teacher = job.student, job.teacher
-    together = max(1, min(rows, _PREFILLED // scale.longest_prompt))
+    each = max(1 if d.greedy else config.seeds for d in config.decodings.values())
+    together = max(1, min(-(-rows // each), _PREFILLED // scale.longest_prompt))
     kept = scale.test_prompts * config.rollouts_per_prompt * scale.response_tokens * teacher.hidden
     common = {"weights": job.teacher_bytes + job.student_bytes}
     held = kept * job.teacher_itemsize

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,6 +20,7 @@ from tdistill.training.student import evenly_spaced
 
 _BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
 _QUANTISED = {"8bit": 1.0, "4bit": 0.53}  # with the scales of blocks of 64: bitsandbytes, NF4
+_ASKED = 4  # tokens that a cache is filled with
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,8 +105,10 @@ def built(config: Any, device: str, dtype: torch.dtype = torch.float32) -> Any:
     """The network of a configuration, its weights on a device that may hold none."""
     from transformers import AutoModelForCausalLM
 
-    with torch.device(device):
-        return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+    with torch.device(device):  # a copy: the precision asked for is written into the configuration
+        return AutoModelForCausalLM.from_config(
+            copy.deepcopy(config), dtype=dtype, trust_remote_code=False
+        )
 
 
 def _sides(layer: torch.nn.Module) -> int:
@@ -143,18 +147,17 @@ def shorter(network: Network, keep: Sequence[int]) -> Network:
 
 
 def _state(config: Any) -> int:
-    """Elements that a cache holds for a token more, by asking the network."""
-    model, sizes = built(config, "meta"), []
+    """Elements that a cache holds for a token, by asking two of the network's layers."""
+    text = config.get_text_config()
+    depth = min(2, text.num_hidden_layers)
     try:
-        for length in (3, 4):
-            ids = torch.zeros(1, length, dtype=torch.long, device="meta")
-            made = model(input_ids=ids, use_cache=True)
-            cache: Any = getattr(made, "cache", None) or made.past_key_values
-            held = [t for layer in cache.layers for t in (layer.keys, layer.values)]
-            sizes.append(sum(tensor.numel() for tensor in held))
+        model = built(next(shortened(config, range(depth))), "meta")
+        ids = torch.zeros(1, _ASKED, dtype=torch.long, device="meta")
+        made = model(input_ids=ids, use_cache=True)
+        cache: Any = getattr(made, "cache", None) or made.past_key_values
+        held = sum(t.numel() for layer in cache.layers for t in (layer.keys, layer.values))
     except Exception:  # memory of another kind, or paths that depend on numbers
-        text = config.get_text_config()
         heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
         size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         return int(2 * text.num_hidden_layers * heads * size)
-    return sizes[1] - sizes[0]
+    return held * text.num_hidden_layers // (depth * _ASKED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -85,7 +86,7 @@ class Plan:
             "parameters": {name: network.parameters for name, network in models.items()},
             "layers": {name: network.layers for name, network in models.items()},
             "devices": job.processes,
-            "device": asdict(job.device),
+            "device": {k: None if v == math.inf else v for k, v in asdict(job.device).items()},
             "scale": asdict(job.scale),
             "cache": {"bytes": self.cache_bytes, "bytes_per_step": self.step_bytes},
             "memory": {n: m.parts() | {"total": m.total} for n, m in self.memory.items()},
@@ -160,8 +161,9 @@ def make_plan(job: Job, known: Known) -> Plan:
 
 def _chosen(strategies: Mapping[Strategy, Memory], job: Job) -> Strategy:
     """The first that fits, or what needs least."""
-    fitting = [name for name, memory in strategies.items() if job.device.holds(memory.total)]
-    return (fitting or sorted(strategies, key=lambda name: strategies[name].total))[0]
+    fitting = [way for way in strategies if job.device.holds(strategies[way].total)]
+    ways: list[Strategy] = fitting or list(strategies)
+    return ways[0] if fitting else min(ways, key=lambda way: strategies[way].total)
 
 
 def _cache(job: Job) -> tuple[float, float]:

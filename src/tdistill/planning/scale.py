@@ -193,7 +193,8 @@ def _counted(recipe: Recipe) -> dict[str, int | None]:
     counted: dict[str, int | None] = {}
     for split in ("train", "valid", "test"):
         source, limit = getattr(recipe.data, split), getattr(recipe.data, f"limit_{split}")
-        rows = 0 if source is None else _rows(source)
+        made = recipe.world is not None and source is not None and not Path(source).exists()
+        rows = 0 if source is None else None if made else _rows(source)
         counted[split] = rows if rows is None or limit is None else min(rows, limit)
     return counted
 

@@ -12,12 +12,12 @@ from tdistill.report.measures import count
 
 WIDTH = 80
 _PARTS = {
-    "weights": "weights",
+    "weights": "weight",
     "gradients": "grads",
     "moments": "optim",
     "activations": "activ",
     "keys": "k-v",
-    "logits": "logits",
+    "logits": "logit",
     "sets": "sets",
 }
 _KINDS = {
@@ -64,12 +64,12 @@ def _evidence(plan: Plan) -> Iterator[str]:
 
 def _memory(plan: Plan) -> Iterator[str]:
     yield f"memory of one device at the most, GB of 10^9 bytes ({_shared(plan)})"
-    heads = "".join(f"{name:>8}" for name in _PARTS.values())
-    yield f"  {'':<11}{heads}{'all':>7} fits"
+    heads = "".join(f"{name:>7}" for name in _PARTS.values())
+    yield f"  {'':<15}{heads}{'all':>7} fits"
     for name, memory in plan.memory.items():
-        cells = "".join(f"{_gb(memory.parts()[part]):>8}" for part in _PARTS)
+        cells = "".join(f"{_gb(memory.parts()[part]):>7}" for part in _PARTS)
         fits = "yes" if plan.fits(memory) else "NO"
-        yield f"  {name[:11]:<11}{cells}{_gb(memory.total):>7} {fits}"
+        yield f"  {name[:15]:<15}{cells}{_gb(memory.total):>7} {fits}"
 
 
 def _shared(plan: Plan) -> str:
@@ -156,7 +156,7 @@ def _notes(plan: Plan) -> Iterator[str]:
     sources = {stage.origin for stage in plan.stages}
     if "assumed" in sources:
         yield from _wrapped(
-            f"Rates are assumed of a {plan.job.device.name}; --probe measures those of this "
+            f"Rates are assumed of one {plan.job.device.name}; --probe measures those of this "
             "machine, --rate KIND=N states the tokens a second of one."
         )
     elif "measured" in sources:

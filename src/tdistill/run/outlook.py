@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from tdistill.errors import TdistillError
+from tdistill.models.model_files import CONFIG
 from tdistill.planning.devices import device_here
 from tdistill.planning.memory import Job
 from tdistill.planning.plan import job_of, timed
@@ -20,13 +22,20 @@ from tdistill.run.stages import Stages
 
 
 def job_in(recipe: Recipe, folder: Path, known: Known, *, device: str, processes: int = 1) -> Job:
-    """What a plan of a recipe in a folder follows from.
+    """What a plan of a recipe in a folder follows from; a teacher that was converted is read there.
 
     Raises:
         TdistillError: as :func:`tdistill.planning.plan.job_of` does.
     """
     made = placed(recipe, world_folder(recipe, folder))
+    if made.teacher.gguf_file is not None and _converted(folder):
+        teacher = replace(made.teacher, path=str(folder / "teacher"), gguf_file=None)
+        made = replace(made, teacher=teacher)
     return job_of(made, known, device=device, processes=processes)
+
+
+def _converted(folder: Path) -> bool:
+    return (folder / "teacher" / CONFIG).is_file()
 
 
 def known_of(recipe: Recipe, folder: Path) -> Known:
@@ -72,11 +81,14 @@ def outlook(recipe: Recipe, folder: Path) -> str:
     """How long a run will take, for its first line; without a probe, so with a word of its origin.
 
     Returns:
-        A part of a sentence; "" where it cannot be told, as with models that the run makes itself.
+        A part of a sentence; "" where it cannot be told, as with models that the run makes itself,
+        or not at once: the configuration in a GGUF file takes seconds to read.
     """
+    if recipe.teacher.gguf_file is not None and not _converted(folder):
+        return ""
     try:
-        known = known_of(recipe, folder)
-        job = job_in(recipe, folder, known, device=device_here(), processes=process_count())
+        known, device = known_of(recipe, folder), device_here()
+        job = job_in(recipe, folder, known, device=device, processes=process_count())
         stages = timed(work_of(job), known)
     except TdistillError:  # the checks that follow say what is wrong
         return ""
@@ -85,7 +97,5 @@ def outlook(recipe: Recipe, folder: Path) -> str:
         return ""
     seconds = sum(stage.seconds for stage in left)
     measured = sum(stage.seconds for stage in left if stage.origin == "measured")
-    rates = (
-        "by the stages done so far" if measured > seconds / 2 else f"as a {job.device.name} may do"
-    )
-    return f"; about {duration(seconds)} {rates}"
+    known_rates = "of its finished stages" if measured > seconds / 2 else f"assumed of a {device}"
+    return f"about {duration(seconds)} at the rates {known_rates}"
