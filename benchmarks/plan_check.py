@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from one_minute import write_teacher
+from one_minute import WORDS, write_teacher
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "libraries": {
@@ -66,7 +66,9 @@ def make_recipe(name: str, folder: Path) -> Path:
         make_model(model, folder / model)
     begun = 0
     for split, count in (("train", 16), ("test", 8), ("valid", 4)):
-        texts = [" ".join(map(str, range(i, i + 20))) for i in range(begun, begun + count)]
+        numbers = range(begun, begun + count)
+        texts = [" ".join(map(str, range(i, i + 20))) for i in numbers]
+        texts = [" ".join(WORDS[2 + i : 12 + i]) for i in numbers] if model == "tiny" else texts
         rows = [json.dumps({"prompt": text, "completion": " yes"}) for text in texts]
         (folder / f"{split}.jsonl").write_text("\n".join(rows), encoding="utf-8")
         begun += count

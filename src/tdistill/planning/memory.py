@@ -109,26 +109,29 @@ def sampling_memory(job: Job) -> Memory:
     together = max(1, min(-(-rows // config.n), _PREFILLED // longest))  # prompts, read once
     columns = longest + config.max_new_tokens + _SPARE
     buffers = rows * columns * teacher.state * size * (1 + 0.5 / teacher.layers)
-    unit = rows * config.batches_per_shard * job.scale.response_tokens
+    unit = min(rows * config.batches_per_shard, job.scale.prompts * config.n)
+    members = unit * job.scale.response_tokens * job.scale.set_size
     if job.recipe.teacher.backend == "server":
-        return Memory(sets=unit * job.scale.set_size * _RECORDED)
+        return Memory(sets=members * _RECORDED)
     return Memory(
         weights=job.teacher_bytes,
         activations=reading_bytes(teacher, together, longest, itemsize=size),
         keys=buffers + together * longest * teacher.state * size,
         logits=_CAPTURED * rows * teacher.vocabulary * FLOAT32,
-        sets=unit * job.scale.set_size * _RECORDED,
+        sets=members * _RECORDED,
     )
 
 
 def choosing_memory(job: Job) -> Memory:
     """Of making the student: the teacher, and its copy with fewer layers or what measures them.
 
+    While a model is written, its largest tensor is there twice, as bytes: safetensors.
+
     Reference: the hidden states between all layers, and the teacher's log-probabilities, of
     :mod:`tdistill.training.layer_choice`.
     """
     student = job.recipe.student
-    weights = job.teacher_bytes + job.student_bytes
+    weights = job.teacher_bytes + job.student_bytes + FLOAT32 * job.student.head
     if not student.measured or student.choose == "influence":
         return Memory(weights=weights)
     tokens = min(_MEASURED, student.measured_tokens)
