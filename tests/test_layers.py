@@ -20,6 +20,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("__main__", "public"),
     ("cli",),
     ("run",),
+    ("planning",),
     ("report", "recipe", "ready"),
     ("evaluation",),
     ("training",),

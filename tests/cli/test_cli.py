@@ -23,6 +23,7 @@ from tdistill.teacher.cache.verification import verify_cache
 from tdistill.teacher.inspection import inspect_cache
 
 COMMANDS = (
+    "plan",
     "demo",
     "init",
     "doctor",

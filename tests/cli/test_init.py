@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,10 @@ import tdistill
 from serving import serving
 from tdistill import cli
 from tdistill.models.language_model import save
+from tdistill.planning import memory, plan
+from tdistill.planning.networks import network_of
+from tdistill.planning.plan import job_of, make_plan
+from tdistill.planning.scale import Known
 from tdistill.ready import RECIPES
 from tdistill.ready.sums import Sums, answer, is_right
 from tdistill.recipe import read_recipe
@@ -49,8 +54,16 @@ def init(folder: Path, *words: str) -> Path:
     return path
 
 
+def leave_untraced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Activations of a size, without a trace."""
+    for name in ("update_bytes", "reading_bytes"):
+        monkeypatch.setattr(memory, name, lambda *shape, **options: 1e6)
+
+
 @pytest.mark.parametrize("name", RECIPES)
-def test_every_ready_recipe_can_be_done(name: str, own: Path, tmp_path: Path):
+def test_every_ready_recipe_can_be_done(
+    name: str, own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     words = ["--teacher", str(own / "teacher"), "--data", str(own / "answered.jsonl")]
     path = init(tmp_path, name, *words)
     recipe = read_recipe(path)
@@ -60,10 +73,18 @@ def test_every_ready_recipe_can_be_done(name: str, own: Path, tmp_path: Path):
         assert recipe.student.layers == 3
         assert len(result_key(recipe)) == 16
         assert cli.main(["doctor", str(path)]) == 0
+        leave_untraced(monkeypatch)
+        made = make_plan(job_of(recipe, Known(), device="h100"), Known())
+        of_30 = 30 - 3 - 2  # a tenth and a twentieth are held out
+        assert made.job.scale.prompts == (1000 if recipe.world else of_30)
+        assert made.fits(made.memory["judging"])
 
 
 def test_the_recipe_of_a_served_teacher_can_be_done(
-    own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    own: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ):
     words = ["--teacher", str(own / "teacher"), "--data", str(own / "answered.jsonl")]
     path = init(tmp_path, "served-teacher", *words)
@@ -73,14 +94,30 @@ def test_the_recipe_of_a_served_teacher_can_be_done(
     with serving(tiny_lm("llama", num_hidden_layers=5)) as server:
         assert cli.main(["doctor", str(path), "--teacher.server.url", server.url]) == 0
     assert "64 tokens listed a step" in capsys.readouterr().out
+    leave_untraced(monkeypatch)
+    made = make_plan(job_of(read_recipe(path), Known(), device="h100"), Known())
+    assert made.memory["rollouts"].weights == 0  # the server's
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
-def test_every_shipped_recipe_loads(path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_every_shipped_recipe_loads_and_is_planned(path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(ROOT)
     recipe = read_recipe(path)
     assert recipe.distilled in recipe.objectives
     assert planned_bytes(recipe, 1000, 100) > 0
+    # Models and data of most are made by their runs: tiny models, and prompts that are stated.
+    network = network_of(tiny_lm("llama").model.config)
+    monkeypatch.setattr(plan, "networks_of", lambda recipe: (network, network))
+    monkeypatch.setattr(plan, "refuse_unmade", lambda recipe: None)
+    leave_untraced(monkeypatch)
+    there = {split: "demo:test" for split in ("train", "valid", "test")}
+    recipe = replace(recipe, data=replace(recipe.data, **there))
+    made = make_plan(job_of(recipe, Known(prompts=100)), Known())
+    labels = {"teacher", "start", *recipe.objectives}
+    stages = {stage.work.stage: stage for stage in made.stages}
+    assert stages.keys() >= {*recipe.objectives, *(f"evaluate-{x}" for x in labels)}
+    assert all(stage.seconds > 0 for stage in made.stages)
+    assert made.memory.keys() >= {"student", "judging", *recipe.objectives}
 
 
 def test_no_shipped_recipe_was_overlooked():

@@ -25,6 +25,7 @@ usage: tdistill COMMAND ...        tdistill COMMAND --help
 begin:
   demo                             the whole thing on the recipe that ships with the package
   init [--teacher T] [--data F]    a commented recipe for your models and data; --list: ready ones
+  plan RECIPE ...                  parameters, bytes, memory and hours, before anything is loaded
   doctor RECIPE ...                looks for what is wrong or doubtful, without sampling or training
 
 distil:
@@ -63,6 +64,7 @@ COMMANDS = {
     "rollouts": "run",
     "train": "run",
     "evaluate": "run",
+    "plan": "plan",
     "doctor": "doctor",
     "chat": "talk",
     "try": "talk",

@@ -248,15 +248,19 @@ def load_tokenizer(path: str | Path, *, gguf_file: str | None = None) -> PreTrai
     return _loaded(place, "a tokenizer in transformers' format", read)
 
 
-def load_config(path: str | Path) -> PreTrainedConfig:
+def load_config(path: str | Path, *, gguf_file: str | None = None) -> PreTrainedConfig:
     """Only the configuration of the causal language model at a path; of an adapter, of its base.
+
+    Args:
+        path: as for :func:`load`.
+        gguf_file: name of a GGUF file within it, of which only the metadata is read.
 
     Raises:
         ModelError: if there is none.
     """
     place = resolve_path(str(path))
     place = adapter_base(place) or place
-    return causal_config(_load_whole_config(place), place)
+    return causal_config(_load_whole_config(place, gguf_file), place)
 
 
 def parameters_of(config: PreTrainedConfig) -> int:
@@ -268,13 +272,15 @@ def parameters_of(config: PreTrainedConfig) -> int:
     return sum(weight.numel() for weight in model.parameters())
 
 
-def _load_whole_config(path: str) -> Any:
+def _load_whole_config(path: str, gguf_file: str | None = None) -> Any:
     from transformers import AutoConfig
 
+    options: dict[str, Any] = {"trust_remote_code": False}
+    options |= {} if gguf_file is None else {"gguf_file": gguf_file}
     return _loaded(
         path,
         "a model in transformers' format",
-        lambda: AutoConfig.from_pretrained(hub_name(path) or path, trust_remote_code=False),
+        lambda: AutoConfig.from_pretrained(hub_name(path) or path, **options),
     )
 
 

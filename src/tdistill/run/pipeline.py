@@ -27,6 +27,7 @@ from tdistill.run.checks import findings, quick_checks, refuse_wrong, thorough_c
 from tdistill.run.folders import RESOLVED_RECIPE, STUDENT
 from tdistill.run.groundwork import Groundwork
 from tdistill.run.intent import intent
+from tdistill.run.outlook import outlook
 from tdistill.run.replacement import replacement
 from tdistill.run.stages import Say
 from tdistill.run.students import START, Students
@@ -117,9 +118,9 @@ class Run:
         self.team.lead(self._begin)
 
     def _begin(self) -> None:
+        told = "" if self._begun else outlook(self.recipe, self.folder)
         if not self._begun:
-            self.say(intent(self.recipe))
-            self._begun = True
+            self.say("; ".join(filter(None, (intent(self.recipe), told))))
         self._check(quick_checks(self.recipe, self.folder))
         self.groundwork.make_world()
         if not self.groundwork.prepared():
@@ -132,6 +133,9 @@ class Run:
             resolved = yaml.safe_dump(recipe_dict(self.recipe), sort_keys=False)
             write_atomically(self.folder / RESOLVED_RECIPE, resolved)
             self.groundwork.keep_clock()
+        if not told and not self._begun and (later := outlook(self.recipe, self.folder)):
+            self.say(f"  {later}")  # now that its models are there
+        self._begun = True
 
     def _check(self, checks: dict[str, Callable[[], str]]) -> None:
         """Refuse what is wrong, say what is doubtful."""
