@@ -13,7 +13,8 @@ BIN := $(VENV)/bin
 OUT ?= demo-run
 BENCH ?=
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# What is never imported need not be compiled: a minute less.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
 .PHONY: demo test test-all test-architectures test-many test-vllm check lint doctest docs notebook \
 	figures bench gpu release clean
@@ -24,7 +25,7 @@ demo: $(VENV)/.demo
 test: $(VENV)/.dev
 	$(PYTEST)
 
-test-all: $(VENV)/.dev
+test-all: $(VENV)/.dev $(VENV)/.docs
 	$(PYTEST) -m "slow or not slow"
 
 # Every architecture that is known to work, tiny and random: scored, sampled, layers dropped.
@@ -55,7 +56,7 @@ docs: $(VENV)/.dev $(VENV)/.docs
 	$(BIN)/python -m mkdocs build --strict
 
 # The tutorial as a notebook, to be opened in this folder; a slow test runs it.
-notebook: $(VENV)/.dev
+notebook: $(VENV)/.docs
 	$(BIN)/python docs/tutorial_notebook.py tutorial.ipynb
 
 figures: $(VENV)/.dev

@@ -47,8 +47,15 @@ settings.register_profile("steady", derandomize=True, deadline=None)
 settings.load_profile("steady")
 
 # Whole runs and searches call ``core`` many thousand times with shapes that the tests of single
-# calls, of every objective and of evaluation have checked: there, checking is half of the time.
-_MANY_CALLS = ("cli", "run", "report", "test_tabular_", "test_trainer", "test_parts", "test_train.")
+# calls, of objectives and of evaluation have checked: there, checking is half of the time.
+_MANY_CALLS = ("cli", "run", "report", "test_tabular_", "test_every_objective", "test_train.")
+_MANY_CALLS += (
+    "test_trainer",
+    "test_parts",
+    "test_mixing",
+    "test_branches",
+    "test_likelihood_filter",
+)
 
 
 @pytest.fixture(scope="module", autouse=True)

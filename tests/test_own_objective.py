@@ -105,6 +105,7 @@ def test_a_class_that_could_not_be_read_back_is_refused(
         strict.structure(Recipe, mapping(f"{tmp_path}/mine.py:Mine"))
 
 
+@pytest.mark.slow
 def test_it_distils_and_is_trained_again_when_its_file_changes(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

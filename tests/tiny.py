@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
+import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -13,6 +15,16 @@ from tdistill.models.language_model import LanguageModel
 
 VOCABULARY = 64
 FAMILIES = ("gpt2", "opt", "llama", "qwen2", "qwen3", "gemma", "gemma2", "cohere", "granite")
+_AT_ONCE = ("gpt2", "llama", "gemma2", "cohere", "falcon")  # one of each kind of layer and layout
+
+
+def by_family(families: Sequence[str]) -> list[Any]:
+    """Parameters of a test that costs seconds a family: the other families are slow cases."""
+    return [
+        pytest.param(family, marks=[pytest.mark.slow] * (family not in _AT_ONCE))
+        for family in families
+    ]
+
 
 _COMMON = {
     "hidden_size": 16,

@@ -71,8 +71,8 @@ def test_every_block_of_the_tutorial_is_a_cell_or_an_installation():
 def test_the_notebook_of_the_tutorial_runs_and_says_what_the_tutorial_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    nbclient = pytest.importorskip("nbclient", reason="needs the extra `dev`")
-    pytest.importorskip("jupytext", reason="needs the extra `dev`")
+    nbclient = pytest.importorskip("nbclient", reason="needs the extra `docs`")
+    pytest.importorskip("jupytext", reason="needs the extra `docs`")
     nbformat: Any = importlib.import_module("nbformat")
     monkeypatch.syspath_prepend(str(DOCS))
     made: Any = importlib.import_module("tutorial_notebook")

@@ -115,6 +115,7 @@ def test_the_temperature_is_chosen_by_the_verifier(tmp_path: Path):
     assert len(set(rates.values())) > 1
 
 
+@pytest.mark.slow
 def test_a_run_judges_all_models_and_again_when_the_function_changes(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ):
@@ -142,6 +143,7 @@ def test_a_run_judges_all_models_and_again_when_the_function_changes(
     assert "[evaluate-kd] done" in said
 
 
+@pytest.mark.slow
 def test_a_wrong_verifier_ends_a_run_before_any_work(tmp_path: Path):
     recipe = write_world(tmp_path / "world")
     command = ["run", str(recipe), "--out", str(tmp_path / "out"), "--evaluation.verify"]

@@ -25,7 +25,7 @@ from tdistill.models.generation import (
 from tdistill.models.in_place import InPlaceReader
 from tdistill.models.language_model import LanguageModel
 from tdistill.models.readers import LibraryReader, open_reader
-from tiny import FAMILIES, VOCABULARY, spread, tiny_lm, tokenizer
+from tiny import FAMILIES, VOCABULARY, by_family, spread, tiny_lm, tokenizer
 
 END, LIMIT, SEED = 1, 12, 3
 # Prompts of 1 to 7 tokens; some are asked several times in a row, one again later.
@@ -65,7 +65,7 @@ def check(lm: LanguageModel) -> None:
     assert len(lengths) > 3, "rows must end at different times"
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", by_family(FAMILIES))
 def test_a_queue_gives_what_each_request_gives_alone(family: str):
     check(tiny_lm(family, scale=2.0))
 

@@ -15,6 +15,7 @@ from tdistill.teacher.cache.reader import Cache
 pytestmark = pytest.mark.usefixtures("plain_pages")
 
 
+@pytest.mark.slow
 def test_every_source_goes_through_the_command_line(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -115,6 +115,7 @@ def test_a_finished_run_has_nothing_to_do(world: World, capsys: pytest.CaptureFi
     assert digest(world.folder) == before
 
 
+@pytest.mark.slow
 def test_more_seeds_train_only_what_is_missing(world: World, tmp_path: Path):
     """From one seed to two: the first is the run of one seed, and is not done again."""
     out, lines = tmp_path / "out", []

@@ -16,7 +16,7 @@ from tdistill.training.critic import CRITIC_FILE
 pytestmark = pytest.mark.usefixtures("plain_pages")
 
 
-@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("kept", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_kept_critic_tells_what_was_given_up(kept: bool, tmp_path: Path):
     recipe, out = write_world(tmp_path / "world"), tmp_path / "out"
     plain: dict[str, Any] = yaml.safe_load(recipe.read_text())

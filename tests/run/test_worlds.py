@@ -89,6 +89,7 @@ def run(study: Path, out: Path, *options: str) -> list[str]:
     return [line for line in lines if line.startswith("[")]
 
 
+@pytest.mark.slow
 def test_a_run_makes_its_world_once_and_again_when_a_field_changes(study: Path, tmp_path: Path):
     out = tmp_path / "out"
     assert cli.main(["run", str(study), "--out", str(out)]) == 0

@@ -147,6 +147,7 @@ def peak(work: Callable[[], Any]) -> int:
     return found
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The benchmark's cache in small: four times the rows, and the memory is that of one shard."""
     for name, value in {"RESPONSES": 16, "SHORTEST": 16, "LONGEST": 48}.items():

@@ -18,7 +18,7 @@ from tdistill.training.bypass import layer_stack
 from tdistill.training.config import LayerRule
 from tdistill.training.layer_choice import LayerChoice, choose_layers
 from tdistill.training.student import drop_layers
-from tiny import FAMILIES, tiny_lm
+from tiny import FAMILIES, by_family, tiny_lm
 
 RESPONSES = [tuple(5 + (3 * i + j * j) % 9 for j in range(2 + i % 4)) for i in range(9)]
 ROWS = [Pair((2 + i, 3), response) for i, response in enumerate(RESPONSES)]
@@ -47,7 +47,7 @@ def kl(whole: LanguageModel, kept: tuple[int, ...]) -> float:
     return total / STEPS
 
 
-@pytest.mark.parametrize("family", TEACHERS)
+@pytest.mark.parametrize("family", by_family(TEACHERS))
 def test_the_loss_of_a_bypass_is_that_of_the_student_it_stands_for(family: str):
     lm = teacher(family)
     choice = choose(lm, 1, "greedy")
@@ -61,7 +61,7 @@ def test_the_loss_of_a_bypass_is_that_of_the_student_it_stands_for(family: str):
     assert choice.measured_steps == STEPS
 
 
-@pytest.mark.parametrize("family", TEACHERS)
+@pytest.mark.parametrize("family", by_family(TEACHERS))
 def test_influence_is_one_minus_the_cosine_of_before_and_after(family: str):
     lm = teacher(family)
     _, layers = layer_stack(lm.model)

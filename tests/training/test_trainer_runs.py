@@ -75,7 +75,7 @@ def history(trainer: Any) -> list[dict[str, float]]:
     return [{k: v for k, v in e.items() if k != "tokens_per_second"} for e in entries]
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("accumulation", [pytest.param(1, marks=pytest.mark.slow), 2])
 @pytest.mark.parametrize(
     "objective",
     [PLAIN, TARGET, SAMPLED, VALUES],
