@@ -252,11 +252,16 @@ def read_recipes(paths: Sequence[Path], options: Sequence[strict.Option] = ()) -
 
 def _read(path: Path, options: Sequence[strict.Option]) -> Recipe:
     document = strict.beside(strict.load_yaml(path), path.parent)
-    return strict.structure(Recipe, _rooted(document, path.parent), options, where=str(path))
+    return strict.structure(Recipe, rooted(document, path.parent), options, where=str(path))
 
 
-def _rooted(document: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """A document whose relative paths of models, data and worlds are those of its own folder."""
+def rooted(document: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A recipe's plain values with the relative paths of models, data and worlds made absolute.
+
+    Args:
+        document: as YAML or `recipe_dict` gives it.
+        folder: that its paths are relative to.
+    """
     rooted = dict(document)
     for section, names in _PATHS.items():
         values = document.get(section)

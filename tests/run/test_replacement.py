@@ -16,6 +16,7 @@ from tdistill import cli
 from tdistill.models.language_model import save
 from tdistill.recipe import read_recipe
 from tdistill.run import Run, run_recipe
+from tdistill.run.folders import resolved_recipe
 from tdistill.run.keys import stage_keys
 from tdistill.run.replacement import replacement
 from tiny import tiny_lm
@@ -183,3 +184,18 @@ def test_a_damaged_record_of_the_old_run_is_no_obstacle(finished: Finished, out:
     assert not replacement(read_recipe(finished.recipe), out, lambda: None)
     (out / "recipe.resolved.yaml").write_text(json.dumps([1]))
     assert replacement(read_recipe(finished.recipe), out, lambda: None).again == ()
+
+
+def test_paths_of_the_command_line_are_found_again_from_any_folder(
+    finished: Finished, out: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """They are those of the folder in which it was typed, and what reads the run is in another."""
+    world = finished.recipe.parent
+    monkeypatch.chdir(world)
+    named = read_recipe(finished.recipe).data.test
+    words = ["--data.test", Path(named).relative_to(world).as_posix(), "--evaluation.samples", "3"]
+    lines: list[str] = []
+    run_recipe(read_recipe(finished.recipe, words), out, lines.append)
+    assert not any(f"{named} before" in line or "data.test" in line for line in lines)
+    monkeypatch.chdir("/")
+    assert read_recipe(resolved_recipe(out)).data.test == named

@@ -22,7 +22,7 @@ from tdistill.models import language_model
 from tdistill.models.weights import WeightsConfig
 from tdistill.processes import ProcessEnded, ProcessFailed, Team, launched_team, process_rank
 from tdistill.progress import duration, tell
-from tdistill.recipe import Recipe, recipe_dict
+from tdistill.recipe import Recipe, recipe_dict, rooted
 from tdistill.run.checks import findings, quick_checks, refuse_wrong, thorough_checks
 from tdistill.run.folders import RESOLVED_RECIPE, STUDENT
 from tdistill.run.groundwork import Groundwork
@@ -130,8 +130,9 @@ class Run:
             if replaced:
                 self.say(replaced.text())
                 replaced.keep()
-            resolved = yaml.safe_dump(recipe_dict(self.recipe), sort_keys=False)
-            write_atomically(self.folder / RESOLVED_RECIPE, resolved)
+            resolved = rooted(recipe_dict(self.recipe), Path())  # read again from any folder
+            text = yaml.safe_dump(resolved, sort_keys=False)
+            write_atomically(self.folder / RESOLVED_RECIPE, text)
             self.groundwork.keep_clock()
         if not told and not self._begun and (later := outlook(self.recipe, self.folder)):
             self.say(f"  {later}")  # now that its models are there

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from tdistill.recipe import Recipe, differences, recipe_dict
+from tdistill.recipe import Recipe, differences, recipe_dict, rooted
 from tdistill.run.folders import RESOLVED_RECIPE, STUDENT, seed_folder
 from tdistill.run.keys import seeded, stage_keys
 from tdistill.teacher.cache.manifest import MANIFEST, CacheIdentity, read_manifest
@@ -89,7 +89,7 @@ def replacement(recipe: Recipe, folder: Path, evidence: Evidence) -> Replacement
         before = yaml.safe_load((folder / RESOLVED_RECIPE).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         return Replacement(folder)
-    after = recipe_dict(recipe)
+    after = rooted(recipe_dict(recipe), Path())
     changes = [
         f"{path}: {old} before, {new} now"
         for path, old, new in differences(before if isinstance(before, dict) else {}, after)
