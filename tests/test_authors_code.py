@@ -89,6 +89,7 @@ def trained(objective: Any) -> tuple[list[float], list[float]]:
     return losses, chosen
 
 
+@pytest.mark.slow
 def test_it_lowers_its_loss_without_learning_the_teachers_tokens() -> None:
     _, cloned = trained(SeqKD())
     losses, chosen = trained(AuthorsCode())

@@ -229,6 +229,7 @@ class TestBest:
 
     @few
     @given(seeds)
+    @pytest.mark.slow
     def test_no_policy_of_a_fine_grid_is_better_and_the_best_of_it_is_near(self, seed: int):
         """Corners, the deterministic policies, are among them."""
         generator = torch.Generator().manual_seed(seed)

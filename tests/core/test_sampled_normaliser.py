@@ -79,6 +79,7 @@ def test_where_all_negatives_are_members_the_value_of_the_set_is_left():
     assert grads[1].tolist() == [[0.0]]
 
 
+@pytest.mark.slow
 def test_the_sum_is_unbiased_and_its_logarithm_lies_below(
     logits: Tensor, generator: torch.Generator
 ):

@@ -87,6 +87,7 @@ def test_only_the_chosen_steps_are_normalised_and_the_leak_is_read_at_them():
     torch.testing.assert_close(leak, expected[steps].detach())
 
 
+@pytest.mark.slow
 def test_the_draw_is_that_of_the_row_and_the_update_alone():
     rows = list(inside_rows(8))
 

@@ -127,6 +127,7 @@ def test_sharing_reads_fewer_tokens(tmp_path: Path) -> None:
     assert sum(shared) <= 1.2 * (read + sum(len(prompt) for prompt in prompts))
 
 
+@pytest.mark.slow
 def test_interrupted_and_resumed_is_the_straight_run_bit_for_bit(tmp_path: Path) -> None:
     def dropping_out(seed: int) -> Any:
         return tiny_model("gpt2", seed=seed, resid_pdrop=0.2)
