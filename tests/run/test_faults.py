@@ -125,7 +125,9 @@ def remove(shards: list[Path]) -> None:
     shards[0].unlink()
 
 
-@pytest.mark.parametrize("damage", [truncate, flip, swap, remove])
+@pytest.mark.parametrize(
+    "damage", [truncate, flip, pytest.param(swap, marks=pytest.mark.slow), remove]
+)
 def test_a_damaged_shard_is_never_trained_on(
     finished: Finished,
     tmp_path: Path,

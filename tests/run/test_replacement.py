@@ -186,6 +186,7 @@ def test_a_damaged_record_of_the_old_run_is_no_obstacle(finished: Finished, out:
     assert replacement(read_recipe(finished.recipe), out, lambda: None).again == ()
 
 
+@pytest.mark.slow
 def test_paths_of_the_command_line_are_found_again_from_any_folder(
     finished: Finished, out: Path, monkeypatch: pytest.MonkeyPatch
 ):

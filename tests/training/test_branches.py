@@ -130,6 +130,7 @@ def run(folder: Path, objective: Any, replay: ReplayConfig = REPLAY) -> tuple[An
     )
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_with_the_same_branches_bit_for_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -175,6 +175,7 @@ def run(folder: Path, objective: Any, **options: Any) -> tuple[LanguageModel, An
     return train_student(learner(), objective, rows[:16], config, **{**settings, **options})
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_with_the_same_responses_bit_for_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

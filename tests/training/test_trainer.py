@@ -110,7 +110,11 @@ def test_batch_8x1_is_1x8_and_the_global_token_mean(
 ONLINE = IQLearn(second_term="online", student_share=0.5, alpha=5.0)
 
 
-@pytest.mark.parametrize("objective", [ONLINE, SQIL(), LSIQ(absorbing=False)], ids=lambda o: o.name)
+@pytest.mark.parametrize(
+    "objective",
+    [ONLINE, SQIL(), pytest.param(LSIQ(absorbing=False), marks=pytest.mark.slow)],
+    ids=lambda o: o.name,
+)
 def test_weights_between_sources_are_those_of_the_whole_update(
     objective: Any, tmp_path: Path
 ) -> None:
