@@ -161,9 +161,10 @@ def make_plan(job: Job, known: Known) -> Plan:
 
 def _chosen(strategies: Mapping[Strategy, Memory], job: Job) -> Strategy:
     """The first that fits, or what needs least."""
-    fitting = [way for way in strategies if job.device.holds(strategies[way].total)]
-    ways: list[Strategy] = fitting or list(strategies)
-    return ways[0] if fitting else min(ways, key=lambda way: strategies[way].total)
+    for way, memory in strategies.items():
+        if job.device.holds(memory.total):
+            return way
+    return min(strategies.items(), key=lambda pair: pair[1].total)[0]
 
 
 def _cache(job: Job) -> tuple[float, float]:
