@@ -9,12 +9,26 @@ import torch
 import yaml
 
 from pipeline import write_world
-from tdistill.models.language_model import load
+from tdistill.errors import ModelError
+from tdistill.models.language_model import load, save
 from tdistill.recipe import read_recipe
 from tdistill.run import Run
 from tdistill.training.critic import CRITIC_FILE, load_critic
 from tdistill.training.folding import fold
 from tdistill.training.objectives import ValueFoldedKD
+from tiny import tiny_lm
+
+
+def test_a_student_that_cannot_be_folded_into_is_refused_before_anything_is_sampled(
+    tmp_path: Path,
+):
+    path = write_world(
+        tmp_path / "world", objectives={"value_folded_kd": {}}, distilled="value_folded_kd"
+    )
+    save(tiny_lm("gemma2"), tmp_path / "world" / "teacher")
+    with pytest.raises(ModelError, match="found a soft cap of 2"):
+        Run(read_recipe(path), tmp_path / "out", lambda line: None).train()
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("kept", [True, pytest.param(False, marks=pytest.mark.slow)])
