@@ -97,6 +97,7 @@ def test_the_recipe_of_a_served_teacher_can_be_done(
     leave_untraced(monkeypatch)
     made = make_plan(job_of(read_recipe(path), Known(), device="h100"), Known())
     assert made.memory["rollouts"].weights == 0  # the server's
+    assert made.memory["judging"].weights == made.job.student_bytes
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
