@@ -51,15 +51,16 @@ def tried() -> None:
         times.append(len(times))
         return [-float(len(times))] * 3  # the last one is the fastest
 
-    kernels = tuned_products(bench=bench)
+    tiles = (Tile(4, 64), Tile(8, 32), Tile(16, 128))
+    kernels = tuned_products(tiles, bench=bench)
     counts = []
-    for width in (600, 600, 70):
+    for width in (100, 100, 40):
         before = len(times)
         compared(kernels, torch.float32, width, SOME)
         counts.append(len(times) - before)
-    fit = [tile for tile in TILES if tile.width <= 128]
-    # Scores; their sums for both gradients, of the same width and precision.
-    assert counts == [2 * len(TILES), 0, 2 * len(fit)], counts
+    # Scores; their sums for both gradients, of the same width and precision. 128 columns are too
+    # many for the last.
+    assert counts == [2 * 3, 0, 2 * 2], counts
 
 
 def far_apart() -> None:

@@ -254,9 +254,9 @@ def _teacher(ground: Groundwork) -> str:
 
 def _engine(ground: Groundwork) -> str:
     """Asks who has the teacher for what a run will ask for."""
-    examples = ground.load_examples()
-    judged = _longest(examples["test"])
-    return ground.check_engine(max(judged, *map(_longest, examples.values())), judged)
+    longest = {split: _longest(rows) for split, rows in ground.load_examples().items()}
+    asked = max(longest[split] for split in ("test", "valid"))  # a temperature is chosen on these
+    return ground.check_engine(max(longest.values()), asked)
 
 
 def _longest(examples: Sequence[Example]) -> int:

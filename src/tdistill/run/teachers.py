@@ -142,12 +142,12 @@ class Teachers:
         top_p = self.recipe.evaluation.set_top_p
         return served_teacher(self.load_face(), self.load_engine(), set_top_p=top_p)
 
-    def check_engine(self, longest: int, longest_test: int) -> str:
+    def check_engine(self, longest: int, judged: int) -> str:
         """Try the engine before work is spent.
 
         Args:
             longest: tokens of the longest prompt.
-            longest_test: of those that models are judged on.
+            judged: of the longest of those that models are judged by.
 
         Raises:
             ModelError: it is not there, has another model, or cannot be asked as the recipe wants.
@@ -159,7 +159,7 @@ class Teachers:
             self.say(f"  {warning}")
         said = teacher.check(face.tokenizer, longest + new)
         if not self.judges_at_hand:
-            own = longest_test + self.recipe.evaluation.max_new_tokens
+            own = judged + self.recipe.evaluation.max_new_tokens
             teacher.check_room(own, "evaluation.max_new_tokens", reads=True)
         return said
 
