@@ -99,3 +99,24 @@ def test_long_prompts_are_read_without_padding(monkeypatch: pytest.MonkeyPatch):
         apart = InPlaceReader(lm, 5).begin(prompts)
     assert seen == [((2, 3), True), ((2, 8), False), ((1, 9), False)]
     torch.testing.assert_close(apart, together, atol=2e-5, rtol=1e-4)
+
+
+def test_what_a_network_takes_is_not_looked_up_at_every_token(monkeypatch: pytest.MonkeyPatch):
+    from tdistill.models import reading
+
+    looked = []
+    original = reading.inspect.signature
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        looked.append(arguments)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(reading.inspect, "signature", watched)
+    lm = tiny_lm()
+    with torch.no_grad():
+        reader = InPlaceReader(lm, 2)
+        reader.begin([(3, 4), (5, 6)])
+        before = len(looked)
+        for _ in range(4):
+            reader.read(torch.tensor([7, 8]))
+    assert len(looked) == before <= 1
