@@ -74,8 +74,8 @@ def url(model: Path) -> Iterator[str]:
         port = free.getsockname()[1]
     words = [f"{BIN}/vllm", "serve", str(model), "--served-model-name", "tiny"]
     words += ["--host", "127.0.0.1", "--port", str(port), *FLAGS, *LISTS]
-    log = (model.parent / "server.log").open("w")
-    process = subprocess.Popen(words, env=ENVIRONMENT, stdout=log, stderr=log)
+    with (model.parent / "server.log").open("w") as log:
+        process = subprocess.Popen(words, env=ENVIRONMENT, stdout=log, stderr=log)
     address = f"http://127.0.0.1:{port}"
     try:
         for _ in range(600):
