@@ -10,10 +10,10 @@ from typing import Any
 
 from tdistill.data import Example, check_text_source, load_text_chunks
 from tdistill.errors import InvalidValueError
-from tdistill.evaluation import evaluate
 from tdistill.evaluation.evaluate import Exam
+from tdistill.evaluation.examine import examine
 from tdistill.evaluation.imitation import hold_out
-from tdistill.evaluation.sweep import sweep
+from tdistill.evaluation.served import ServedTeacher
 from tdistill.evaluation.verifier import load_verifier
 from tdistill.evidence.rows import Row
 from tdistill.files import replacing_folder, write_atomically
@@ -21,6 +21,7 @@ from tdistill.models import language_model
 from tdistill.models.adoption import adopt, shared_vocabulary
 from tdistill.models.language_model import LanguageModel
 from tdistill.models.positions import check_positions
+from tdistill.models.precision import tf32_allowed
 from tdistill.models.row_trials import check_reading
 from tdistill.models.scores import check_head
 from tdistill.recipe import Recipe, refuse_unknown_normaliser
@@ -156,7 +157,8 @@ class Groundwork(Teachers):
                     "--shard: expected a recipe that samples the teacher, found rollouts.cache or "
                     "rollouts.responses; leave it out, or use `tdistill score --shard`"
                 )
-            done += supply.fill_share(self._cache_folder(split), share)
+            with tf32_allowed(self.recipe.rollouts.tf32):
+                done += supply.fill_share(self._cache_folder(split), share)
         return done
 
     def wanted_identity(self) -> CacheIdentity | None:
@@ -183,7 +185,8 @@ class Groundwork(Teachers):
         def fill() -> dict[str, Any]:
             self.keep_clock()
             write_atomically(self.folder / "data-doctor.txt", self.data_report)
-            return {"rows": supply.fill(folder)}
+            with tf32_allowed(self.recipe.rollouts.tf32):
+                return {"rows": supply.fill(folder)}
 
         shards = [folder / f"{name}.arrow" for name in supply.shards]
         self.stages.run(stage, self.keys[stage], [folder / "manifest.json", *shards], fill)
@@ -237,7 +240,12 @@ class Groundwork(Teachers):
         supply = Scored("score references", rows, scorer)
         outputs = [folder / "manifest.json", *(folder / f"{x}.arrow" for x in supply.shards)]
         key = self.keys["references"]
-        self.stages.run("references", key, outputs, lambda: {"rows": supply.fill(folder)})
+
+        def fill() -> dict[str, Any]:
+            with tf32_allowed(self.recipe.rollouts.tf32):
+                return {"rows": supply.fill(folder)}
+
+        self.stages.run("references", key, outputs, fill)
         self._caches.pop("train", None)  # opened before there were new rows
         return rows
 
@@ -315,16 +323,15 @@ class Groundwork(Teachers):
     @once
     def prepare_exam(self) -> Exam:
         """What every model is judged on."""
-        config, rows = self.recipe.evaluation, self.sample_held_out()
+        config, rows, teacher = self.recipe.evaluation, self.sample_held_out(), self.load_judge()
         held_out = hold_out(
             rows,
             CachedTeacher(self.open_cache("test")),
-            self.load_live_teacher(),
+            self.load_live_teacher() if isinstance(teacher, LanguageModel) else teacher,
             set_top_p=config.set_top_p,
             batch_size=config.batch_size,
         )
         examples, size = self.load_examples(), self.count_vocabulary()
-        teacher = self.load_teacher()
         return Exam(teacher, examples["test"], examples["valid"], held_out, config, size)
 
     def judge_teacher(self) -> None:
@@ -332,10 +339,12 @@ class Groundwork(Teachers):
         self.say(f"  {len(self.sample_held_out())} held-out teacher responses")
 
         def judge() -> dict[str, Any]:
-            exam = self.prepare_exam()
-            teacher = exam.teacher
-            own = {"sweep": sweep("teacher", teacher, exam), "parameters": teacher.num_parameters}
-            return evaluate.judge("teacher", teacher, exam) | own
+            with tf32_allowed(self.recipe.evaluation.tf32):
+                exam = self.prepare_exam()
+                found = examine("teacher", exam.teacher, exam)
+            if isinstance(exam.teacher, ServedTeacher):
+                exam.teacher.listing.forget_responses()
+            return found
 
         self.stages.run("evaluate-teacher", self.keys["evaluate-teacher"], [], judge)
 
