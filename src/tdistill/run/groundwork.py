@@ -20,7 +20,8 @@ from tdistill.files import replacing_folder, write_atomically
 from tdistill.models import language_model
 from tdistill.models.adoption import adopt, shared_vocabulary
 from tdistill.models.language_model import LanguageModel
-from tdistill.models.positions import check_positions
+from tdistill.models.layout import Pair, Tokens
+from tdistill.models.positions import check_positions, check_rows
 from tdistill.models.row_trials import check_reading
 from tdistill.models.scores import check_head
 from tdistill.recipe import Recipe, refuse_unknown_normaliser
@@ -37,6 +38,9 @@ from tdistill.teacher.shares import Share
 from tdistill.teacher.source import CachedTeacher, LiveTeacher
 from tdistill.training.layer_choice import choose_layers
 from tdistill.training.student import drop_layers, evenly_spaced
+
+
+_SAMPLING = ("rollouts", "evaluation")  # sections that say how long a response may be
 
 
 class Groundwork(Teachers):
@@ -269,14 +273,39 @@ class Groundwork(Teachers):
         check_reading(model.model)
         head, size = self.recipe.training.head, model.vocabulary_size
         check_head(model.model, vocabulary_size=size, head=head)
-        prompts = [e.prompt_ids for rows in self.load_examples().values() for e in rows]
-        longest = max(map(len, prompts), default=0)
-        for name in ("rollouts", "evaluation"):
-            new = getattr(self.recipe, name).max_new_tokens
+        examples = self.load_examples()
+        prompts = [Pair(e.prompt_ids, ()) for rows in examples.values() for e in rows]
+        warnings = [check_rows(model, prompts, "data.max_prompt_tokens")]
+        longest = max((len(pair.prompt_ids) for pair in prompts), default=0)
+        for field, new in self._new_tokens().items():
             # The last token is predicted, never read.
-            warning = check_positions(model, longest + new - 1, f"{name}.max_new_tokens")
-            if warning is not None:
-                self.say(f"  {warning}")
+            warnings.append(check_positions(model, longest + new - 1, field))
+        for field, rows in self._given_rows().items():
+            warnings.append(check_rows(model, rows, field))
+        for warning in filter(None, warnings):
+            self.say(f"  {warning}")
+
+    def _new_tokens(self) -> dict[str, int]:
+        """The longest response that is sampled, by the field that says so."""
+        config = self.recipe
+        fields = {f"{x}.max_new_tokens": getattr(config, x).max_new_tokens for x in _SAMPLING}
+        if any(objective.uses_student_rows for objective in config.objectives.values()):
+            fields["training.replay.max_new_tokens"] = config.training.replay.max_new_tokens
+        return fields
+
+    def _given_rows(self) -> dict[str, Sequence[Tokens]]:
+        """Rows to read that nobody samples, by the field that sets their length."""
+        found: dict[str, Sequence[Tokens]] = {}
+        if references_field(self.recipe) is not None:
+            found["data.max_response_tokens"] = self.collect_rows("references")
+        if self.placed.rollouts.given:
+            for supply in self.find_given().values():
+                if isinstance(supply, Scored):
+                    found["rollouts.responses"] = supply.responses
+        if self.placed.data.lm_text is not None:
+            length = self.recipe.training.text_chunk_tokens
+            found["training.text_chunk_tokens"] = [Pair((0,) * length, ())]
+        return found
 
     @property
     def _untrained(self) -> Path:
