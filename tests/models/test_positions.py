@@ -123,7 +123,7 @@ def test_scores_must_not_depend_on_the_length_that_is_read(
         assert limit == PositionLimit(32, hard=False)
     else:
         assert limit == PositionLimit(tokens, hard=True, changes=rope["rope_type"])
-        with pytest.raises(ModelError, match=rf"at most {tokens} tokens, since beyond them the rot"):
+        with pytest.raises(ModelError, match=rf"at most {tokens} tokens, since beyond"):
             check_positions(lm, tokens + 1, "rollouts.max_new_tokens")
 
 

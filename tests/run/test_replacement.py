@@ -148,7 +148,7 @@ def test_an_adapter_is_another_model_when_its_base_is(finished: Finished, tmp_pa
         (["--data.train", "nowhere.jsonl"], "found nothing at nowhere.jsonl"),
         (["--teacher.path", "./nowhere"], "./nowhere: expected a folder with a model"),
         (
-            ["--training.report_to", '["no_such_tracker"]'],
+            ["--training.report_to", '["no_such_tracker"]', "--training.steps", "5"],
             "no_such_tracker: expected one of",
         ),
         (["--student.layers", "7"], "from 1 to the teacher's 3, found 7"),

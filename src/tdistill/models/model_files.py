@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tdistill.errors import ModelError, excerpt, one_line
+from tdistill.files import fingerprint, resolve_path
+from tdistill.hashing import key_of
 
 CONFIG = "config.json"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -20,9 +23,47 @@ _INDEX = "model.safetensors.index.json"
 _WEIGHTS = "model.safetensors"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.msgpack", "*.h5")
 _NOT_WEIGHTS = {"training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth"}
+_NEVER_READ = (".md", ".py", ".log", ".png", ".jpg", ".pdf", *(name[1:] for name in _PICKLES))
+_RECORDS = ("trainer_state.json", "all_results.json", "train_results.json", "eval_results.json")
+_CONFIGS = (CONFIG, "generation_config.json", ADAPTER_CONFIG)
+_TOLD = ("_name_or_path", "transformers_version", "base_model_name_or_path")  # fields of those
 _LARGEST_TEXT = 1 << 26  # bytes of a JSON file
 _MOST_PARTS = 10_000  # layers, or experts of one
 _PARTS = ("layer", "expert", "block")
+
+
+def model_content(path: str) -> str:
+    """Changes when what is read of a model does: not with its place, its page or its training log.
+
+    Of configurations the values count, but not where the model was and which release wrote them.
+
+    Args:
+        path: a folder, ``package:NAME`` or ``hub:NAME``.
+    """
+    try:
+        folder = Path(resolve_path(path))
+    except ModelError:
+        return path
+    if not folder.is_dir():
+        return fingerprint(path)
+    files = [file for file in folder.iterdir() if file.is_file() and _is_read(file)]
+    return key_of([(file.name, _file_content(file)) for file in sorted(files)])
+
+
+def _is_read(file: Path) -> bool:
+    return not (
+        file.name.startswith((".", "LICENSE"))
+        or file.suffix.lower() in _NEVER_READ
+        or file.name in _RECORDS
+    )
+
+
+def _file_content(file: Path) -> str:
+    if file.name in _CONFIGS:
+        with suppress(ModelError):
+            values = read_object(file)
+            return key_of({name: x for name, x in values.items() if name not in _TOLD})
+    return fingerprint(str(file))
 
 
 def check_model_folder(folder: Path) -> None:

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 _NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "max_target_positions")
 _TABLES = ("embed_positions", "pos_encoding")
 _SPARE = 4  # rows that a table may have more than positions
-# Rotary embeddings that turn otherwise once a row is longer than the first training's: what was read
-# before it became so keeps the old angles, and rows that are read together get those of the longest.
+# Rotary embeddings that turn otherwise once a row is longer than those of the first training: what
+# was read before keeps the old angles, and rows read together get those of the longest.
 _LENGTH_DEPENDENT = ("dynamic", "longrope")
 
 
@@ -121,9 +121,10 @@ def check_positions(lm: LanguageModel, tokens: int, where: str) -> str | None:
     name = type(inner_model(lm.model)).__name__
     if limit.changes is not None:
         raise ModelError(
-            f"{where}: expected rows of at most {limit.tokens} tokens, since beyond them the rotary "
-            f"embedding of {name} {lm.name} ({limit.changes}) depends on the length of what is read "
-            f"together; found {tokens} with the longest prompt; lower it, or data.max_prompt_tokens"
+            f"{where}: expected rows of at most {limit.tokens} tokens, since beyond the rotary "
+            f"embedding of {name} {lm.name} ({limit.changes}) depends on the length of what is "
+            f"read together; found {tokens} with the longest prompt; lower it, or "
+            "data.max_prompt_tokens"
         )
     if limit.hard:
         raise ModelError(

@@ -165,7 +165,7 @@ def _sharing_problem(lm: Any, way: _Way) -> str | None:
         return "its forward takes no position_ids"
     if has_untried_blocks(lm):
         return "it reads in blocks too long to be tried"
-    # A block ends within the first response; it does in the row, not in the sequence, in the others.
+    # A block ends within the first response; in the others one does in the row, not the sequence.
     block = _block_within(lm, 8)
     prompts = [probe_tokens(lm, 4, skip=3 * n) for n in range(2)]
     lengths = block + 4, block // 2 + 4, block // 2 + 4

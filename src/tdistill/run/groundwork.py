@@ -27,8 +27,9 @@ from tdistill.models.scores import check_head
 from tdistill.recipe import Recipe, refuse_unknown_normaliser
 from tdistill.run.examples import load_splits, now, read_clock, references_field, write_clock
 from tdistill.run.given import Divided, Given, load_rows, row_of
+from tdistill.run.keys import checked_key
 from tdistill.run.once import once
-from tdistill.run.stages import Say
+from tdistill.run.stages import Say, note_key, workplace_key
 from tdistill.run.supplies import Sampled, Scored, Supply, sampled_identity
 from tdistill.run.teachers import Teachers
 from tdistill.run.worlds import make_world
@@ -38,7 +39,6 @@ from tdistill.teacher.shares import Share
 from tdistill.teacher.source import CachedTeacher, LiveTeacher
 from tdistill.training.layer_choice import choose_layers
 from tdistill.training.student import drop_layers, evenly_spaced
-
 
 _SAMPLING = ("rollouts", "evaluation")  # sections that say how long a response may be
 
@@ -173,13 +173,17 @@ class Groundwork(Teachers):
         return sampled_identity(self.load_sampler(), self.recipe.rollouts.capture)
 
     def prepared(self) -> bool:
-        """Whether responses and student are there, so that all checks were passed before."""
+        """Whether responses and student are there, and every check of all the rest was passed."""
         outputs = {
             "rollouts": self._cache_folder("train") / "manifest.json",
             "student": self.folder / "models" / "untrained",
         }
         found = [self.stages.finished(x, self.keys[x], [path]) for x, path in outputs.items()]
-        return None not in found
+        return None not in found and workplace_key(self.folder) == checked_key(self.recipe)
+
+    def keep_checked(self) -> None:
+        """Note that all was looked at that a stage depends on."""
+        note_key(self.folder, checked_key(self.recipe))
 
     def _gather(self, stage: str, split: str) -> Sequence[Row]:
         folder, supply = self._cache_folder(split), self._supply(split)

@@ -134,6 +134,7 @@ class Run:
             text = yaml.safe_dump(resolved, sort_keys=False)
             write_atomically(self.folder / RESOLVED_RECIPE, text)
             self.groundwork.keep_clock()
+            self.groundwork.keep_checked()
         if not told and not self._begun and (later := outlook(self.recipe, self.folder)):
             self.say(f"  {later}")  # now that its models are there
         self._begun = True
