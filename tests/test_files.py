@@ -276,3 +276,11 @@ def test_what_is_wrong_with_the_disk_is_said(error: Exception, text: str | None,
     assert isinstance(found, StorageError)
     assert re.search(text, str(found))
     assert len(str(found).splitlines()) == 1
+
+
+@pytest.mark.parametrize("number", [errno.ENAMETOOLONG, errno.ELOOP])
+def test_a_path_that_no_system_opens_is_one_short_line(number: int):
+    found = storage_error(OSError(number, "x", "/" + "a" * 5000), Path())
+    assert found is not None
+    assert "expected a path that can be opened" in str(found)
+    assert len(str(found)) < 300

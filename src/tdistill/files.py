@@ -13,7 +13,7 @@ from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from tdistill.errors import ModelError, StorageError, TdistillError
+from tdistill.errors import ModelError, StorageError, TdistillError, excerpt
 from tdistill.hashing import file_sample_sha256, file_sha256, key_of
 
 DEMO_PREFIX = "demo:"
@@ -50,7 +50,7 @@ def resolve_path(path: str) -> str:
         if not _HUB_NAME.fullmatch(path.removeprefix(HUB_PREFIX)):
             raise ModelError(f"{path}: expected hub:NAME or hub:OWNER/NAME")
         return path
-    local = Path(path).expanduser()
+    local = expanded(path)
     if path and local.exists():
         return str(local)
     cure = "give the folder of a model, or hub:OWNER/NAME for one of the Hugging Face hub"
@@ -58,6 +58,11 @@ def resolve_path(path: str) -> str:
         cure = f"if you mean the model of that name on the Hugging Face hub, write hub:{path}"
     where = "" if local.is_absolute() else f" (searched in {Path.cwd()})"
     raise ModelError(f"{path}: expected a folder with a model, found nothing there{where}; {cure}")
+
+
+def expanded(path: str) -> Path:
+    """A path whose ``~`` is the home of a user; as it stands where there is no such user."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - the other one raises
 
 
 def hub_name(path: str) -> str | None:
@@ -230,6 +235,12 @@ def storage_error(error: BaseException, place: Path) -> StorageError | None:
         return StorageError(
             f"{at}: expected a place that may be written, found none ({os.strerror(number)}); "
             "name another folder, or change its permissions"
+        )
+    if number in (errno.ENAMETOOLONG, errno.ELOOP):
+        shown = excerpt(str(at))
+        return StorageError(
+            f"{shown}: expected a path that can be opened, found none ({os.strerror(number)}); "
+            "correct it"
         )
     if number in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
         return StorageError(

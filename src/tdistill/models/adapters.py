@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tdistill.errors import ModelError, excerpt, one_line
-from tdistill.files import hub_name
+from tdistill.files import expanded, hub_name
 from tdistill.models.model_files import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -55,8 +55,8 @@ def adapter_base(path: str) -> str | None:
     if not isinstance(base, str) or not base:
         raise ModelError(f"{folder / ADAPTER_CONFIG}: expected base_model_name_or_path, found none")
     places = [base, *([] if Path(base).is_absolute() else [str(folder / base)])]
-    local = next((place for place in places if Path(place).expanduser().exists()), None)
-    if local is not None and Path(local).expanduser().resolve() == folder.resolve():
+    local = next((place for place in places if expanded(place).exists()), None)
+    if local is not None and expanded(local).resolve() == folder.resolve():
         raise ModelError(f"{folder / ADAPTER_CONFIG}: expected the folder of a base, found its own")
     if local is None and hub_name(base) is None:
         raise ModelError(

@@ -327,9 +327,10 @@ def _make_valid(config: Any) -> None:
 
 
 def declared_ends(model: PreTrainedModel) -> list[int]:
-    """The end tokens of a model's generation config."""
+    """The end tokens of a model's generation config, of those that it has."""
     declared: Any = getattr(model.generation_config, "eos_token_id", None)
-    return [declared] if isinstance(declared, int) else list(declared or [])
+    ids = declared if isinstance(declared, list | tuple) else [declared]
+    return [i for i in ids if isinstance(i, int) and 0 <= i < output_rows(model)]
 
 
 def also_end_at(lm: LanguageModel, token: int) -> None:

@@ -27,6 +27,7 @@ _NEVER_READ = (".md", ".py", ".log", ".png", ".jpg", ".pdf", *(name[1:] for name
 _RECORDS = ("trainer_state.json", "all_results.json", "train_results.json", "eval_results.json")
 _CONFIGS = (CONFIG, "generation_config.json", ADAPTER_CONFIG)
 _TOLD = ("_name_or_path", "transformers_version", "base_model_name_or_path")  # fields of those
+_NUMBERS = ("F64", "F32", "F16", "BF16")
 _LARGEST_TEXT = 1 << 26  # bytes of a JSON file
 _MOST_PARTS = 10_000  # layers, or experts of one
 _PARTS = ("layer", "expert", "block")
@@ -86,6 +87,8 @@ def check_model_folder(folder: Path) -> None:
         folder / CONFIG
     ):
         raise ModelError(f"{folder}: expected {_WEIGHTS}, found {_what_else(folder)}")
+    if not any("quant" in name or "compress" in name for name in read_object(folder / CONFIG)):
+        _refuse_codes(folder)
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -161,6 +164,26 @@ def _check_sizes(path: Path) -> None:
                 f"{path}: {name}: expected at most {_MOST_PARTS}, found {str(value)[:20]}; the "
                 "file is damaged"
             )
+
+
+def _refuse_codes(folder: Path) -> None:
+    """Refuse weights that are the codes of a quantiser, which would be taken for numbers.
+
+    Files that cannot be opened are left to who loads them.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    for file in sorted(folder.glob("model*.safetensors")):
+        with suppress(SafetensorError, OSError), safe_open(file, framework="numpy") as weights:
+            for name in weights.keys():  # noqa: SIM118
+                kind = weights.get_slice(name).get_dtype() if name.endswith("weight") else "F32"
+                if kind not in _NUMBERS:
+                    raise ModelError(
+                        f"{folder}: expected weights that are numbers ({', '.join(_NUMBERS)}), "
+                        f"found {excerpt(name)} in {kind}, without a quantization_config in "
+                        f"{CONFIG} that says what it stands for; take the whole checkpoint, or one "
+                        "in bfloat16"
+                    )
 
 
 def _numbers(values: dict[str, Any]) -> Iterator[tuple[str, int]]:

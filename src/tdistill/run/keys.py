@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from tdistill import strict
 from tdistill.errors import ModelError
 from tdistill.evaluation.verifier import load_verifier
-from tdistill.files import fingerprint, in_world, resolve_path
+from tdistill.files import expanded, fingerprint, in_world, resolve_path
 from tdistill.hashing import key_of
 from tdistill.models.adapters import adapter_bases
 from tdistill.models.model_files import model_content
@@ -133,7 +132,7 @@ def _cached(path: str | None, keys: Mapping[str, str]) -> Any:
     """What the caches at a path are: their manifests have the checksums of all they hold."""
     if path is None or in_world(path):
         return _content(path, keys)
-    place = Path(path).expanduser()
+    place = expanded(path)
     folders = (place, place / "cache", place / "cache-test")
     return [fingerprint(str(f / MANIFEST)) for f in folders if (f / MANIFEST).exists()]
 
