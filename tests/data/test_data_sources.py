@@ -172,7 +172,7 @@ def test_a_pipe_is_not_waited_for(tmp_path):
 
 
 def test_the_home_of_nobody_is_a_path_that_is_not_there():
-    with pytest.raises(DataError, match="found nothing at ~nobody-of-this-name/rows.jsonl"):
+    with pytest.raises(DataError, match="found nothing at ~nobody-of-this-name/rows"):
         read_rows("~nobody-of-this-name/rows.jsonl")
 
 
