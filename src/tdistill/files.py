@@ -26,6 +26,7 @@ _PREFIXES = (_PACKAGE, _WORLD, DEMO_PREFIX, HUB_PREFIX)  # of what is named, not
 _WEIGHTS = (".safetensors", ".gguf")
 _WHOLE_BELOW = 1 << 24
 _FULL = ("No space left on device", "File too large", "Disk quota exceeded")
+_LOCKLESS = (None, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # None: as filelock says it
 _FULL_IN_TORCH = ("PytorchStreamWriter failed", "inline_container.cc")  # whose cause it hides
 
 
@@ -118,9 +119,11 @@ def fingerprint(path: str | None) -> str:
     """
     if path is None:
         return "none"
-    matches = sorted(glob.glob(path, recursive=True)) if glob.has_magic(path) else []  # noqa: PTH207
-    if matches:
-        return key_of([(Path(match).name, fingerprint(match)) for match in matches])
+    pattern = str(expanded(path))
+    if glob.has_magic(pattern) and not Path(pattern).exists():
+        matches = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207
+        if matches:
+            return key_of([(Path(match).name, fingerprint(match)) for match in matches])
     if path.startswith(DEMO_PREFIX):
         return f"{path}={fingerprint(str(Path(__file__).parent / 'demo' / 'prompts.jsonl'))}"
     try:
@@ -290,7 +293,15 @@ def locked(path: Path, *, wait: bool = False) -> Iterator[bool]:
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
     with suppress(Timeout):
-        lock.acquire(timeout=-1 if wait else 0)
+        try:
+            lock.acquire(timeout=-1 if wait else 0)
+        except (NotImplementedError, OSError) as error:
+            if isinstance(error, Timeout) or getattr(error, "errno", None) not in _LOCKLESS:
+                raise
+            raise StorageError(
+                f"{path}: expected a file system with locks, by which processes share a folder, "
+                "found one without; name a folder on another, or mount it with locks"
+            ) from error
     try:
         yield lock.is_locked
     finally:
