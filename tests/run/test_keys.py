@@ -28,6 +28,12 @@ def changed(recipe: Path, before: dict[str, str], *words: str) -> set[str]:
     return {stage for stage in before if after[stage] != before[stage]}
 
 
+def several_templates(folder: Path) -> None:
+    """As transformers saves a tokenizer that has more than one."""
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tool_use.jinja").write_text("{{ messages }}")
+
+
 def reworded(config: Path) -> None:
     """The same values as another release of transformers writes them."""
     values = json.loads(config.read_text())
@@ -61,6 +67,7 @@ def test_what_is_not_read_of_a_model_changes_nothing(
     "touch",
     [
         lambda folder: (folder / "chat_template.jinja").write_text("{{ messages }}"),
+        lambda folder: several_templates(folder),
         lambda folder: (folder / "config.json").write_text(
             (folder / "config.json")
             .read_text()

@@ -25,6 +25,7 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.msgpack", "*.h5")
 _NOT_WEIGHTS = {"training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth"}
 _NEVER_READ = (".md", ".py", ".log", ".png", ".jpg", ".pdf", *(name[1:] for name in _PICKLES))
 _RECORDS = ("trainer_state.json", "all_results.json", "train_results.json", "eval_results.json")
+_TEMPLATES = "additional_chat_templates/*.jinja"  # of a tokenizer that has several
 _CONFIGS = (CONFIG, "generation_config.json", ADAPTER_CONFIG)
 _TOLD = ("_name_or_path", "transformers_version", "base_model_name_or_path")  # fields of those
 _NUMBERS = ("F64", "F32", "F16", "BF16")
@@ -47,8 +48,23 @@ def model_content(path: str) -> str:
         return path
     if not folder.is_dir():
         return fingerprint(path)
-    files = [file for file in folder.iterdir() if file.is_file() and _is_read(file)]
-    return key_of([(file.name, _file_content(file)) for file in sorted(files)])
+    inside = (*folder.iterdir(), *folder.glob(_TEMPLATES), *_parts_within(folder))
+    files = sorted({file for file in inside if file.is_file() and _is_read(file)})
+    return key_of([(str(file.relative_to(folder)), _file_content(file)) for file in files])
+
+
+def _parts_within(folder: Path) -> list[Path]:
+    """Files of weights that an index names in folders of its own."""
+    with suppress(ModelError, OSError):
+        parts = read_object(folder / _INDEX).get("weight_map")
+        names = parts.values() if isinstance(parts, dict) else ()
+        return [folder / name for name in names if isinstance(name, str) and _is_within(name)]
+    return []
+
+
+def _is_within(name: str) -> bool:
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts and "\\" not in name
 
 
 def _is_read(file: Path) -> bool:
@@ -139,12 +155,7 @@ def _check_index(folder: Path) -> None:
         raise ModelError(f"{folder / _INDEX}: expected a weight_map of names to file names")
     for name in sorted(set(parts.values())):
         path = PurePosixPath(name)
-        if (
-            path.is_absolute()
-            or ".." in path.parts
-            or "\\" in name
-            or path.suffix != ".safetensors"
-        ):
+        if not _is_within(name) or path.suffix != ".safetensors":
             raise ModelError(
                 f"{folder / _INDEX}: expected names of safetensors files in its own folder, found "
                 f"{excerpt(name)}; take the checkpoint from a source that you trust"
