@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from pipeline import Finished, digest, read_json
 from tdistill import cli
+from tdistill.errors import TdistillError
 from tdistill.models.language_model import save
 from tdistill.recipe import read_recipe
 from tdistill.run import Run, run_recipe
@@ -200,3 +201,27 @@ def test_paths_of_the_command_line_are_found_again_from_any_folder(
     assert not any(f"{named} before" in line or "data.test" in line for line in lines)
     monkeypatch.chdir("/")
     assert read_recipe(resolved_recipe(out)).data.test == named
+
+
+@pytest.mark.parametrize("label", ["start", "kd"])
+def test_a_model_whose_weights_were_deleted_is_made_again(
+    label: str, finished: Finished, out: Path
+):
+    students = Run(read_recipe(finished.recipe), out, print).seeds[0]
+    assert students.trained(label)
+    (out / "models" / label / "model.safetensors").unlink()
+    students = Run(read_recipe(finished.recipe), out, print).seeds[0]
+    assert not students.trained(label)
+
+
+def test_other_test_prompts_train_nothing_again(finished: Finished, out: Path):
+    world, before = finished.recipe.parent, digest(out / "models")
+    words = ["--data.test", str(world / "valid.jsonl"), "--data.valid", "null"]
+    recipe = read_recipe(finished.recipe, [*words, "--evaluation.seeds", "1"])
+    run = Run(recipe, out, print)
+    run.evaluate()
+    assert digest(out / "models") == before
+    prompts = [e.prompt for e in run.groundwork.load_examples()["test"]]
+    assert len(prompts) == 4
+    with pytest.raises(TdistillError, match="found nothing at"):
+        Run(read_recipe(finished.recipe, ["--data.test", "./no.jsonl"]), out, print).begin()

@@ -68,3 +68,9 @@ def model_folder(recipe: Recipe, folder: Path, label: str) -> Path:
             return Path(place_in_world(config.path, world_folder(recipe, folder)))
         return Path(resolve_path(config.path))
     return folder / "models" / label
+
+
+def files_of_model(folder: Path) -> list[Path]:
+    """What must be in a model's folder: who needs room may have deleted the weights alone."""
+    parts = folder / "model.safetensors.index.json"
+    return [folder / "config.json", parts if parts.exists() else folder / "model.safetensors"]

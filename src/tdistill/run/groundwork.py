@@ -26,6 +26,7 @@ from tdistill.models.row_trials import check_reading
 from tdistill.models.scores import check_head
 from tdistill.recipe import Recipe, refuse_unknown_normaliser
 from tdistill.run.examples import load_splits, now, read_clock, references_field, write_clock
+from tdistill.run.folders import files_of_model
 from tdistill.run.given import Divided, Given, load_rows, row_of
 from tdistill.run.keys import checked_key
 from tdistill.run.once import once
@@ -175,10 +176,10 @@ class Groundwork(Teachers):
     def prepared(self) -> bool:
         """Whether responses and student are there, and every check of all the rest was passed."""
         outputs = {
-            "rollouts": self._cache_folder("train") / "manifest.json",
-            "student": self.folder / "models" / "untrained",
+            "rollouts": [self._cache_folder("train") / "manifest.json"],
+            "student": files_of_model(self._untrained),
         }
-        found = [self.stages.finished(x, self.keys[x], [path]) for x, path in outputs.items()]
+        found = [self.stages.finished(x, self.keys[x], paths) for x, paths in outputs.items()]
         return None not in found and workplace_key(self.folder) == checked_key(self.recipe)
 
     def keep_checked(self) -> None:
@@ -259,7 +260,9 @@ class Groundwork(Teachers):
             self._check_model(self.load_student())
         if not self.at_hand:  # what depends on the teacher's weights is seen where they are
             return
-        made = self.stages.finished("student", self.keys["student"], [self._untrained])
+        made = self.stages.finished(
+            "student", self.keys["student"], files_of_model(self._untrained)
+        )
         if made is not None:
             return
         self.convert_teacher()
@@ -340,7 +343,7 @@ class Groundwork(Teachers):
                 language_model.save(student, partial)
             return {"parameters": student.num_parameters} | record
 
-        self.stages.run("student", self.keys["student"], [folder], make)
+        self.stages.run("student", self.keys["student"], files_of_model(folder), make)
         return folder
 
     # Evaluation.
