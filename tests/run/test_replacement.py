@@ -11,7 +11,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from pipeline import Finished, digest, read_json
+from pipeline import Finished, digest, read_json, untimed
 from tdistill import cli
 from tdistill.errors import TdistillError
 from tdistill.models.language_model import save
@@ -225,3 +225,13 @@ def test_other_test_prompts_train_nothing_again(finished: Finished, out: Path):
     assert len(prompts) == 4
     with pytest.raises(TdistillError, match="found nothing at"):
         Run(read_recipe(finished.recipe, ["--data.test", "./no.jsonl"]), out, print).begin()
+
+
+def test_a_damaged_result_is_made_again(finished: Finished, out: Path):
+    (out / "metrics.json").write_text('{"format"')
+    lines: list[str] = []
+    run_recipe(read_recipe(finished.recipe), out, lines.append)
+    made = untimed(read_json(out / "metrics.json"))
+    assert made == untimed(finished.metrics)
+    assert "[report]" in lines
+    assert not any(line.startswith("[kd]") and "reused" not in line for line in lines)

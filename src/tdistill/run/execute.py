@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tdistill.errors import InvalidValueError
+from tdistill.errors import InvalidValueError, TdistillError
 from tdistill.files import locked
 from tdistill.hashing import key_of
 from tdistill.progress import tell
@@ -61,7 +61,18 @@ def _outputs(run: Run) -> list[Path]:
 
 
 def _finished(run: Run, key: str) -> bool:
-    return Stages(run.folder, run.say).finished("report", key, _outputs(run)) is not None
+    outputs = _outputs(run)
+    done = Stages(run.folder, run.say).finished("report", key, outputs) is not None
+    return done and _is_whole(outputs[0])
+
+
+def _is_whole(numbers: Path) -> bool:
+    """Whether a result can be read; one that was damaged is made again from the records."""
+    try:
+        read_result(numbers)
+    except (TdistillError, OSError):
+        return False
+    return True
 
 
 def _write_result(run: Run, key: str) -> None:
