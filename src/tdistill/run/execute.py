@@ -53,6 +53,9 @@ def run_recipe(recipe: Recipe, folder: Path | str, say: Say = tell) -> Result:
 def _write_result_once(run: Run, key: str) -> None:
     with locked(run.folder / "locks" / "result", wait=True):
         if not _finished(run, key):  # by another process
+            numbers = _outputs(run)[0]
+            if not _is_whole(numbers):
+                numbers.unlink(missing_ok=True)
             _write_result(run, key)
 
 
