@@ -182,7 +182,9 @@ class Server(ThreadingHTTPServer):
         steps: list[torch.Tensor] = []
         while len(ids) < body["max_tokens"] and not (ids and ids[-1] in ends):
             row = self._log_probs([*prompt, *ids])[-1] if ids else first
-            sets = top_p_sets(row[None], body["top_p"])
+            tempered = (row / (body["temperature"] or 1.0)).log_softmax(-1)
+            top_p = body["top_p"] if body["temperature"] else 1e-6  # at 0 the likeliest
+            sets = top_p_sets(tempered[None], top_p)
             uniform = torch.rand(1, generator=chance, dtype=torch.float64)
             ids.append(int(draw_from_sets(sets, uniform)))
             steps.append(row)

@@ -61,6 +61,10 @@ class ModelError(TdistillError, RuntimeError):
     """A model or tokenizer cannot be used the way it was asked to be."""
 
 
+class ServerError(ModelError):
+    """A teacher that is asked through an engine does not answer, or answers wrongly."""
+
+
 class DivergenceError(TdistillError, ArithmeticError):
     """Training left the numbers: a loss, a gradient or a weight is not finite."""
 

@@ -172,6 +172,11 @@ class Recipe:
         for name in self.evaluation.tuned_models:
             check("evaluation.tuned_models", name in models, f"among {', '.join(models)}", name)
 
+    @property
+    def judges_at_hand(self) -> bool:
+        """Whether models are judged by the teacher's weights in this process."""
+        return self.teacher.backend == "transformers" or self.evaluation.teacher == "local"
+
     def _check_listing(self) -> None:
         """What a teacher that only lists its likeliest tokens cannot give."""
         capture, backend = self.rollouts.capture, f"with teacher.backend: {self.teacher.backend}"

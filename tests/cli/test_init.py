@@ -68,7 +68,7 @@ def test_every_ready_recipe_can_be_done(
     path = init(tmp_path, name, *words)
     recipe = read_recipe(path)
     assert recipe.teacher.path == str(own / "teacher")
-    assert planned_bytes(recipe, 1000, 100) > 0
+    assert planned_bytes(recipe, 1000, 100, 64) > 0
     if name != "served-teacher":  # which is a test of its own: somebody must serve it
         assert recipe.student.layers == 3
         assert len(result_key(recipe)) == 16
@@ -97,6 +97,7 @@ def test_the_recipe_of_a_served_teacher_can_be_done(
     leave_untraced(monkeypatch)
     made = make_plan(job_of(read_recipe(path), Known(), device="h100"), Known())
     assert made.memory["rollouts"].weights == 0  # the server's
+    assert made.memory["judging"].weights == made.job.student_bytes
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
@@ -104,7 +105,7 @@ def test_every_shipped_recipe_loads_and_is_planned(path: Path, monkeypatch: pyte
     monkeypatch.chdir(ROOT)
     recipe = read_recipe(path)
     assert recipe.distilled in recipe.objectives
-    assert planned_bytes(recipe, 1000, 100) > 0
+    assert planned_bytes(recipe, 1000, 100, 64) > 0
     # Models and data of most are made by their runs: tiny models, and prompts that are stated.
     network = network_of(tiny_lm("llama").model.config)
     monkeypatch.setattr(plan, "networks_of", lambda recipe: (network, network))

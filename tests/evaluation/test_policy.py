@@ -45,18 +45,18 @@ def test_every_sum_equals_the_dense_one(name: str, batch_size: int):
         policy = drawn_from(own, decoding)
         steps = torch.arange(len(own))
         expected = {
-            "tokens": len(row.response_ids),
             "teacher_log_prob": target[steps, list(row.response_ids)].sum(),
             "entropy": -torch.xlogy(policy, policy).sum(),
             "reverse_kl": (torch.xlogy(policy, policy) - policy * target).sum(),
             "forward_kl": (target.exp() * (target - own)).sum(),
         }
         for quantity, value in expected.items():
-            assert getattr(found, quantity)[i] == pytest.approx(float(value), rel=1e-4), quantity
+            assert found.total(quantity)[i] == pytest.approx(float(value), rel=1e-4), quantity
+        assert found.tokens[i] == len(row.response_ids)
         kl = (target.exp() * (target - own)).sum(1)
         places = [slice(0, 1), slice(1, 2), slice(2, 4), slice(4, 8)]
         by_place = [float(kl[part].sum()) for part in places]
-        assert found.forward_kl_by_place[i] == pytest.approx(by_place, rel=1e-4)
+        assert found.by_place["forward_kl"][i] == pytest.approx(by_place, rel=1e-4)
         assert found.tokens_by_place[i].tolist() == [len(kl[part]) for part in places]
 
 
@@ -76,5 +76,5 @@ def test_a_model_beside_itself_diverges_nowhere():
     found = read_own_states(
         ROWS, Decoding(), teacher(), teacher(), vocabulary_size=64, batch_size=4
     )
-    assert abs(found.reverse_kl).max() < 1e-5
-    assert abs(found.forward_kl).max() < 1e-5
+    assert abs(found.total("reverse_kl")).max() < 1e-5
+    assert abs(found.total("forward_kl")).max() < 1e-5

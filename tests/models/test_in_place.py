@@ -75,3 +75,48 @@ def test_only_where_all_layers_see_the_same(changes: dict[str, Any], by_hand: bo
 
     config = SimpleNamespace(**{"_attn_implementation": "sdpa", **changes})
     assert _masks_by_hand(config) == by_hand
+
+
+def test_long_prompts_are_read_without_padding(monkeypatch: pytest.MonkeyPatch):
+    """Alone or with those of their length, so without a mask; short ones share a pass."""
+    from tdistill.models import in_place
+
+    seen = []
+    original = in_place.last_logits
+
+    def watched(lm: LanguageModel, ids: torch.Tensor, *rest: Any, **options: Any) -> Any:
+        seen.append((tuple(ids.shape), options["mask"] is not None))
+        return original(lm, ids, *rest, **options)
+
+    monkeypatch.setattr(in_place, "last_logits", watched)
+    prompts = [(3, 4), (5, 6, 7), *(tuple(range(i, i + 8)) for i in (2, 9)), tuple(range(3, 12))]
+    lm = tiny_lm()
+    with torch.no_grad():
+        together = InPlaceReader(lm, 5).begin(prompts)
+        assert seen == [((5, 9), True)]
+        seen.clear()
+        monkeypatch.setattr(in_place, "_LONG", 8)
+        apart = InPlaceReader(lm, 5).begin(prompts)
+    assert seen == [((2, 3), True), ((2, 8), False), ((1, 9), False)]
+    torch.testing.assert_close(apart, together, atol=2e-5, rtol=1e-4)
+
+
+def test_what_a_network_takes_is_not_looked_up_at_every_token(monkeypatch: pytest.MonkeyPatch):
+    from tdistill.models import reading
+
+    looked = []
+    original = reading.inspect.signature
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        looked.append(arguments)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(reading.inspect, "signature", watched)
+    lm = tiny_lm()
+    with torch.no_grad():
+        reader = InPlaceReader(lm, 2)
+        reader.begin([(3, 4), (5, 6)])
+        before = len(looked)
+        for _ in range(4):
+            reader.read(torch.tensor([7, 8]))
+    assert len(looked) == before <= 1

@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tdistill.report.findings import caveat, summary
 from tdistill.report.headline import headline
+from tdistill.report.page import render
 from tdistill.report.result import result_of
 
 EXAMPLE = (Path(__file__).parent / "metrics_example.json").read_text(encoding="utf-8")
@@ -65,3 +67,21 @@ def test_a_place_is_named_where_the_others_say_something_else():
     text = headline(result_of(plain))
     assert "better than SFT in Rouge-L (T = 1, nucleus)" in text
     assert "worse than SFT in Rouge-L (greedy)" in text
+
+
+def test_without_a_forward_kl_the_divergence_that_is_known_is_named():
+    plain: dict[str, Any] = json.loads(EXAMPLE.replace('"forward_kl', '"kl_with_rest'))
+    for row in plain["imitation"]:
+        row["metrics"]["forward_kl"] = None
+    plain["absent"] = {"forward_kl": "a list has a part; evaluation.teacher: local"}
+    result = result_of(plain)
+    usual = headline(result_of(json.loads(EXAMPLE)))
+    assert headline(result) == usual.replace("forward KL", "set-and-rest KL").replace(
+        "Forward KL", "Set-and-rest KL"
+    )
+    assert "Set-and-rest KL to the teacher is 2.31" in " ".join(summary(result))
+    assert caveat(result).endswith("since the teacher's weights were elsewhere: forward KL.")
+    assert "elsewhere" not in caveat(result_of(json.loads(EXAMPLE)))
+    page = render(result)
+    assert "<dt>Forward KL</dt><dd>a list has a part; evaluation.teacher: local</dd>" in page
+    assert "What was not measured" in page

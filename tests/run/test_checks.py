@@ -118,7 +118,8 @@ def test_room_is_asked_for_before_anything_is_sampled(
     recipe = read_recipe(finished.recipe)
     ground = Groundwork(recipe, tmp_path, lambda line: None)
     prompts = sum(map(len, ground.load_examples().values()))
-    need = planned_bytes(recipe, checks.student_parameters(ground), prompts)
+    size = ground.load_face().vocabulary_size
+    need = planned_bytes(recipe, checks.student_parameters(ground), prompts, size)
     for free, fits in ((need, True), (need - 1, False)):
         monkeypatch.setattr(checks, "free_bytes", lambda place, free=free: free)
         found = list(findings(checks.thorough_checks(ground, tmp_path)))
@@ -134,10 +135,10 @@ def test_the_planned_room_is_from_above(finished: Finished):
     assert 4 * parameters == pytest.approx(weights.stat().st_size, rel=0.2)
     taken = [f.stat().st_size for f in finished.folder.rglob("*.safetensors")]
     taken += [f.stat().st_size for f in finished.folder.rglob("*.arrow")]
-    planned = planned_bytes(recipe, parameters, 19)
+    planned = planned_bytes(recipe, parameters, 19, 64)
     assert sum(taken) < planned < 5 * sum(taken)
     fewer = replace(recipe, keep_models=False)
-    assert planned_bytes(fewer, parameters, 19) < planned
+    assert planned_bytes(fewer, parameters, 19, 64) < planned
 
 
 def test_of_a_world_that_is_not_made_the_doctor_says_so(

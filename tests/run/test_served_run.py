@@ -1,4 +1,4 @@
-"""Runs whose teacher is behind a server: its weights are not loaded until they are judged by."""
+"""Runs whose teacher is behind a server: its weights are not loaded at all."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 
 from pipeline import digest, write_world
-from serving import Server, serving, slow
+from serving import Server, failing, serving, slow
 from tdistill import cli
 from tdistill.errors import InvalidValueError
+from tdistill.evaluation.served import ABSENT
+from tdistill.models.language_model import save
 from tdistill.recipe import read_recipe
+from tdistill.report.result import read_result
 from tdistill.run import Run
 from tdistill.run.keys import stage_keys
 from tdistill.teacher.cache.manifest import read_manifest
@@ -155,12 +158,79 @@ def test_a_cache_without_normalisers_refuses_what_reads_them(
         Run(read_recipe(world, words), tmp_path / "two", str).groundwork.find_given()
 
 
+def test_rows_that_are_read_must_fit_with_a_token_more(
+    world: Path, tmp_path: Path, server: Server, capsys: pytest.CaptureFixture[str]
+):
+    words = ["rollouts", str(world), "--out", str(tmp_path / "out"), *served(server)]
+    longest = ["--evaluation.max_new_tokens", "128"]
+    assert cli.main([*words, *longest]) == 2
+    said = capsys.readouterr().err
+    assert "evaluation.max_new_tokens: expected rows of at most 128 tokens, all that tiny" in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def student(world: Path) -> list[str]:
+    """A student of its own, since the teacher's layers are not here."""
+    save(tiny_lm("llama", num_hidden_layers=2), world.parent / "student")
+    return ["--student.path", str(world.parent / "student"), "--student.layers", "null"]
+
+
 @pytest.mark.slow
-def test_a_whole_run_with_a_served_teacher(server: Server, tmp_path: Path):
-    """Trained on what the server gave; judged by the teacher itself, whose weights are here."""
-    recipe = write_world(tmp_path / "world")
-    out = tmp_path / "out"
-    assert cli.main(["run", str(recipe), "--out", str(out), *served(server)]) == 0
-    assert (out / "report.html").exists()
+def test_a_whole_run_without_the_teachers_weights(
+    server: Server, world: Path, student: list[str], tmp_path: Path
+):
+    """Against the same run judged by the weights, whose teacher samples what the server samples."""
+    out, local = tmp_path / "out", tmp_path / "local"
+    words = ["run", str(world), *student, *served(server), "--evaluation.sweep.temperatures"]
+    words += ["[0.5, 1.0]", "--evaluation.sweep.seeds", "1", "--evaluation.sweep.levels", "1"]
+    assert cli.main([*words, "--out", str(out)]) == 0
     assert (out / "student/model.safetensors").exists()
-    assert len(Cache(out / "cache").rows()) == 18
+    save(tiny_lm("llama", scale=3.0), world.parent / "teacher")
+    assert cli.main([*words, "--out", str(local), "--evaluation.teacher", "local"]) == 0
+    found, whole = read_result(out / "metrics.json"), read_result(local / "metrics.json")
+    assert set(found.absent) == set(ABSENT) and not whole.absent
+    assert "What was not measured" in (out / "report.html").read_text()
+    assert not (out / "unfinished/evaluation").exists()
+    for label in found.models:
+        for metric, decoding, off in (
+            ("teacher_nll", "greedy", 0.01),
+            ("rouge_l", "greedy", 1e-9),
+            ("response_tokens", "greedy", 1e-9),
+            ("leak", None, 0.005),
+            ("set_kl", None, 0.005),
+        ):
+            ours, theirs = (r.estimate(label, metric, decoding) for r in (found, whole))
+            assert ours is not None and theirs is not None
+            assert ours.mean == pytest.approx(theirs.mean, abs=off), (label, metric)
+        assert found.estimate(label, "forward_kl", None) is None
+        less, more = (
+            found.estimate(label, "kl_with_rest", None),
+            whole.estimate(label, "forward_kl", None),
+        )
+        assert less is not None and more is not None and less.mean < more.mean + 0.005
+    assert {x: len(points) for x, points in found.sweep.items()} == dict.fromkeys(found.models, 2)
+
+
+@pytest.mark.slow
+def test_a_server_that_goes_while_models_are_judged_ends_the_run_and_it_goes_on(
+    server: Server,
+    world: Path,
+    student: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+):
+    words = ["run", str(world), *student, *served(server), "--teacher.server.retries", "0"]
+    words += ["--out", str(tmp_path / "out")]
+    assert cli.main(["train", *words[1:]]) == 0
+    server.faults += [lambda request: None] * 12 + [failing(500)] * 90
+    try:
+        assert cli.main(words) == 2
+    finally:
+        server.faults.clear()
+    said = capsys.readouterr()
+    assert "found status 500" in said.err
+    assert "the others go on" not in said.out
+    assert list((tmp_path / "out/unfinished/evaluation").iterdir())
+    assert cli.main(words) == 0
+    assert not (tmp_path / "out/unfinished/evaluation").exists()

@@ -97,7 +97,7 @@ def test_what_lasts_ends_in_one_line_with_a_cure(
     with pytest.raises(ModelError, match=found) as error:
         roll(tmp_path, server, timeout=0.2, concurrency=1)
     text = str(error.value)
-    assert "at each of 3 tries; what has come stays: look after the server" in text
+    assert "at each of 3 tries; what is finished stays: look after the server" in text
     assert len(text.splitlines()) == 1
     assert not list((tmp_path / "cache").glob("*.arrow"))
 

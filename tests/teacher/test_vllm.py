@@ -22,8 +22,12 @@ import torch
 
 from recorded import served_lm
 from tdistill.errors import ModelError
+from tdistill.evaluation.policy import read_own_states
+from tdistill.evaluation.responses import respond
+from tdistill.evaluation.served import served_teacher
 from tdistill.evidence.evidence import Evidence
 from tdistill.evidence.rows import Row
+from tdistill.models.decoding import Decoding
 from tdistill.models.language_model import save, tokenizer_fingerprint
 from tdistill.teacher.cache.reader import Cache
 from tdistill.teacher.cache.verification import verify_cache
@@ -34,6 +38,7 @@ from tdistill.teacher.listing.teacher import ListingTeacher
 from tdistill.teacher.rollouts import collect_rollouts
 from tdistill.teacher.scoring import collect_scores
 from tdistill.teacher.source import LiveTeacher
+from tiny import tiny_lm
 
 BIN = os.environ.get("TDISTILL_VLLM")
 pytestmark = [
@@ -69,8 +74,8 @@ def url(model: Path) -> Iterator[str]:
         port = free.getsockname()[1]
     words = [f"{BIN}/vllm", "serve", str(model), "--served-model-name", "tiny"]
     words += ["--host", "127.0.0.1", "--port", str(port), *FLAGS, *LISTS]
-    log = (model.parent / "server.log").open("w")
-    process = subprocess.Popen(words, env=ENVIRONMENT, stdout=log, stderr=log)
+    with (model.parent / "server.log").open("w") as log:
+        process = subprocess.Popen(words, env=ENVIRONMENT, stdout=log, stderr=log)
     address = f"http://127.0.0.1:{port}"
     try:
         for _ in range(600):
@@ -159,6 +164,31 @@ def test_given_responses(url: str, tmp_path: Path):
 def test_every_stop_token_ends_a_response(url: str, tmp_path: Path):
     rows = roll(tmp_path, listing(url, tmp_path, end_ids=tuple(range(64)))).rows()
     assert {(len(row.response_ids), row.ended) for row in rows} == {(1, True)}
+
+
+def test_it_judges_and_answers_as_the_model_at_hand(url: str, tmp_path: Path):
+    asked, student = served_teacher(served_lm(), listing(url, tmp_path), set_top_p=0.8), tiny_lm()
+    sizes: dict[str, Any] = {"seeds": 2, "max_new_tokens": 8, "batch_size": 8}
+    greedy = Decoding(greedy=True)
+    found = respond(asked, PROMPTS, greedy, **sizes)
+    assert found.responses == respond(served_lm(), PROMPTS, greedy, **sizes).responses
+    sharp = Decoding(temperature=0.1, sampling_top_p=0.9)
+    drawn = respond(asked, PROMPTS, sharp, **sizes)
+    rows = [
+        Row(prompt, response.ids, response.ended)
+        for round_ in drawn.responses
+        for prompt, response in zip(PROMPTS, round_, strict=True)
+    ]
+    passes: dict[str, Any] = {"vocabulary_size": 64, "batch_size": 4}
+    by_lists = read_own_states(rows, sharp, student, asked, **passes)
+    at_hand = read_own_states(rows, sharp, student, served_lm(), **passes)
+    off = abs(by_lists.total("teacher_log_prob") - at_hand.total("teacher_log_prob"))
+    assert (off <= 2.0**-6 * by_lists.tokens).all()
+    assert (by_lists.total("kl_with_rest") <= at_hand.total("forward_kl") + 0.05).all()
+    # What was drawn is as likely under the sharpened policy as draws from it are.
+    own = read_own_states(rows, sharp, served_lm(), asked, **passes)
+    likely = own.total("drawn_reverse_kl") + own.total("teacher_log_prob")
+    assert abs(likely.sum() + own.total("entropy").sum()) < 0.5 * own.tokens.sum()
 
 
 def test_the_offline_engine(model: Path, tmp_path: Path):

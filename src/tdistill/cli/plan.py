@@ -65,7 +65,8 @@ def plan(words: list[str]) -> int:
     from tdistill.planning.scale import Known
     from tdistill.run.outlook import job_in, known_of
 
-    stated = Known(**(options.numbers or {}), rates=options.rates or {})
+    numbers: dict[str, Any] = options.numbers or {}
+    stated = Known(**numbers, rates=options.rates or {})
     known = stated.over(known_of(recipe, out))
     device = options.device or device_here()
     job = job_in(recipe, out, known, device=device, processes=options.devices)

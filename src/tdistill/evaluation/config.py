@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Literal
 
 from tdistill.checks import check, check_at_least
 from tdistill.evaluation.verifier import load_verifier
@@ -48,7 +49,11 @@ class EvaluationConfig:
     seeds: int = 5  # generation seeds of every decoding that samples
     max_new_tokens: int = 256
     batch_size: int = 32
+    tf32: bool = False  # float32 models on CUDA multiply in TF32: faster, .01 nats less exact
     rollouts_per_prompt: int = 1  # held-out teacher rollouts for the forward KL
+    # Who has the teacher: as teacher.backend says, or transformers in this process (local), which
+    # also gives what a list of likeliest tokens cannot.
+    teacher: Literal["auto", "local"] = "auto"
     set_top_p: float = 0.8  # set off which mass counts as leak
     tuned_models: tuple[str, ...] = ("start",)  # rows that also get their best temperature
     tuned_temperatures: tuple[float, ...] = (0.3, 0.5, 0.7, 1.0)  # chosen from, on data.valid

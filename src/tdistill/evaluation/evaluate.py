@@ -18,10 +18,10 @@ from tdistill.evaluation.responses import (
     score_responses,
     text_of,
 )
+from tdistill.evaluation.served import AnyModel, ServedTeacher
 from tdistill.evaluation.tasks import judge_by_tasks
 from tdistill.evaluation.verifier import Verifier, load_verifier
 from tdistill.models.decoding import Decoding
-from tdistill.models.language_model import LanguageModel
 from tdistill.progress import Progress
 
 TEACHER_RESPONSES = ""
@@ -33,7 +33,7 @@ class Exam:
     """What every model is judged on.
 
     Attributes:
-        teacher: whose likelihood is reported.
+        teacher: whose likelihood is reported; at hand or served.
         test: prompts never seen in training, with references.
         valid: prompts on which a temperature may be chosen; never the test prompts.
         held_out: teacher responses to the test prompts.
@@ -41,7 +41,7 @@ class Exam:
         vocabulary_size: tokens shared by all.
     """
 
-    teacher: LanguageModel
+    teacher: AnyModel
     test: Sequence[Example]
     valid: Sequence[Example]
     held_out: HeldOut
@@ -55,7 +55,7 @@ class Exam:
 
     def ask(
         self,
-        model: LanguageModel,
+        model: AnyModel,
         decoding: Decoding,
         *,
         seeds: int,
@@ -72,7 +72,7 @@ class Exam:
             on_batch=on_batch,
         )
 
-    def score(self, made: Responses, model: LanguageModel) -> dict[str, Sample | None]:
+    def score(self, made: Responses, model: AnyModel) -> dict[str, Sample | None]:
         """The metrics of :func:`score_responses` of what a model was asked."""
         return score_responses(
             made,
@@ -85,7 +85,7 @@ class Exam:
         )
 
 
-def judge(label: str, model: LanguageModel, exam: Exam) -> dict[str, Any]:
+def judge(label: str, model: AnyModel, exam: Exam) -> dict[str, Any]:
     """All numbers of one model, as plain values.
 
     Args:
@@ -103,7 +103,9 @@ def judge(label: str, model: LanguageModel, exam: Exam) -> dict[str, Any]:
         decodings["tuned"] = Decoding(temperature=tuned_temperature(label, model, exam))
     total = sum(1 if d.greedy else config.seeds for d in decodings.values()) * len(exam.test)
     bar = Progress(f"evaluate {label}", total, "responses")
-    imitated = imitation(model, exam.held_out) | judge_by_tasks(model, config)
+    imitated = imitation(model, exam.held_out)
+    if not isinstance(model, ServedTeacher):  # the harness reads weights
+        imitated |= judge_by_tasks(model, config)
     scores, samples, per_prompt = [], [], {}
     for name, decoding in decodings.items():
 
@@ -111,7 +113,7 @@ def judge(label: str, model: LanguageModel, exam: Exam) -> dict[str, Any]:
             bar.advance(done, name)
 
         made = exam.ask(model, decoding, seeds=config.seeds, on_batch=show)
-        metrics = _measure(made, model, exam, imitated["forward_kl"])
+        metrics = _measure(made, model, exam, imitated.get("forward_kl"))
         if decoding.greedy or not samples:
             samples = [text_of(model, r) for r in made.responses[0][: config.samples]]
         per_prompt[name] = _samples(metrics)
@@ -127,25 +129,26 @@ def judge(label: str, model: LanguageModel, exam: Exam) -> dict[str, Any]:
             }
         )
     bar.close()
-    own = {"model": label, "metrics": _plain(imitated)}
+    own = {"model": label, "metrics": {"forward_kl": None} | _plain(imitated)}
     per_prompt[TEACHER_RESPONSES] = _samples(imitated)
     return {"scores": scores, "imitation": own, "samples": samples, "per_prompt": per_prompt}
 
 
 def _measure(
-    made: Responses, model: LanguageModel, exam: Exam, on_teacher: Sample
+    made: Responses, model: AnyModel, exam: Exam, on_teacher: Sample | None
 ) -> dict[str, Sample | None]:
     """All metrics of some responses; ``on_teacher`` is the forward KL on the teacher's."""
     found = exam.score(made, model)
     verdicts = None if exam.verifier is None else found[exam.verifier.metric]
     if verdicts is not None and not made.decoding.greedy:
         found |= pass_metrics(verdicts, exam.config.pass_k)
-    own = found["own_forward_kl"]
-    assert own is not None
-    return found | {"exposure_bias": exposure_bias(own, exam.test, on_teacher, exam.held_out)}
+    own, bias = found["own_forward_kl"], None
+    if own is not None and on_teacher is not None:
+        bias = exposure_bias(own, exam.test, on_teacher, exam.held_out)
+    return found | {"exposure_bias": bias}
 
 
-def tuned_temperature(label: str, model: LanguageModel, exam: Exam) -> float:
+def tuned_temperature(label: str, model: AnyModel, exam: Exam) -> float:
     """The temperature with the best responses to the validation prompts: see `quality`."""
     config, best = exam.config, (float("-inf"), 1.0)
     rounds = len(config.tuned_temperatures) * config.seeds

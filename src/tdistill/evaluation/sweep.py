@@ -11,12 +11,12 @@ from tdistill.evaluation.evaluate import Exam
 from tdistill.evaluation.intervals import Sample
 from tdistill.evaluation.places import is_of_place
 from tdistill.evaluation.responses import Responses, text_of
+from tdistill.evaluation.served import AnyModel
 from tdistill.models.decoding import Decoding
-from tdistill.models.language_model import LanguageModel
 from tdistill.progress import Progress
 
 
-def sweep(label: str, model: LanguageModel, exam: Exam) -> list[dict[str, Any]]:
+def sweep(label: str, model: AnyModel, exam: Exam) -> list[dict[str, Any]]:
     """A model sampled at each temperature on the test prompts; nothing where none is configured.
 
     Args:
@@ -47,7 +47,7 @@ def sweep(label: str, model: LanguageModel, exam: Exam) -> list[dict[str, Any]]:
     return points
 
 
-def _measured(made: Responses, model: LanguageModel, exam: Exam) -> dict[str, Any]:
+def _measured(made: Responses, model: AnyModel, exam: Exam) -> dict[str, Any]:
     metrics = exam.score(made, model)
     words = [[words_of(text_of(model, r)) for r in round_] for round_ in made.responses]
     if len(words) > 1:

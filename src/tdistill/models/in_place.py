@@ -24,6 +24,7 @@ from tdistill.models.reading import PromptTokens, last_logits, left_padded
 _SPARE = 64  # columns between two moves of a buffer: a move costs less than 2% of a step's reading
 _GROWTH = 4  # or this part of the columns in use: what is moved grows with the tokens, not squared
 _TOKENS = 4096  # prompt tokens of one forward pass, padding included: bounds its memory
+_LONG = 1024  # tokens of a prompt that fills a device alone: kernels without a mask read it
 
 
 @dataclass
@@ -247,12 +248,17 @@ def _masks_by_hand(config: Any) -> bool:
 
 
 def _chunks(runs: Sequence[tuple[PromptTokens, int]]) -> Iterator[list[tuple[PromptTokens, int]]]:
-    """Runs whose prompts are read in one forward pass."""
+    """Runs whose prompts are read in one forward pass.
+
+    Long ones of several lengths are not read together: padding would need a mask, with which Flash
+    kernels do not work.
+    """
     chunk: list[tuple[PromptTokens, int]] = []
     width = 0
     for prompt, count in runs:
+        padded = chunk and max(width, len(prompt)) >= _LONG and len(prompt) != width
         width = max(width, len(prompt))
-        if chunk and width * (len(chunk) + 1) > _TOKENS:
+        if padded or (chunk and width * (len(chunk) + 1) > _TOKENS):
             yield chunk
             chunk, width = [], len(prompt)
         chunk.append((prompt, count))

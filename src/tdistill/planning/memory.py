@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import astuple, dataclass, fields
 
 from tdistill.models.weights import FLOAT32 as IN_FLOAT32
@@ -86,6 +85,13 @@ class Job:
             return 0.0
         parts = config.vllm.devices if config.backend == "vllm" else 1
         return self.teacher.weight_bytes(config.weights, self.device) / parts
+
+    @property
+    def judge_bytes(self) -> float:
+        """Of the teacher's weights that models are judged by, where those are in this process."""
+        if self.recipe.judges_at_hand:
+            return self.teacher.weight_bytes(self.recipe.teacher.weights, self.device)
+        return self.teacher_bytes
 
     @property
     def student_bytes(self) -> float:
@@ -252,7 +258,10 @@ def critic_bytes(student: Network, config: CriticConfig) -> float:
 
 
 def judging_memory(job: Job) -> Memory:
-    """Of judging one model beside the teacher: it responds, then both read its responses."""
+    """Of judging one model beside the teacher: it responds, then both read its responses.
+
+    A served teacher reads them where it is.
+    """
     config, scale = job.recipe.evaluation, job.scale
     longest = scale.longest_prompt + config.max_new_tokens
     responses = sum(1 if d.greedy else config.seeds for d in config.decodings.values())
@@ -261,8 +270,9 @@ def judging_memory(job: Job) -> Memory:
     each = max(1 if d.greedy else config.seeds for d in config.decodings.values())
     together = max(1, min(-(-rows // each), _PREFILLED // scale.longest_prompt))
     kept = scale.test_prompts * config.rollouts_per_prompt * scale.response_tokens * teacher.hidden
-    common = {"weights": job.teacher_bytes + job.student_bytes}
-    held = kept * job.teacher_itemsize
+    here = float(job.recipe.judges_at_hand)
+    common = {"weights": job.judge_bytes + job.student_bytes}
+    held = here * kept * job.teacher_itemsize
     sampling = Memory(
         **common,
         activations=held + reading_bytes(student, together, scale.longest_prompt),
@@ -273,10 +283,10 @@ def judging_memory(job: Job) -> Memory:
         ),
         logits=_DRAWN * rows * student.vocabulary * FLOAT32,
     )
-    states = rows * config.max_new_tokens * (student.hidden + teacher.hidden) * FLOAT32
+    states = rows * config.max_new_tokens * (student.hidden + here * teacher.hidden) * FLOAT32
     pass_ = max(
         reading_bytes(student, rows, longest),
-        reading_bytes(teacher, rows, longest, itemsize=job.teacher_itemsize),
+        here * reading_bytes(teacher, rows, longest, itemsize=job.teacher_itemsize),
     )
     reading = Memory(
         **common,
@@ -289,9 +299,3 @@ def judging_memory(job: Job) -> Memory:
 def largest(found: list[Memory]) -> Memory:
     """The one that needs most."""
     return max(found, key=lambda memory: memory.total, default=Memory())
-
-
-def shards_of(job: Job) -> int:
-    """Files of the cache of training."""
-    config = job.recipe.rollouts
-    return math.ceil(job.scale.prompts * config.n / (config.batch_size * config.batches_per_shard))

@@ -21,13 +21,13 @@ from tdistill.planning.memory import (
     judging_memory,
     largest,
     sampling_memory,
-    shards_of,
     training_memory,
 )
 from tdistill.planning.networks import networks_of
 from tdistill.planning.scale import Known, scale_of
 from tdistill.planning.work import Kind, Work, work_of
 from tdistill.recipe import Recipe, named_paths
+from tdistill.teacher.config import RolloutConfig
 from tdistill.training.objectives import SFT
 
 _STRATEGIES: tuple[Strategy, ...] = ("DDP", "ZeRO-2", "FSDP2", "ZeRO-3")
@@ -169,15 +169,48 @@ def _chosen(strategies: Mapping[Strategy, Memory], job: Job) -> Strategy:
 
 def _cache(job: Job) -> tuple[float, float]:
     """Bytes of a step, and of the cache of training."""
-    scale, capture, config = job.scale, job.recipe.rollouts.capture, job.recipe.rollouts
-    rows, vocabulary = scale.prompts * config.n, job.teacher.vocabulary
-    steps = rows * scale.response_tokens
+    scale, config = job.scale, job.recipe.rollouts
+    steps = scale.prompts * config.n * scale.response_tokens
     if scale.step_bytes is not None:
         return scale.step_bytes, steps * scale.step_bytes
-    each = formulas.step_bytes(scale.set_size, vocabulary, tail_tokens=capture.tail_samples)
-    prompt = scale.prompt_tokens * formulas.token_bytes(vocabulary) / config.n
-    whole = formulas.cache_bytes(rows, steps, each, prompt_bytes=prompt, shards=shards_of(job))
+    whole = evidence_bytes(
+        config,
+        job.teacher.vocabulary,
+        prompts=scale.prompts,
+        prompt_tokens=scale.prompt_tokens,
+        response_tokens=scale.response_tokens,
+        set_size=scale.set_size,
+    )
     return whole / max(steps, 1), whole
+
+
+def evidence_bytes(
+    config: RolloutConfig,
+    vocabulary: int,
+    *,
+    prompts: int,
+    prompt_tokens: float,
+    response_tokens: float,
+    set_size: float,
+) -> float:
+    """Bytes of the cache that rollouts fill.
+
+    Args:
+        config: of the rollouts.
+        vocabulary: of the teacher.
+        prompts: that are responded to.
+        prompt_tokens: of one, in the mean; likewise ``response_tokens``.
+        set_size: members of a set, in the mean.
+    """
+    rows = prompts * config.n
+    each = formulas.step_bytes(set_size, vocabulary, tail_tokens=config.capture.tail_samples)
+    return formulas.cache_bytes(
+        rows,
+        rows * response_tokens,
+        each,
+        prompt_bytes=prompt_tokens * formulas.token_bytes(vocabulary) / config.n,
+        shards=math.ceil(rows / (config.batch_size * config.batches_per_shard)),
+    )
 
 
 def _memory(job: Job, strategy: Strategy) -> dict[str, Memory]:

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from tdistill.report.measures import model_name
 from tdistill.report.result import START, TEACHER, Result
 from tdistill.report.svg import ACCENT, INK, MUTED, SERIES, css_variable
-from tdistill.report.tables import families
+from tdistill.report.tables import divergence_metric, families
 
 MOST_AT_FIRST = 6
-_METRIC = "forward_kl"
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ def choices(result: Result) -> dict[str, list[Choice]]:
 def first_shown(result: Result) -> list[str]:
     """All models, or of many: teacher, start, distilled, baseline, then the best of each family.
 
-    The best has the lowest mean forward KL; of many families the first ones have theirs shown.
+    The best has the lowest mean divergence; of many families the first ones have theirs shown.
     """
     if len(result.objectives) <= MOST_AT_FIRST:
         return result.models
@@ -70,7 +69,7 @@ def first_shown(result: Result) -> list[str]:
 
 def _best(result: Result, labels: Iterable[str]) -> str:
     def size(label: str) -> float:
-        estimate = result.estimate(label, _METRIC, None)
+        estimate = result.estimate(label, divergence_metric(result), None)
         return float("inf") if estimate is None else estimate.mean
 
     return min(labels, key=size)

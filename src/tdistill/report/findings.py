@@ -8,6 +8,7 @@ from tdistill.report.measures import (
     count,
     decoding_phrase,
     in_order,
+    in_sentence,
     interval,
     listed,
     measure,
@@ -16,7 +17,7 @@ from tdistill.report.measures import (
     verdict,
 )
 from tdistill.report.result import SAMPLED, START, TEACHER, TUNED, Estimate, Result
-from tdistill.report.tables import quality_metric, table_columns
+from tdistill.report.tables import divergence_metric, quality_metric, table_columns
 
 SHARED_DECODINGS = ["greedy", "sample", "nucleus"]
 
@@ -54,8 +55,21 @@ def caveat(result: Result) -> str:
     return (
         f"{seeds} Models are ranked by their difference on the same prompts and seeds: only where "
         "its interval is without 0. One interval in twenty misses by chance: of many marks, some "
-        "will be wrong."
+        f"will be wrong.{_absent(result)}"
     )
+
+
+def _absent(result: Result) -> str:
+    measured = {
+        name
+        for row in (*result.scores, *result.imitation)
+        for name, found in row.metrics.items()
+        if found is not None
+    }
+    names = [in_sentence(measure(x).title) for x in result.absent if x not in measured]
+    if not names:
+        return ""
+    return f" Not measured, since the teacher's weights were elsewhere: {', '.join(names)}."
 
 
 def _many(size: int, what: str) -> str:
@@ -81,9 +95,10 @@ def _sizes(result: Result) -> str:
 
 
 def _from_start(result: Result) -> str:
-    before = result.estimate(START, "forward_kl", None)
-    after = result.estimate(result.distilled, "forward_kl", None)
-    difference = against(result, START, "forward_kl", None)
+    metric = divergence_metric(result)
+    before = result.estimate(START, metric, None)
+    after = result.estimate(result.distilled, metric, None)
+    difference = against(result, START, metric, None)
     if before is None or after is None or difference is None:
         return ""
     tail = {
@@ -91,11 +106,11 @@ def _from_start(result: Result) -> str:
         "worse": "it rose",
         "even": "not told apart",
         "": "no interval to compare by",
-    }[verdict(difference, measure("forward_kl"))]
+    }[verdict(difference, measure(metric))]
     return (
-        f"Forward KL to the teacher is {number(before.mean, 2)} {interval(before, 2)} nats a step "
-        f"at the start and {number(after.mean, 2)} {interval(after, 2)} after "
-        f"{model_name(result.distilled)}; {tail}{_by(difference, 2)}."
+        f"{measure(metric).title} to the teacher is {number(before.mean, 2)} "
+        f"{interval(before, 2)} nats a step at the start and {number(after.mean, 2)} "
+        f"{interval(after, 2)} after {model_name(result.distilled)}; {tail}{_by(difference, 2)}."
     )
 
 
@@ -112,7 +127,7 @@ def _against_the_others(result: Result) -> list[str]:
     """
     outcomes: dict[tuple[str, str], list[str]] = {}
     for metric, decoding in [
-        ("forward_kl", None),
+        (divergence_metric(result), None),
         *((quality_metric(result), d) for d in in_order(result.decodings, SHARED_DECODINGS)),
     ]:
         outcome = _outcome(result, metric, decoding)
@@ -133,8 +148,9 @@ def _places(phrases: list[str]) -> str:
 
 def _outcome(result: Result, metric: str, decoding: str | None) -> str:
     """What one measure says, in words; empty where it compares nothing."""
-    # The start is dealt with by its own sentence where forward KL is concerned.
-    skipped = {TEACHER, result.distilled} | ({START} if metric == "forward_kl" else set())
+    # The start is dealt with by its own sentence where the divergence is concerned.
+    told = {START} if metric == divergence_metric(result) else set()
+    skipped = {TEACHER, result.distilled} | told
     groups: dict[str, list[str]] = {}
     for label in result.models:
         if label not in skipped:

@@ -8,6 +8,7 @@ from tdistill.report.findings import SHARED_DECODINGS, against
 from tdistill.report.measures import (
     count,
     in_order,
+    in_sentence,
     listed,
     measure,
     model_name,
@@ -15,9 +16,14 @@ from tdistill.report.measures import (
     verdict,
 )
 from tdistill.report.result import START, TEACHER, Result
-from tdistill.report.tables import VERDICTS, Column, quality_metric, table_columns
+from tdistill.report.tables import (
+    VERDICTS,
+    Column,
+    divergence_metric,
+    quality_metric,
+    table_columns,
+)
 
-_KL = Column("forward_kl")
 _UNDECIDED = {"even": "not told apart", "": "without an interval, not a ranking"}
 
 
@@ -29,6 +35,10 @@ def headline(result: Result) -> str:
     right = _right(result)
     led = [right, _moved(result)] if right else [_closer(result)]
     return "; ".join(x for x in [*led, _gained(result), _lost(result), _missing(result)] if x)
+
+
+def _kl(result: Result) -> Column:
+    return Column(divergence_metric(result))
 
 
 def _right(result: Result) -> str:
@@ -49,23 +59,26 @@ def _right(result: Result) -> str:
 
 def _moved(result: Result) -> str:
     """What became of the forward KL, in few words."""
-    ends, found = _from_to(result, _KL), _against(result, START, _KL)
+    kl = _kl(result)
+    ends, found = _from_to(result, kl), _against(result, START, kl)
+    name = in_sentence(kl.title)
     moved = {"better": "falls", "worse": "rises"}.get(found)
-    return f"forward KL {moved} from {ends[0]} to {ends[1]} nats a step" if ends and moved else ""
+    return f"{name} {moved} from {ends[0]} to {ends[1]} nats a step" if ends and moved else ""
 
 
 def _closer(result: Result) -> str:
     teacher, student = (count(result.parameters[x]) for x in (TEACHER, result.distilled))
-    ends = _from_to(result, _KL)
+    kl = _kl(result)
+    ends = _from_to(result, kl)
     if ends is None:
         return f"A {student}-parameter student of a {teacher}-parameter teacher"
-    name, (a, b), found = model_name(result.distilled), ends, _against(result, START, _KL)
+    name, (a, b), found = model_name(result.distilled), ends, _against(result, START, kl)
     if found in ("better", "worse"):
         moved = "lowers" if found == "better" else "raises"
-        whose = f"the forward KL of a {student} student to its {teacher} teacher"
+        whose = f"the {in_sentence(kl.title)} of a {student} student to its {teacher} teacher"
         return f"{name} {moved} {whose} from {a} to {b} nats a step"
     return (
-        f"Forward KL to the teacher: {a} nats a step before {name}, {b} after; {_UNDECIDED[found]}"
+        f"{kl.title} to the teacher: {a} nats a step before {name}, {b} after; {_UNDECIDED[found]}"
     )
 
 
@@ -89,8 +102,8 @@ def _gained(result: Result) -> str:
 def _lost(result: Result) -> str:
     """Measures of the table in which the student is worse than the start, or than the baseline."""
     columns = table_columns(result)
-    # The title's first part says already how the forward KL stands to the start.
-    others = {START: [c for c in columns if c != _KL], result.baseline: columns}
+    # The title's first part says already how the divergence stands to the start.
+    others = {START: [c for c in columns if c != _kl(result)], result.baseline: columns}
     return _compared(result, "worse", others)
 
 

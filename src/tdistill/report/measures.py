@@ -41,6 +41,15 @@ MEASURES = {
         "The same divergence between teacher and student, both normalised on the teacher's "
         "top-p set.",
     ),
+    "kl_with_rest": Measure(
+        "Set-and-rest KL",
+        "nats/step",
+        -1,
+        2,
+        "KL divergence from teacher to student on the members of the teacher's top-p set and one "
+        "outcome for all other tokens, exact, on held-out teacher responses: at most the forward "
+        "KL, and known from a list of likeliest tokens.",
+    ),
     "leak": Measure(
         "Leak", "share", -1, 3, "Share of the student's probability off the teacher's top-p set."
     ),
@@ -86,6 +95,28 @@ MEASURES = {
         -1,
         2,
         "Forward KL, exact, at the states of the model's own responses.",
+    ),
+    "drawn_reverse_kl": Measure(
+        "Reverse KL, drawn",
+        "nats/token",
+        -1,
+        2,
+        "Log-probability of a model's own samples under the policy that drew them, less that under "
+        "the teacher: the reverse KL without bias, but with the noise of the tokens drawn.",
+    ),
+    "drawn_sequence_reverse_kl": Measure(
+        "Sequence reverse KL, drawn",
+        "nats/response",
+        -1,
+        1,
+        "The same, summed over the response.",
+    ),
+    "own_kl_with_rest": Measure(
+        "Set-and-rest KL on own prefixes",
+        "nats/step",
+        -1,
+        2,
+        "Set-and-rest KL at the states of the model's own responses.",
     ),
     "exposure_bias": Measure(
         "Exposure bias",
@@ -203,6 +234,16 @@ def in_order(found: Iterable[str], order: Sequence[str]) -> list[str]:
     """Distinct entries, those of ``order`` first and in that order, then the others as found."""
     seen = dict.fromkeys(found)
     return [x for x in order if x in seen] + [x for x in seen if x not in order]
+
+
+def in_sentence(title: str) -> str:
+    """A title as a part of a sentence.
+
+    Example:
+        >>> in_sentence("Forward KL")
+        'forward KL'
+    """
+    return title[:1].lower() + title[1:]
 
 
 def verdict(difference: Estimate | None, what: Measure) -> str:

@@ -113,6 +113,7 @@ def render(result: Result) -> str:
             full=full_table(result),
             sweep=_sweep(result) if result.sweep else None,
             meanings=_meanings(result),
+            absent=[Fact(measure(name).title, why) for name, why in result.absent.items()],
             choices=choices(result),
             downloads=downloads(result),
             curves=learning_curves(result),

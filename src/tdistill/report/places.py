@@ -1,4 +1,4 @@
-"""Forward KL along the response, on own prefixes and on the teacher's: exposure bias, drawn."""
+"""The divergence along the response, on own prefixes and on the teacher's: exposure bias, drawn."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tdistill.evaluation.places import last_step
 from tdistill.report.choice import numbers
 from tdistill.report.curves import Curves
 from tdistill.report.figures import WIDTH, Drawn
-from tdistill.report.measures import model_name
+from tdistill.report.measures import measure, model_name
 from tdistill.report.measures import number as decimal
 from tdistill.report.result import SAMPLED, Estimate, Estimates, Result
 from tdistill.report.svg import (
@@ -21,27 +21,27 @@ from tdistill.report.svg import (
     plain_numbers,
     to_svg,
 )
+from tdistill.report.tables import divergence_metric
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
 
-_TITLE = "Forward KL along the response"
 Line = list[tuple[int, Estimate]]
 
 
 def places(result: Result) -> Curves | None:
     """A panel for all objectives; None where nothing was measured."""
-    decodings = result.decodings
+    decodings, metric = result.decodings, divergence_metric(result)
     decoding = SAMPLED if SAMPLED in decodings else next(iter(decodings), "")
     own = {score.model: score.metrics for score in result.scores if score.decoding == decoding}
     given = {row.model: row.metrics for row in result.imitation}
     lines = {
-        x: (_line(own.get(x, {}), "own_forward_kl"), _line(given.get(x, {}), "forward_kl"))
+        x: (_line(own.get(x, {}), f"own_{metric}"), _line(given.get(x, {}), metric))
         for x in result.objectives
     }
     shown = {x: pair for x, pair in lines.items() if len(pair[0]) > 1}
-    return Curves(list(shown), [_panel(shown, numbers(result))], []) if shown else None
+    return Curves(list(shown), [_panel(metric, shown, numbers(result))], []) if shown else None
 
 
 def _line(metrics: Estimates, metric: str) -> Line:
@@ -49,8 +49,8 @@ def _line(metrics: Estimates, metric: str) -> Line:
     return sorted((step, e) for step, e in found if step is not None and e is not None)
 
 
-def _panel(lines: Mapping[str, tuple[Line, Line]], number: Mapping[str, int]) -> Drawn:
-    words = []
+def _panel(metric: str, lines: Mapping[str, tuple[Line, Line]], number: Mapping[str, int]) -> Drawn:
+    words, title = [], f"{measure(metric).title} along the response"
     with drawing(WIDTH, 2.5) as (figure, axes):
         figure.subplots_adjust(0.135, 0.18, 0.975, 0.97)
         for label, (own, given) in lines.items():
@@ -67,7 +67,7 @@ def _panel(lines: Mapping[str, tuple[Line, Line]], number: Mapping[str, int]) ->
         axes.set_ylim(bottom=0.0)
         axes.set_xlabel("up to step", color=MUTED, labelpad=1)
         plain_numbers(axes, which="y")
-        return Drawn(_TITLE, "nats/step", to_svg(figure, "places-0", _TITLE, "; ".join(words)))
+        return Drawn(title, "nats/step", to_svg(figure, "places-0", title, "; ".join(words)))
 
 
 def _drawn(axes: Axes, own: Line, given: Line, colour: str) -> list[Artist]:

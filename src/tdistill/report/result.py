@@ -239,6 +239,7 @@ class Result:
         layers: which of the teacher's the student began with, and why; empty for a checkpoint.
         sweep: every model at every temperature, the lowest first; empty where none was asked for.
         matched: differences to the baseline at the same values of each variable.
+        absent: why, by measure, for those that this teacher could not be asked for.
     """
 
     format: int
@@ -266,6 +267,7 @@ class Result:
     value_traces: list[ValueTrace]
     layers: dict[str, Any] = field(default_factory=dict)
     warnings: dict[str, list[str]] = field(default_factory=dict)
+    absent: dict[str, str] = field(default_factory=dict)
 
     @property
     def models(self) -> list[str]:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _PLACES = {"greedy": "greedy", "sample": "T = 1", "nucleus": "nucleus"}
 _SHORT = {
     "forward_kl": "KL",
+    "kl_with_rest": "KL+rest",
     "set_kl": "set KL",
     "rouge_l": "Rouge",
     "exact_match": "exact",
@@ -132,7 +133,7 @@ def table_columns(result: Result) -> list[Column]:
     Columns in which no model has a number are left out.
     """
     decodings = in_order(result.decodings, list(DECODINGS))
-    wanted = [Column(name) for name in ("forward_kl", "leak", "set_kl")]
+    wanted = [Column(name) for name in ("forward_kl", "kl_with_rest", "leak", "set_kl")]
     metrics = ("rouge_l", *VERDICTS, "teacher_nll")
     wanted += [Column(name, d) for name in metrics for d in decodings]
     wanted += [Column(name) for name in task_metrics(result)]
@@ -147,6 +148,12 @@ def task_metrics(result: Result) -> list[str]:
     """The metrics of tasks, in their order."""
     found = (name for row in result.imitation for name in row.metrics)
     return [name for name in dict.fromkeys(found) if name.startswith((HIGHER, LOWER))]
+
+
+def divergence_metric(result: Result) -> str:
+    """What tells how far a student is from its teacher: the forward KL where it is known."""
+    known = any(result.estimate(x, "forward_kl", None) for x in result.models)
+    return "forward_kl" if known or not result.absent else "kl_with_rest"
 
 
 def quality_metric(result: Result) -> str:

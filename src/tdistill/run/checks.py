@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
 from tdistill.checks import check
+from tdistill.data import Example
 from tdistill.data.config import AUTO
 from tdistill.data.sources import matching_paths
 from tdistill.errors import InvalidValueError, StorageError, TdistillError
@@ -32,6 +33,8 @@ from tdistill.models.head_form import head_form
 from tdistill.models.language_model import load_config
 from tdistill.models.readers import open_reader
 from tdistill.models.row_trials import check_reading
+from tdistill.planning.plan import evidence_bytes
+from tdistill.planning.scale import assumed_set_size
 from tdistill.processes import process_count
 from tdistill.recipe import Recipe, placed
 from tdistill.run.folders import world_folder
@@ -45,7 +48,6 @@ Level = Literal["fine", "doubtful", "wrong"]
 _USES = {"train": "train on", "valid": "choose on", "test": "judge on"}
 _BYTES_PER_WEIGHT = 4
 _CHECKPOINTS = 2 * 3  # two of them, each with the weights and both moments of Adam
-_BYTES_PER_STEP = 64  # of a cache: a guess on the safe side, README has measured ones
 
 
 @dataclass(frozen=True)
@@ -258,8 +260,14 @@ def _teacher(ground: Groundwork) -> str:
 
 def _engine(ground: Groundwork) -> str:
     """Asks who has the teacher for what a run will ask for."""
-    prompts = [e.prompt_ids for rows in ground.load_examples().values() for e in rows]
-    return ground.check_engine(max(map(len, prompts), default=1))
+    longest = {split: _longest(rows) for split, rows in ground.load_examples().items()}
+    asked = max(longest[split] for split in ("test", "valid"))  # a temperature is chosen on these
+    return ground.check_engine(max(longest.values()), asked)
+
+
+def _longest(examples: Sequence[Example]) -> int:
+    """Tokens of the longest prompt."""
+    return max((len(example.prompt_ids) for example in examples), default=1)
 
 
 def _student(ground: Groundwork) -> str:
@@ -289,7 +297,8 @@ def student_parameters(ground: Groundwork) -> int:
 
 def _room(ground: Groundwork, folder: Path) -> str:
     prompts = sum(len(found) for found in ground.load_examples().values())
-    need = planned_bytes(ground.recipe, student_parameters(ground), prompts)
+    vocabulary = ground.load_face().vocabulary_size
+    need = planned_bytes(ground.recipe, student_parameters(ground), prompts, vocabulary)
     free = free_bytes(folder)
     if need > free:
         raise StorageError(
@@ -300,15 +309,26 @@ def _room(ground: Groundwork, folder: Path) -> str:
     return f"about {need / 1e9:.2f} GB of {free / 1e9:.1f} GB free"
 
 
-def planned_bytes(recipe: Recipe, parameters: int, prompts: int) -> int:
+def planned_bytes(recipe: Recipe, parameters: int, prompts: int, vocabulary: int) -> int:
     """Room on the disk that a run asks for, from above: caches, models, checkpoints.
+
+    All prompts and responses are taken to be as long as they may be, and no set to be larger than
+    those of a small teacher.
 
     Args:
         recipe: what is to be done.
         parameters: of the student.
         prompts: to sample from.
+        vocabulary: of the teacher.
     """
-    steps = prompts * recipe.rollouts.n * recipe.rollouts.max_new_tokens
+    caches = evidence_bytes(
+        recipe.rollouts,
+        vocabulary,
+        prompts=prompts,
+        prompt_tokens=recipe.data.max_prompt_tokens,
+        response_tokens=recipe.rollouts.max_new_tokens,
+        set_size=assumed_set_size(recipe.rollouts.capture),
+    )
     each = recipe.seeds * (len(recipe.objectives) + 1) if recipe.keep_models else 2
     models = each + 2  # the untrained one and the copy of the result
-    return _BYTES_PER_STEP * steps + _BYTES_PER_WEIGHT * parameters * (models + _CHECKPOINTS)
+    return round(caches) + _BYTES_PER_WEIGHT * parameters * (models + _CHECKPOINTS)

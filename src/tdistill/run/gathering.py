@@ -15,6 +15,7 @@ from tdistill.evaluation.evaluate import TEACHER_RESPONSES
 from tdistill.evaluation.intervals import Sample
 from tdistill.evaluation.member_values import member_values
 from tdistill.evaluation.reward import reward_traces
+from tdistill.evaluation.served import ABSENT, TASKS_ABSENT
 from tdistill.evidence.rows import Row
 from tdistill.models.language_model import load
 from tdistill.recipe import Recipe, recipe_dict
@@ -127,7 +128,17 @@ def gather_result(run: Run) -> Result:
             for x in (START, *labels)
             if (found := records[x].get("warnings"))
         },
+        absent=_absent(run),
     )
+
+
+def _absent(run: Run) -> dict[str, str]:
+    """What could not be measured, and why, by what it is called here."""
+    if run.groundwork.judges_at_hand:
+        return {}
+    tasks = {"tasks": TASKS_ABSENT} if run.recipe.evaluation.tasks else {}
+    cure = "; evaluation.teacher: local measures it by the teacher's weights"
+    return {name: f"{why}{cure}" for name, why in (ABSENT | tasks).items()}
 
 
 def _versions() -> dict[str, str]:
@@ -205,7 +216,7 @@ def _scores(label: str, measured: _Measured) -> list[report.Score]:
 
 
 def _on_teacher(measured: _Measured) -> Estimates:
-    names = measured.records[0]["per_prompt"][TEACHER_RESPONSES]
+    names = measured.records[0]["imitation"]["metrics"]
     return {name: measured.estimate(TEACHER_RESPONSES, name) for name in names}
 
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from tdistill.data import Example, check_text_source, load_text_chunks
 from tdistill.errors import InvalidValueError
-from tdistill.evaluation import evaluate
 from tdistill.evaluation.evaluate import Exam
+from tdistill.evaluation.examine import examine
 from tdistill.evaluation.imitation import hold_out
-from tdistill.evaluation.sweep import sweep
+from tdistill.evaluation.served import ServedTeacher
 from tdistill.evaluation.verifier import load_verifier
 from tdistill.evidence.rows import Row
 from tdistill.files import replacing_folder, write_atomically
@@ -22,6 +22,7 @@ from tdistill.models.adoption import adopt, shared_vocabulary
 from tdistill.models.language_model import LanguageModel
 from tdistill.models.layout import Pair, Tokens
 from tdistill.models.positions import check_positions, check_rows
+from tdistill.models.precision import tf32_allowed
 from tdistill.models.row_trials import check_reading
 from tdistill.models.scores import check_head
 from tdistill.recipe import Recipe, refuse_unknown_normaliser
@@ -161,7 +162,8 @@ class Groundwork(Teachers):
                     "--shard: expected a recipe that samples the teacher, found rollouts.cache or "
                     "rollouts.responses; leave it out, or use `tdistill score --shard`"
                 )
-            done += supply.fill_share(self._cache_folder(split), share)
+            with tf32_allowed(self.recipe.rollouts.tf32):
+                done += supply.fill_share(self._cache_folder(split), share)
         return done
 
     def wanted_identity(self) -> CacheIdentity | None:
@@ -192,7 +194,8 @@ class Groundwork(Teachers):
         def fill() -> dict[str, Any]:
             self.keep_clock()
             write_atomically(self.folder / "data-doctor.txt", self.data_report)
-            return {"rows": supply.fill(folder)}
+            with tf32_allowed(self.recipe.rollouts.tf32):
+                return {"rows": supply.fill(folder)}
 
         shards = [folder / f"{name}.arrow" for name in supply.shards]
         self.stages.run(stage, self.keys[stage], [folder / "manifest.json", *shards], fill)
@@ -246,7 +249,12 @@ class Groundwork(Teachers):
         supply = Scored("score references", rows, scorer)
         outputs = [folder / "manifest.json", *(folder / f"{x}.arrow" for x in supply.shards)]
         key = self.keys["references"]
-        self.stages.run("references", key, outputs, lambda: {"rows": supply.fill(folder)})
+
+        def fill() -> dict[str, Any]:
+            with tf32_allowed(self.recipe.rollouts.tf32):
+                return {"rows": supply.fill(folder)}
+
+        self.stages.run("references", key, outputs, fill)
         self._caches.pop("train", None)  # opened before there were new rows
         return rows
 
@@ -263,10 +271,8 @@ class Groundwork(Teachers):
         made = self.stages.finished(
             "student", self.keys["student"], files_of_model(self._untrained)
         )
-        if made is not None:
-            return
         self.convert_teacher()
-        if config.layers is not None:
+        if made is None and config.layers is not None:
             depth = language_model.load_config(self.teacher_folder).num_hidden_layers
             evenly_spaced(depth, config.layers)
             # Which layers a measured rule takes is known later; that some can be, now.
@@ -351,16 +357,15 @@ class Groundwork(Teachers):
     @once
     def prepare_exam(self) -> Exam:
         """What every model is judged on."""
-        config, rows = self.recipe.evaluation, self.sample_held_out()
+        config, rows, teacher = self.recipe.evaluation, self.sample_held_out(), self.load_judge()
         held_out = hold_out(
             rows,
             CachedTeacher(self.open_cache("test")),
-            self.load_live_teacher(),
+            self.load_live_teacher() if isinstance(teacher, LanguageModel) else teacher,
             set_top_p=config.set_top_p,
             batch_size=config.batch_size,
         )
         examples, size = self.load_examples(), self.count_vocabulary()
-        teacher = self.load_teacher()
         return Exam(teacher, examples["test"], examples["valid"], held_out, config, size)
 
     def judge_teacher(self) -> None:
@@ -368,10 +373,12 @@ class Groundwork(Teachers):
         self.say(f"  {len(self.sample_held_out())} held-out teacher responses")
 
         def judge() -> dict[str, Any]:
-            exam = self.prepare_exam()
-            teacher = exam.teacher
-            own = {"sweep": sweep("teacher", teacher, exam), "parameters": teacher.num_parameters}
-            return evaluate.judge("teacher", teacher, exam) | own
+            with tf32_allowed(self.recipe.evaluation.tf32):
+                exam = self.prepare_exam()
+                found = examine("teacher", exam.teacher, exam)
+            if isinstance(exam.teacher, ServedTeacher):
+                exam.teacher.listing.forget_responses()
+            return found
 
         self.stages.run("evaluate-teacher", self.keys["evaluate-teacher"], [], judge)
 

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 import yaml
 
-from tdistill.errors import StorageError, one_line
+from tdistill.errors import ServerError, StorageError, one_line
 from tdistill.files import locked, replacing_folder, write_atomically
 from tdistill.models import language_model
 from tdistill.models.weights import WeightsConfig
@@ -34,7 +34,12 @@ from tdistill.run.students import START, Students
 from tdistill.teacher.shares import Share
 
 _SECONDS_BETWEEN_LOOKS = 1.0
-_FATAL = (StorageError, ProcessEnded, ProcessFailed)  # more than one objective is wrong
+_FATAL = (
+    ServerError,
+    StorageError,
+    ProcessEnded,
+    ProcessFailed,
+)  # more than one objective is wrong
 
 Work = Literal["train", "judge"]
 

@@ -9,12 +9,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from tdistill.evaluation import evaluate
-from tdistill.evaluation.sweep import sweep
+from tdistill.evaluation.examine import examine
 from tdistill.evidence.evidence import EvidenceSource
 from tdistill.evidence.rows import Row
 from tdistill.files import replacing_folder
 from tdistill.models import language_model
+from tdistill.models.precision import tf32_allowed
 from tdistill.processes import is_first_process
 from tdistill.run.folders import files_of_model, model_folder, seed_folder, tracking_folder
 from tdistill.run.groundwork import Groundwork
@@ -100,11 +100,11 @@ class Students:
         """Judge one model on the test prompts; remove its weights if they are not kept."""
 
         def work() -> dict[str, Any]:
-            exam = self.groundwork.prepare_exam()
             weights = self.groundwork.student_weights
-            model = language_model.load(self.model_folder(label), weights=weights)
-            own = {"sweep": sweep(label, model, exam), "parameters": model.num_parameters}
-            return evaluate.judge(label, model, exam) | own
+            with tf32_allowed(self.recipe.evaluation.tf32):
+                exam = self.groundwork.prepare_exam()
+                model = language_model.load(self.model_folder(label), weights=weights)
+                return examine(label, model, exam)
 
         stage = f"evaluate-{label}"
         self.stages.run(stage, self.keys[stage], [], work)

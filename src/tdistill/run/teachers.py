@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tdistill.evaluation.served import ServedTeacher, served_teacher
 from tdistill.files import replacing_folder
 from tdistill.models import language_model
 from tdistill.models.language_model import LanguageModel, tokenizer_fingerprint
@@ -49,6 +50,11 @@ class Teachers:
     def at_hand(self) -> bool:
         """Whether this process samples the teacher itself."""
         return self.recipe.teacher.backend == "transformers"
+
+    @property
+    def judges_at_hand(self) -> bool:
+        """Whether models are judged by the teacher's weights in this process."""
+        return self.recipe.judges_at_hand
 
     @property
     def student_weights(self) -> WeightsConfig:
@@ -128,11 +134,20 @@ class Teachers:
             return ServerEngine(config.server)
         return VllmEngine(str(self.teacher_folder), config.vllm, dtype=config.weights.dtype)
 
-    def check_engine(self, longest: int) -> str:
+    @once
+    def load_judge(self) -> LanguageModel | ServedTeacher:
+        """The teacher that models are judged by."""
+        if self.judges_at_hand:
+            return self.load_teacher()
+        top_p = self.recipe.evaluation.set_top_p
+        return served_teacher(self.load_face(), self.load_engine(), set_top_p=top_p)
+
+    def check_engine(self, longest: int, judged: int) -> str:
         """Try the engine before work is spent.
 
         Args:
             longest: tokens of the longest prompt.
+            judged: of the longest of those that models are judged by.
 
         Raises:
             ModelError: it is not there, has another model, or cannot be asked as the recipe wants.
@@ -142,10 +157,14 @@ class Teachers:
         warning = check_positions(face, longest + new - 1, "rollouts.max_new_tokens")
         if warning is not None:
             self.say(f"  {warning}")
-        return teacher.check(face.tokenizer, longest + new)
+        said = teacher.check(face.tokenizer, longest + new)
+        if not self.judges_at_hand:
+            own = judged + self.recipe.evaluation.max_new_tokens
+            teacher.check_room(own, "evaluation.max_new_tokens", reads=True)
+        return said
 
     def release_teacher(self) -> None:
         """Forget the teacher until it is needed again: training reads the cache."""
-        names = ("teacher", "live_teacher", "scorer", "student", "face", "engine")
+        names = ("teacher", "live_teacher", "scorer", "student", "face", "engine", "judge")
         for name in names:
             vars(self).pop(f"_load_{name}", None)

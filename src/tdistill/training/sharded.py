@@ -31,14 +31,30 @@ def expose_head(trainer: Trainer) -> None:
 
     FSDP2 gathers it with the last norm, and keeps it until the backward pass.
     """
-    plugin: Any = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
-    if plugin is None or plugin.zero_stage < 3:
+    if not _shares_weights(trainer):
         return
-    from deepspeed.zero import register_external_parameter  # pyright: ignore
+    from deepspeed.runtime.zero import register_external_parameter  # pyright: ignore
 
     head: Any = inner_model(trainer.model).get_output_embeddings()
     for weight in head.parameters(recurse=False):
         register_external_parameter(trainer.model, weight)
+
+
+def _shares_weights(trainer: Trainer) -> bool:
+    """Whether ZeRO-3 has the weights in shards."""
+    plugin: Any = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
+    return plugin is not None and plugin.zero_stage == 3
+
+
+def whole_models_again() -> None:
+    """Let the models that are loaded next be whole.
+
+    Transformers shares models out as they are made while the settings of ZeRO-3 are in memory,
+    which is longer than the training that they are of.
+    """
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    unset_hf_deepspeed_config()
 
 
 def without_weights(model: nn.Module) -> Any:
@@ -66,15 +82,12 @@ def with_weights_of(empty: Any, trainer: Trainer) -> Any:
         trainer: after training.
 
     Raises:
-        ModelError: if the launcher's settings do not let weights be gathered.
+        ModelError: if some weight is not among the shards.
     """
-    try:
+    if _shares_weights(trainer):
+        state = _gathered(trainer.accelerator.unwrap_model(trainer.model_wrapped))
+    else:
         state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
-    except ValueError as error:
-        raise ModelError(
-            "expected shards that can be gathered to save the student, found settings of DeepSpeed "
-            "that forbid it; set stage3_gather_16bit_weights_on_model_save: true"
-        ) from error
     if not is_first_process():
         return empty
     found = empty.load_state_dict(state, strict=False, assign=True)
@@ -87,3 +100,18 @@ def with_weights_of(empty: Any, trainer: Trainer) -> Any:
             f"{[*unfilled, *found.unexpected_keys][0]})"
         )
     return empty
+
+
+def _gathered(model: nn.Module) -> dict[str, Tensor]:
+    """All weights of a model that ZeRO-3 shares out, one after the other; empty but in the first.
+
+    DeepSpeed's own way needs stage3_gather_16bit_weights_on_model_save to be set at the start.
+    """
+    from deepspeed.runtime.zero import GatheredParameters  # pyright: ignore
+
+    state = {}
+    for name, weight in model.named_parameters():
+        with GatheredParameters([weight]):
+            if is_first_process():
+                state[name] = weight.detach().to("cpu", copy=True)
+    return state

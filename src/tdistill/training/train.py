@@ -27,7 +27,12 @@ from tdistill.training.likelihood_filter import LikelihoodFilter, likelihood_fil
 from tdistill.training.mixing import EvidenceMix, StudentSampler
 from tdistill.training.objectives import Objective
 from tdistill.training.replay import BufferedSource
-from tdistill.training.sharded import is_sharded, with_weights_of, without_weights
+from tdistill.training.sharded import (
+    is_sharded,
+    whole_models_again,
+    with_weights_of,
+    without_weights,
+)
 from tdistill.training.tracking import tracked
 from tdistill.training.trainer import DistillTrainer, RowDataset
 
@@ -137,9 +142,12 @@ def train_student(
             trainer.train(resume_from_checkpoint=newest)
     finally:
         progress.close()
+        whole_models_again()
     refuse_non_finite_weights(objective.name, trainer.state.global_step, model)
     if empty is not None:
         model = with_weights_of(empty, trainer)
+        if is_first_process():  # ZeRO-3 shows weights only when they are gathered
+            refuse_non_finite_weights(objective.name, trainer.state.global_step, model)
     if critic_folder is not None and trainer.beside.critic is not None:
         trainer.beside.critic.keep(critic_folder)
     if frozen:

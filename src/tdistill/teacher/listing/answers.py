@@ -26,9 +26,10 @@ def request_for(asked: Asked, how: Asking, model: str) -> dict[str, Any]:
     Every setting is sent: a server fills in what its model's generation config says otherwise.
     """
     return {
-        **_plain(model, how),
+        **_plain(model),
         "prompt": list(asked.prompt),
         "seed": asked.seed,
+        "temperature": how.temperature,
         "top_p": how.sampling_top_p,
         "max_tokens": how.max_new_tokens,
         "logprobs": how.listed,
@@ -39,14 +40,14 @@ def request_for(asked: Asked, how: Asking, model: str) -> dict[str, Any]:
 def request_to_read(row: Row, how: Asking, model: str) -> dict[str, Any]:
     """The request for what is listed along a given response; one token is sampled in vain."""
     return {
-        **_plain(model, how),
+        **_plain(model),
         "prompt": [*row.prompt_ids, *row.response_ids],
         "max_tokens": 1,
         "prompt_logprobs": how.listed,
     }
 
 
-def _plain(model: str, how: Asking) -> dict[str, Any]:
+def _plain(model: str) -> dict[str, Any]:
     return {
         "model": model,
         "n": 1,

@@ -7,7 +7,7 @@ import os
 import time
 from typing import Any
 
-from tdistill.errors import ModelError, excerpt, one_line
+from tdistill.errors import ServerError, excerpt, one_line
 from tdistill.teacher.config import ServerConfig
 
 _CONNECT_SECONDS = 10.0
@@ -48,14 +48,14 @@ class HttpClient:
         """What a path answers: to a question where there is one.
 
         Raises:
-            ModelError: there is no such server, or it refuses, or every try failed.
+            ServerError: there is no such server, or it refuses, or every try failed.
         """
         for number in range(self.config.retries + 1):
             try:
                 return self._once(path, content)
             except _Passing as fault:
                 if number == self.config.retries:
-                    raise ModelError(self._gave_up(path, fault)) from fault
+                    raise ServerError(self._gave_up(path, fault)) from fault
                 wait = fault.wait or self.config.first_wait * 2.0**number
                 time.sleep(min(wait, _LONGEST_WAIT))
         raise AssertionError("there is at least one try")
@@ -75,7 +75,7 @@ class HttpClient:
             seconds = float(wait) if wait.isdigit() else None
             raise _Passing(f"status {answer.status_code}: {_words(answer.text)}", seconds)
         if answer.status_code != 200:
-            raise ModelError(self._refusal(path, answer.status_code, answer.text))
+            raise ServerError(self._refusal(path, answer.status_code, answer.text))
         try:
             return json.loads(answer.text)
         except (ValueError, RecursionError) as error:
@@ -84,7 +84,7 @@ class HttpClient:
     def _gave_up(self, path: str, fault: _Passing) -> str:
         return (
             f"{self.config.url}{path}: expected an answer, found {fault} at each of "
-            f"{self.config.retries + 1} tries; what has come stays: look after the server (or "
+            f"{self.config.retries + 1} tries; what is finished stays: look after the server (or "
             "raise teacher.server.timeout and retries), and the same command goes on"
         )
 

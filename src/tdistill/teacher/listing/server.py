@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any, TypeVar
 
-from tdistill.errors import ModelError, excerpt
+from tdistill.errors import ModelError, ServerError, excerpt
 from tdistill.evidence.rows import Row
 from tdistill.hashing import key_of
 from tdistill.teacher.config import ServerConfig
@@ -184,4 +184,4 @@ class _blaming:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         """Turn a wrong answer into an error for people."""
         if isinstance(error, WrongAnswer):
-            raise ModelError(f"{self.url}: {error}; nothing of it was kept") from error
+            raise ServerError(f"{self.url}: {error}; nothing of it was kept") from error

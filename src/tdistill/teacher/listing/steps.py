@@ -68,6 +68,8 @@ class Asking:
         max_new_tokens: length limit.
         end_ids: tokens that end a response.
         vocabulary_size: ids that the tokenizer knows.
+        temperature: divides the logits that are drawn from, never those that are listed; at 0 the
+            likeliest token is taken.
     """
 
     listed: int
@@ -75,6 +77,7 @@ class Asking:
     max_new_tokens: int
     end_ids: tuple[int, ...]
     vocabulary_size: int
+    temperature: float = 1.0
 
 
 def listed_step(entries: Mapping[int, float], chosen: int, listed: int, vocabulary: int) -> Step:

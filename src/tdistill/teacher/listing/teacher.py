@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import threading
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +14,7 @@ from tdistill.errors import ModelError
 from tdistill.evidence.evidence import Evidence, concatenate
 from tdistill.evidence.rows import Row
 from tdistill.hashing import key_of
+from tdistill.models.decoding import Decoding
 from tdistill.models.generation import seed_of
 from tdistill.teacher.cache.manifest import CacheIdentity
 from tdistill.teacher.cache.row_encoder import CachedResponse
@@ -21,6 +24,12 @@ from tdistill.teacher.listing.steps import Answer, Asked, Asking, Step, listed_e
 from tdistill.teacher.rollouts import Unit
 
 _SEEDS = 1 << 31  # engines take 32 bits with a sign
+_JUDGED = "evaluation"  # where answers without evidence wait
+
+
+def asked_for(prompt: tuple[int, ...], *of: object) -> Asked:
+    """A wanted response whose random numbers follow from what it is an answer ``of``."""
+    return Asked(prompt, seed_of(*of) % _SEEDS)
 
 
 class Engine(Protocol):
@@ -110,41 +119,75 @@ class ListingTeacher:
         Raises:
             ModelError: it cannot be used.
         """
-        longest += self.incomplete == "score"  # one token is sampled in vain
+        self.check_room(longest, "rollouts.max_new_tokens", reads=self.incomplete == "score")
+        wanted = self._cap if self.incomplete == "score" else self.listed
+        return self.engine.check(tokenizer, self._asking(wanted))
+
+    def check_room(self, longest: int, field: str, *, reads: bool) -> None:
+        """Refuse rows that are longer than the engine takes.
+
+        Args:
+            longest: tokens of the longest row.
+            field: of the recipe, that its length is due to.
+            reads: whether such rows are read, too, not only sampled.
+
+        Raises:
+            ModelError: they are.
+        """
+        longest += reads  # one token is sampled in vain
         room = self.engine.most_tokens
         if room is not None and longest > room:
             raise ModelError(
-                f"rollouts.max_new_tokens: expected rows of at most {room} tokens, all that "
+                f"{field}: expected rows of at most {room} tokens, all that "
                 f"{self.engine.model} takes where it runs; found {longest} with the longest prompt;"
                 " lower it, or start the server with a larger --max-model-len"
             )
-        wanted = self._cap if self.incomplete == "score" else self.listed
-        return self.engine.check(tokenizer, self._asking(wanted))
 
     def sample_unit(self, unit: Unit, config: RolloutConfig) -> list[CachedResponse]:
         """See :class:`tdistill.teacher.rollouts.UnitSampler`."""
         places = range(unit.first, unit.first + len(unit.prompts))
         asked = [
-            Asked(prompt, seed_of(unit.seed, place) % _SEEDS)
+            asked_for(prompt, unit.seed, place)
             for prompt, place in zip(unit.prompts, places, strict=True)
         ]
-        journal = self._journal(unit, config)
-        answers = journal.read()
-        left = [place for place in range(len(asked)) if place not in answers]
-
-        def keep(number: int, answer: Answer) -> None:
-            journal.add(left[number], answer)
-
         how = self._asking(self.listed, config)
-        found = self.engine.respond([asked[place] for place in left], how, keep)
-        answers |= dict(zip(left, found, strict=True))
+        answers = self._answers(asked, how, self._journal(unit, config))
         rows = [
-            Row(prompt, answers[place].ids, answers[place].ended)
-            for place, prompt in enumerate(unit.prompts)
+            Row(prompt, answer.ids, answer.ended)
+            for prompt, answer in zip(unit.prompts, answers, strict=True)
         ]
-        steps = [answers[place].steps for place in range(len(rows))]
+        steps = [answer.steps for answer in answers]
         sources = [f"rollout:{sample}" for sample in unit.samples]
         return self._responses(rows, steps, sources)
+
+    def respond(
+        self,
+        asked: Sequence[Asked],
+        decoding: Decoding,
+        *,
+        max_new_tokens: int,
+        on_answer: Callable[[], None] = lambda: None,
+    ) -> list[Answer]:
+        """Responses by a decoding, without evidence; those that have come are not asked for again.
+
+        Args:
+            asked: what is wanted.
+            decoding: how their tokens are chosen.
+            max_new_tokens: length limit.
+            on_answer: called for each, some time after it has come, never by two threads at once.
+        """
+        how = replace(
+            self._asking(1),
+            temperature=0.0 if decoding.greedy else decoding.temperature,
+            sampling_top_p=1.0 if decoding.greedy else decoding.sampling_top_p,
+            max_new_tokens=max_new_tokens,
+        )
+        key = key_of(asked, how, self.identity(self.capture))
+        return self._answers(asked, how, self._journal_of(f"{_JUDGED}/{key}"), on_answer)
+
+    def forget_responses(self) -> None:
+        """Remove what :meth:`respond` keeps of those that have come."""
+        shutil.rmtree(self.unfinished / _JUDGED, ignore_errors=True)
 
     def kept(self, unit: Unit, config: RolloutConfig) -> None:
         """See :class:`tdistill.teacher.rollouts.UnitSampler`."""
@@ -165,8 +208,32 @@ class ListingTeacher:
         return found if set_top_p is None else found.cut(truncate(found.sets, set_top_p))
 
     def _journal(self, unit: Unit, config: RolloutConfig) -> Journal:
-        key = key_of(unit, config, self.identity(config.capture))
+        return self._journal_of(key_of(unit, config, self.identity(config.capture)))
+
+    def _journal_of(self, key: str) -> Journal:
         return Journal(self.unfinished / f"{key}.jsonl")
+
+    def _answers(
+        self,
+        asked: Sequence[Asked],
+        how: Asking,
+        journal: Journal,
+        on_answer: Callable[[], None] = lambda: None,
+    ) -> list[Answer]:
+        """The answers that the journal has, and the others, each noted there when it comes."""
+        answers, alone = journal.read(), threading.Lock()
+        left = [place for place in range(len(asked)) if place not in answers]
+        for _ in answers:
+            on_answer()
+
+        def keep(number: int, answer: Answer) -> None:
+            journal.add(left[number], answer)
+            with alone:
+                on_answer()
+
+        found = self.engine.respond([asked[place] for place in left], how, keep)
+        answers |= dict(zip(left, found, strict=True))
+        return [answers[place] for place in range(len(asked))]
 
     def _asking(self, listed: int, config: RolloutConfig | None = None) -> Asking:
         top_p, most = (1.0, 1) if config is None else (config.sampling_top_p, config.max_new_tokens)

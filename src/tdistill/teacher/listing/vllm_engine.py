@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from tdistill.errors import ModelError, one_line
+from tdistill.errors import ModelError, ServerError, one_line
 from tdistill.evidence.rows import Row
 from tdistill.hashing import key_of
 from tdistill.models.language_model import tokenizer_fingerprint
@@ -99,7 +99,7 @@ class VllmEngine:
         """See :class:`tdistill.teacher.listing.teacher.Engine`."""
         params = [
             self._params(
-                how,
+                temperature=how.temperature,
                 seed=wanted.seed,
                 top_p=how.sampling_top_p,
                 max_tokens=how.max_new_tokens,
@@ -120,7 +120,9 @@ class VllmEngine:
 
     def read(self, rows: Sequence[Row], how: Asking) -> list[tuple[Step, ...]]:
         """See :class:`tdistill.teacher.listing.teacher.Engine`."""
-        params = [self._params(how, max_tokens=1, prompt_logprobs=how.listed) for _ in rows]
+        params = [
+            self._params(temperature=1.0, max_tokens=1, prompt_logprobs=how.listed) for _ in rows
+        ]
         made = self._generate([(*row.prompt_ids, *row.response_ids) for row in rows], params)
         found = []
         for row, output in zip(rows, made, strict=True):
@@ -131,8 +133,8 @@ class VllmEngine:
     def stop(self) -> None:
         """See :class:`tdistill.teacher.listing.teacher.Engine`; a pass goes on to its end."""
 
-    def _params(self, how: Asking, **changes: Any) -> Any:
-        return self._module.SamplingParams(temperature=1.0, detokenize=False, **changes)
+    def _params(self, **settings: Any) -> Any:
+        return self._module.SamplingParams(detokenize=False, **settings)
 
     def _generate(self, prompts: Sequence[Sequence[int]], params: Sequence[Any]) -> list[Any]:
         wanted = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
@@ -143,7 +145,7 @@ class VllmEngine:
         try:
             return check(*arguments)
         except WrongAnswer as error:
-            raise ModelError(f"vLLM, {self.path}: {error}; nothing of it was kept") from error
+            raise ServerError(f"vLLM, {self.path}: {error}; nothing of it was kept") from error
 
 
 def _entries(top: Mapping[int, Any]) -> dict[int, float]:
