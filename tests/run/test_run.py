@@ -234,15 +234,17 @@ def test_a_key_depends_on_its_own_fields(
     assert {name for name in changed if name.startswith("evaluate-")} == judged
 
 
-@pytest.mark.parametrize("split", ["train", "test"])
-def test_a_key_depends_on_the_content_of_data(finished: Finished, tmp_path: Path, split: str):
+@pytest.mark.parametrize(("split", "stage"), [("train", "rollouts"), ("test", "held-out")])
+def test_a_key_depends_on_the_content_of_data(
+    finished: Finished, tmp_path: Path, split: str, stage: str
+):
     data = tmp_path / "rows.jsonl"
     write_rows(data, ["a b", "c d e"])
     recipe = read_recipe(finished.recipe, [f"--data.{split}", str(data)])
     old = keys(recipe)
     assert keys(recipe) == old
     write_rows(data, ["a b", "c d f"])
-    assert keys(recipe)["rollouts"] != old["rollouts"]
+    assert keys(recipe)[stage] != old[stage]
 
 
 def loaded(finished: Finished, folder: Path, *overrides: str) -> tuple[Groundwork, list[str]]:

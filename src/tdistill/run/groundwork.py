@@ -271,10 +271,8 @@ class Groundwork(Teachers):
         made = self.stages.finished(
             "student", self.keys["student"], files_of_model(self._untrained)
         )
-        if made is not None:
-            return
         self.convert_teacher()
-        if config.layers is not None:
+        if made is None and config.layers is not None:
             depth = language_model.load_config(self.teacher_folder).num_hidden_layers
             evenly_spaced(depth, config.layers)
             # Which layers a measured rule takes is known later; that some can be, now.

@@ -221,7 +221,7 @@ class Students:
             trained = self.stages.records({relative: self.keys[relative]})[relative]
             return trained | {"folded_from": relative, "parameters": model.num_parameters}
 
-        self.stages.run(label, self.keys[label], [folder / "config.json"], work)
+        self.stages.run(label, self.keys[label], files_of_model(folder), work)
 
     def _tracked_as(self, label: str) -> str:
         """What trackers call a training."""
