@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -30,12 +31,25 @@ install_import_hook(
 )
 
 
+def pytest_collection_finish() -> None:
+    """Collect no garbage among what was imported: every training calls the collector."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """Let the interpreter take down what it built up; extensions complain otherwise."""
+    gc.unfreeze()
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """One whole run of the pipeline, shared by the tests that only read it."""
-    from pipeline import finish
+    from pipeline import finish_once
 
-    return finish(tmp_path_factory.mktemp("finished"))
+    several = "PYTEST_XDIST_WORKER" in os.environ
+    base = tmp_path_factory.getbasetemp()
+    return finish_once((base.parent if several else base) / "finished", base / "copy")
 
 
 import jaxtyping  # noqa: E402

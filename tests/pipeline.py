@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock
 
 from tdistill import cli
 from tdistill.models.language_model import save
@@ -75,6 +77,18 @@ def finish(folder: Path, **changes: Any) -> Finished:
     recipe = write_world(folder / "world", **changes)
     assert cli.main(["run", str(recipe), "--out", str(folder / "out")]) == 0
     return Finished(recipe, folder / "out")
+
+
+def finish_once(folder: Path, copy: Path) -> Finished:
+    """Do everything, or wait for the process that does; each process has a copy of its own."""
+    done = folder / "done"
+    folder.mkdir(exist_ok=True)
+    with FileLock(folder / "lock"):
+        if not done.exists():
+            finish(folder)
+            done.touch()
+    shutil.copytree(folder / "out", copy)
+    return Finished(folder / "world" / "recipe.yaml", copy)
 
 
 def read_json(path: Path) -> Any:

@@ -121,7 +121,8 @@ def test_gradients_are_averaged_over_processes() -> None:
 
     learner.critic.offset.grad = torch.ones(())
     learner.update(factor=1.0, mean=mean)
-    assert len(asked) == len(list(learner.critic.parameters()))  # also those without a gradient
+    # Also those without a gradient, and the lengths of hidden states.
+    assert len(asked) == len(list(learner.critic.parameters())) + 1
     assert learner.critic.offset == 0.0
 
 
@@ -178,7 +179,7 @@ def test_a_finished_critic_is_kept_where_asked(kept: bool, tmp_path: Path) -> No
     assert (folder / CRITIC_FILE).exists() == kept
     if kept:
         found = load_file(folder / CRITIC_FILE)
-        assert set(found) == {"value", "offset", "price", "table", "function.weight"}
+        assert set(found) == {"value", "offset", "price", "length", "table", "function.weight"}
         assert found["value"].any()
         critic = load_critic(folder, ValueTiltedKD().critic)
         hidden = torch.randn(3, len(found["value"]), generator=torch.Generator().manual_seed(0))

@@ -47,7 +47,7 @@ class PlanOptions:
 
     devices: int = 1
     device: str | None = None
-    numbers: dict[str, float] | None = None
+    numbers: dict[str, Any] | None = None
     rates: dict[str, float] | None = None
     json: bool = False
     probe: bool = False

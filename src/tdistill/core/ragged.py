@@ -27,13 +27,8 @@ class TensorGroup:
 
     def map(self: _Group, function: Callable[[Tensor], Tensor]) -> _Group:
         """The same with a function applied to every tensor."""
-
-        def mapped(value: Any) -> Any:
-            if isinstance(value, TensorGroup):
-                return value.map(function)
-            return function(value) if isinstance(value, Tensor) else value
-
-        return type(self)(**{f.name: mapped(getattr(self, f.name)) for f in fields(self)})
+        values = {f.name: _mapped(getattr(self, f.name), function) for f in fields(self)}
+        return type(self)(**values)
 
     def to(self: _Group, device: torch.device | str) -> _Group:
         """The same on another device; what comes from the host is not waited for."""
@@ -53,6 +48,12 @@ class TensorGroup:
             elif isinstance(value, Tensor):
                 found[name] = value
         return found
+
+
+def _mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, TensorGroup):
+        return value.map(function)
+    return function(value) if isinstance(value, Tensor) else value
 
 
 class Ragged(TensorGroup):

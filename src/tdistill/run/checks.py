@@ -39,6 +39,7 @@ from tdistill.recipe import Recipe, placed
 from tdistill.run.folders import world_folder
 from tdistill.run.groundwork import Groundwork
 from tdistill.training.arguments import check_in_shards, launched_in_shards
+from tdistill.training.folding import head_scale
 from tdistill.training.student import layer_stack
 
 Level = Literal["fine", "doubtful", "wrong"]
@@ -266,6 +267,11 @@ def _longest(examples: Sequence[Example]) -> int:
 
 def _student(ground: Groundwork) -> str:
     ground.check_student()
+    recipe = ground.recipe
+    if any(objective.folded_weight for objective in recipe.objectives.values()):
+        own = recipe.student.layers is None
+        if own or ground.at_hand:
+            head_scale((ground.load_student() if own else ground.load_teacher()).model)
     return f"about {student_parameters(ground):,} parameters"
 
 

@@ -180,13 +180,19 @@ def _seconds(
     shared: Mapping[str, Record], seeds: Sequence[Mapping[str, Record]], labels: Sequence[str]
 ) -> report.Seconds:
     def of(stage: str) -> float:
-        return _mean([records[stage]["seconds"] for records in seeds]) or 0.0
+        return _mean([_whole_seconds(records, stage) for records in seeds]) or 0.0
 
     return report.Seconds(
         groundwork={stage: record["seconds"] for stage, record in shared.items()},
         train={label: of(label) for label in labels},
         evaluate={label: of(f"evaluate-{label}") for label in labels},
     )
+
+
+def _whole_seconds(records: Mapping[str, Record], stage: str) -> float:
+    """Of a stage, and of the training whose values it folded by another weight."""
+    origin = records[stage].get("folded_from")
+    return records[stage]["seconds"] + (0.0 if origin is None else records[origin]["seconds"])
 
 
 def _temperatures(judged: Mapping[str, _Measured]) -> dict[str, list[float]]:

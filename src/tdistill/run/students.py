@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,10 @@ from tdistill.teacher.cache.cached_rows import JoinedRows
 from tdistill.teacher.source import CachedTeacher
 from tdistill.training import train
 from tdistill.training.config import TrainConfig
+from tdistill.training.critic import CRITIC_FILE, load_critic
 from tdistill.training.divergence import signs_of_failure
-from tdistill.training.objectives import SFT, Objective
+from tdistill.training.folding import fold
+from tdistill.training.objectives import SFT, Objective, ValueFoldedKD
 from tdistill.training.tolerated_gap import resolve_gap
 
 START = "start"
@@ -82,7 +84,10 @@ class Students:
         if label == START:
             self._make_start()
             return
-        objective = self.recipe.objectives[label]
+        objective, relative = self.recipe.objectives[label], self._relative(label)
+        if relative is not None:
+            self._refold(label, relative)
+            return
         self._train(
             label,
             objective,
@@ -182,6 +187,41 @@ class Students:
 
         outputs = [folder / "config.json"]
         self.stages.run(label, self.keys[label], outputs, work, together=True)
+
+    def _relative(self, label: str) -> str | None:
+        """An earlier label whose training differs in the weight alone by which values are folded.
+
+        None where its model or its critic is not there.
+        """
+        family = {
+            x: replace(objective, weight=0.0)
+            for x, objective in self.recipe.objectives.items()
+            if isinstance(objective, ValueFoldedKD)
+        }
+        if label not in family:
+            return None
+        first = next(x for x, objective in family.items() if objective == family[label])
+        critic = self.model_folder(first) / CRITIC_FILE
+        return first if first != label and self.trained(first) and critic.exists() else None
+
+    def _refold(self, label: str, relative: str) -> None:
+        """Fold the values of a finished training by another weight."""
+        source, folder = self.model_folder(relative), self.model_folder(label)
+        own, other = (self.recipe.objectives[x] for x in (label, relative))
+        config = own.critic_config
+        assert config is not None, "of ValueFoldedKD"
+
+        def work() -> dict[str, Any]:
+            model = language_model.load(source, weights=self.groundwork.student_weights)
+            critic = load_critic(source, config).to(model.device)
+            fold(model, critic, own.folded_weight - other.folded_weight)
+            with replacing_folder(folder) as partial:
+                language_model.save(model, partial)
+                shutil.copy(source / CRITIC_FILE, partial)
+            trained = self.stages.records({relative: self.keys[relative]})[relative]
+            return trained | {"folded_from": relative, "parameters": model.num_parameters}
+
+        self.stages.run(label, self.keys[label], [folder / "config.json"], work)
 
     def _tracked_as(self, label: str) -> str:
         """What trackers call a training."""

@@ -23,6 +23,7 @@ from tdistill.models.set_scores import SetScores
 from tdistill.training.objectives.critic_config import CriticConfig
 
 CRITIC_FILE = "critic.safetensors"
+_LENGTHS_MOVE = 0.02  # an update: about the last 50 count
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,15 +52,18 @@ class Critic(nn.Module):
 
     Attributes:
         price: of each token whatever the state [V], nats: no part of g (see ``ValueTilt``).
+        length: root mean square of the hidden states that it has seen, 0 before the first update.
     """
 
     table: Tensor
+    length: Tensor
 
     def __init__(self, embeddings: Float[Tensor, "V E"], width: int, config: CriticConfig) -> None:
         super().__init__()
         self.value = nn.Parameter(torch.zeros(width))
         self.offset = nn.Parameter(torch.zeros(()))
         self.price = nn.Parameter(torch.zeros(len(embeddings)))
+        self.register_buffer("length", torch.zeros(()))
         self.function: nn.Module = nn.Identity()
         self.scale = 1.0 / width
         if config.form == "rows":
@@ -84,6 +88,14 @@ class Critic(nn.Module):
             value = unit @ self.value / len(self.value) + self.offset
             head = LinearHead(self.table, scale=self.scale)
             return CriticScores(head, self.function(unit), value)
+
+    def output_rows(self) -> Float[Tensor, "V D"]:
+        """Rows of an output layer that gives g, less what it is for all tokens alike.
+
+        Exact for hidden states of the usual length. Where f is linear: every form but ``mlp``.
+        """
+        linear = self.function(torch.eye(len(self.value), device=self.value.device))
+        return self.scale / self.length * self.table @ linear.T
 
 
 def load_critic(folder: Path, config: CriticConfig) -> Critic:
@@ -122,6 +134,7 @@ class CriticLearner:
             {"params": [self.critic.price], "rate": config.price_rate},
         ]
         self.optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
+        self.lengths = torch.zeros(2, device=device)  # of this update's hidden states: sum, count
 
     def scores(self, student: SetScores, batch: Batch) -> tuple[SetScores, SetScores]:
         """g at a batch, with its gradient, and that of the averaged copy, without."""
@@ -132,6 +145,8 @@ class CriticLearner:
                 "states that it reads, found none; take an objective without a critic"
             )
         fixed, weight = hidden.detach(), self.config.into_student
+        length = fixed.float().square().mean(1).sqrt()
+        self.lengths += torch.stack((length.sum(), length.new_tensor(len(length))))
         if weight > 0.0:
             hidden = fixed + weight * (hidden - fixed)
         own = self._at(self.critic, hidden if weight > 0.0 else fixed, batch)
@@ -157,9 +172,17 @@ class CriticLearner:
         self.optimizer.step()
         self.optimizer.zero_grad()
         with torch.no_grad():
+            self._measure(*mean(self.lengths))
             pairs = zip(self.averaged.parameters(), self.critic.parameters(), strict=True)
             for average, weight in pairs:
                 average.lerp_(weight, 1.0 - (self.config.averaged or 0.0))
+
+    def _measure(self, total: Tensor, count: Tensor) -> None:
+        """Move the usual length of hidden states by this update's."""
+        known, now = self.critic.length, total / count.clamp(min=1.0)
+        moved = torch.where(known == 0.0, now, known.lerp(now, _LENGTHS_MOVE))
+        known.copy_(torch.where(count > 0.0, moved, known))
+        self.lengths.zero_()
 
     def keep(self, folder: Path) -> None:
         """Write the finished critic alone."""

@@ -22,6 +22,7 @@ from tdistill.teacher.source import LiveTeacher
 from tdistill.training.arguments import training_arguments
 from tdistill.training.config import LoraConfig, TrainConfig
 from tdistill.training.divergence import refuse_non_finite_weights, signs_of_failure
+from tdistill.training.folding import fold, head_scale
 from tdistill.training.likelihood_filter import LikelihoodFilter, likelihood_filter
 from tdistill.training.mixing import EvidenceMix, StudentSampler
 from tdistill.training.objectives import Objective
@@ -84,6 +85,8 @@ def train_student(
         DivergenceError: if a loss, a gradient or a weight is not finite.
     """
     _check_evidence(objective, rows, source, live_teacher, references)
+    if objective.folded_weight:
+        head_scale(student.model)
     arguments = training_arguments(config, checkpoints)  # which joins the processes
     model: Any = (
         student.model if config.lora is None else _with_adapters(student.model, config.lora)
@@ -152,7 +155,10 @@ def train_student(
     if config.lora is not None:
         model = model.merge_and_unload()
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
-    return LanguageModel(model.eval(), student.tokenizer, student.name), history
+    finished = LanguageModel(model.eval(), student.tokenizer, student.name)
+    if trainer.beside.critic is not None and objective.folded_weight:
+        fold(finished, trainer.beside.critic.critic, objective.folded_weight)
+    return finished, history
 
 
 def _evidence_mix(

@@ -19,6 +19,7 @@ from tdistill.training.objectives.soft_actor_critic import *
 from tdistill.training.objectives.soft_td import *
 from tdistill.training.objectives.sparse_kd import *
 from tdistill.training.objectives.temporal_difference import *
+from tdistill.training.objectives.value_folded import *
 from tdistill.training.objectives.value_tilted import *
 
 AnyObjective = (
@@ -42,5 +43,6 @@ AnyObjective = (
     | BoundedIQ
     | SparseKD
     | ValueTiltedKD
+    | ValueFoldedKD
     | SoftActorCritic
 )

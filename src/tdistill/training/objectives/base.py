@@ -189,6 +189,11 @@ class Objective:
         """Settings of the critic that learns beside the student; None: there is none."""
         return None
 
+    @property
+    def folded_weight(self) -> float:
+        """w of ``pi exp(-w g)``, which the finished student's output layer takes in."""
+        return 0.0
+
     def loss(self, views: Views, batch: Batch) -> StepLoss:
         """Loss per step: what every objective defines.
 
