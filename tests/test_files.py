@@ -93,6 +93,14 @@ def test_a_fingerprint_follows_the_content(tmp_path: Path):
     assert (second != first, fingerprint(str(file))) == (True, first)
 
 
+def test_a_name_with_the_signs_of_a_pattern_is_no_pattern_where_it_is_there(tmp_path: Path):
+    places = [tmp_path / name for name in ("plain", "a*b", "[ab]", "a?")]
+    for place in places:
+        place.mkdir()
+        (place / "rows.jsonl").write_text("x")
+    assert len({fingerprint(str(place)) for place in places}) == 1
+
+
 def test_the_fingerprint_of_a_folder_is_of_its_files(tmp_path: Path):
     (tmp_path / "config.json").write_text("{}")
     first = fingerprint(str(tmp_path))
@@ -276,3 +284,20 @@ def test_what_is_wrong_with_the_disk_is_said(error: Exception, text: str | None,
     assert isinstance(found, StorageError)
     assert re.search(text, str(found))
     assert len(str(found).splitlines()) == 1
+
+
+@pytest.mark.parametrize("number", [errno.ENAMETOOLONG, errno.ELOOP])
+def test_a_path_that_no_system_opens_is_one_short_line(number: int):
+    found = storage_error(OSError(number, "x", "/" + "a" * 5000), Path())
+    assert found is not None
+    assert "expected a path that can be opened" in str(found)
+    assert len(str(found)) < 300
+
+
+def test_a_disk_without_locks_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def acquire(self: object, timeout: float) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", acquire)
+    with pytest.raises(StorageError, match="found one without"), locked(tmp_path / "lock"):
+        pass

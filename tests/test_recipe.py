@@ -82,6 +82,7 @@ REFUSED: list[tuple[str, str]] = [
         r"objectives: expected names .*, found teacher",
     ),
     ("distilled: 'a/b'\nobjectives: {'a/b': {objective: kd}}", r"objectives: expected names .*a/b"),
+    (f"objectives: {{{'a' * 65}: {{objective: kd}}}}\ndistilled: {'a' * 65}", r"at most 64, not a"),
     ("objectives: {bellman_distill: {alpha: 0}}", r"bellman_distill: alpha: expected above 0"),
     (
         "objectives: {bellman_distill: {set_top_p: 0.95}}",

@@ -13,7 +13,7 @@ from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from tdistill.errors import ModelError, StorageError, TdistillError
+from tdistill.errors import ModelError, StorageError, TdistillError, excerpt
 from tdistill.hashing import file_sample_sha256, file_sha256, key_of
 
 DEMO_PREFIX = "demo:"
@@ -26,6 +26,7 @@ _PREFIXES = (_PACKAGE, _WORLD, DEMO_PREFIX, HUB_PREFIX)  # of what is named, not
 _WEIGHTS = (".safetensors", ".gguf")
 _WHOLE_BELOW = 1 << 24
 _FULL = ("No space left on device", "File too large", "Disk quota exceeded")
+_LOCKLESS = (None, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # None: as filelock says it
 _FULL_IN_TORCH = ("PytorchStreamWriter failed", "inline_container.cc")  # whose cause it hides
 
 
@@ -50,7 +51,7 @@ def resolve_path(path: str) -> str:
         if not _HUB_NAME.fullmatch(path.removeprefix(HUB_PREFIX)):
             raise ModelError(f"{path}: expected hub:NAME or hub:OWNER/NAME")
         return path
-    local = Path(path).expanduser()
+    local = expanded(path)
     if path and local.exists():
         return str(local)
     cure = "give the folder of a model, or hub:OWNER/NAME for one of the Hugging Face hub"
@@ -58,6 +59,11 @@ def resolve_path(path: str) -> str:
         cure = f"if you mean the model of that name on the Hugging Face hub, write hub:{path}"
     where = "" if local.is_absolute() else f" (searched in {Path.cwd()})"
     raise ModelError(f"{path}: expected a folder with a model, found nothing there{where}; {cure}")
+
+
+def expanded(path: str) -> Path:
+    """A path whose ``~`` is the home of a user; as it stands where there is no such user."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - the other one raises
 
 
 def hub_name(path: str) -> str | None:
@@ -113,9 +119,11 @@ def fingerprint(path: str | None) -> str:
     """
     if path is None:
         return "none"
-    matches = sorted(glob.glob(path, recursive=True)) if glob.has_magic(path) else []  # noqa: PTH207
-    if matches:
-        return key_of([(Path(match).name, fingerprint(match)) for match in matches])
+    pattern = str(expanded(path))
+    if glob.has_magic(pattern) and not Path(pattern).exists():
+        matches = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207
+        if matches:
+            return key_of([(Path(match).name, fingerprint(match)) for match in matches])
     if path.startswith(DEMO_PREFIX):
         return f"{path}={fingerprint(str(Path(__file__).parent / 'demo' / 'prompts.jsonl'))}"
     try:
@@ -231,6 +239,12 @@ def storage_error(error: BaseException, place: Path) -> StorageError | None:
             f"{at}: expected a place that may be written, found none ({os.strerror(number)}); "
             "name another folder, or change its permissions"
         )
+    if number in (errno.ENAMETOOLONG, errno.ELOOP):
+        shown = excerpt(str(at))
+        return StorageError(
+            f"{shown}: expected a path that can be opened, found none ({os.strerror(number)}); "
+            "correct it"
+        )
     if number in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
         return StorageError(
             f"{at}: expected {'a file' if number == errno.EISDIR else 'a folder'}, found something "
@@ -279,7 +293,15 @@ def locked(path: Path, *, wait: bool = False) -> Iterator[bool]:
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
     with suppress(Timeout):
-        lock.acquire(timeout=-1 if wait else 0)
+        try:
+            lock.acquire(timeout=-1 if wait else 0)
+        except (NotImplementedError, OSError) as error:
+            if isinstance(error, Timeout) or getattr(error, "errno", None) not in _LOCKLESS:
+                raise
+            raise StorageError(
+                f"{path}: expected a file system with locks, by which processes share a folder, "
+                "found one without; name a folder on another, or mount it with locks"
+            ) from error
     try:
         yield lock.is_locked
     finally:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from tdistill import strict
 from tdistill.checks import check, check_at_least
 from tdistill.data.config import DataConfig
-from tdistill.errors import InvalidValueError, RecipeError
+from tdistill.errors import InvalidValueError, RecipeError, excerpt
 from tdistill.evaluation.config import EvaluationConfig
 from tdistill.files import in_world, path_from, place_in_world
 from tdistill.models.weights import DType, WeightsConfig
@@ -27,6 +27,7 @@ _PATHS = {
     "rollouts": _GIVEN,
     "world": ("folder",),
 }
+_LONGEST_LABEL = 64  # of an objective: names of folders and columns
 _OF_OBJECTIVES = ("objectives", "distilled", "baseline")
 
 
@@ -139,8 +140,10 @@ class Recipe:
             usable = (
                 label not in ("teacher", "start", "untrained")
                 and label.replace("-", "_").isidentifier()
+                and len(label) <= _LONGEST_LABEL
             )
-            check("objectives", usable, "names of letters, digits, - and _, not a model's", label)
+            expected = f"names of letters, digits, - and _, at most {_LONGEST_LABEL}, not a model's"
+            check("objectives", usable, expected, excerpt(label))
         for place, path in named_paths(self).items():
             there = self.world is not None or not in_world(path)
             check(place, there, "a section `world` that makes it", f"{path} and none")

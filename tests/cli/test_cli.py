@@ -236,6 +236,14 @@ def test_out_may_be_written_either_way(finished: Finished, capsys: pytest.Captur
     assert f"student: {finished.folder / 'student'}" in said
 
 
+def test_a_home_that_no_shell_puts_in_is_found(
+    finished: Finished, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("HOME", str(finished.folder.parent))
+    assert cli.main(["run", str(finished.recipe), f"--out=~/{finished.folder.name}"]) == 0
+    assert f"student: {finished.folder / 'student'}" in capsys.readouterr().out
+
+
 def test_inspect_prints_json_and_text(finished: Finished, capsys: pytest.CaptureFixture[str]):
     cache = finished.folder / "cache"
     assert cli.main(["inspect", str(cache), "--json", "--discount", "0.9"]) == 0

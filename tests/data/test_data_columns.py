@@ -131,6 +131,7 @@ def test_a_mapping_names_the_columns_and_hides_others_of_that_name():
     [
         ({"prmpt": "query"}, "found prmpt (nearest: prompt)"),
         ({"prompt": "qery"}, "expected the column qery that data.columns names for prompt"),
+        ({"prompt": "query", "response": "query"}, "found query for several"),
         ({"prompt": "qery"}, "found the columns query, reply (nearest: query)"),
     ],
 )

@@ -114,9 +114,14 @@ def test_a_talk_that_ends_with_a_question_is_a_prompt_after_its_answers():
     assert (record.prompt, record.references) == (tuple(TALK[:3]), ())
 
 
+@pytest.mark.parametrize(
+    "mark", [{"weight": 0}, {"train": False}, {"loss": False}, {"weight": 0.0}]
+)
 @pytest.mark.parametrize(("turns", "references"), [("last", [()]), ("all", [("He.",)])])
-def test_turns_of_no_weight_are_not_trained_on(turns, references):
-    talk = [*TALK[:3], {**TALK[3], "weight": 0}]
+def test_turns_of_no_weight_are_not_trained_on(turns, references, mark):
+    marked = parse({"messages": [*TALK[:3], {**TALK[3], "train": True, "weight": 1}]})
+    assert marked.references[0]["content"] == "I."
+    talk = [*TALK[:3], {**TALK[3], **mark}]
     assert [r.references for r in parse_all({"messages": talk}, turns=turns)] == references
 
 

@@ -50,6 +50,14 @@ def test_tables_of_text(tmp_path, name, text):
     ("text", "expected"),
     [
         ("prompt,completion\na,b,c\n", ":2: expected a field for each of the 2 columns"),
+        (
+            "prompt,completion\na,b\nc\n",
+            ":3: expected a field for each of the 2 columns; found few",
+        ),
+        (
+            "prompt,prompt\na,b\n",
+            "expected columns of different names; found prompt more than once",
+        ),
         ('prompt\n"a\n', "found a row that cannot be read"),
         ('prompt\n"a"b\n', "found a row that cannot be read"),
         (f"prompt\n{'a' * 200_000}\n", "write the file as .jsonl"),

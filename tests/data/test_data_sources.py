@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -162,6 +163,24 @@ def test_a_name_with_a_bracket_is_a_file_where_there_is_one(tmp_path):
     path = tmp_path / "rows[1].jsonl"
     path.write_text('{"prompt": "a"}\n')
     assert len(read_rows(str(path))) == 1
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "rows.jsonl")
+    with pytest.raises(DataError, match="found a pipe, a socket or a device"):
+        read_rows(str(tmp_path / "rows.jsonl"))
+
+
+def test_the_home_of_nobody_is_a_path_that_is_not_there():
+    with pytest.raises(DataError, match="found nothing at ~nobody-of-this-name/rows"):
+        read_rows("~nobody-of-this-name/rows.jsonl")
+
+
+def test_columns_of_one_name_are_refused(tmp_path):
+    table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["prompt", "prompt"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="found prompt more than once"):
+        read_rows(str(tmp_path / "a.parquet"))
 
 
 def test_files_of_a_folder_are_named_by_a_pattern(tmp_path):

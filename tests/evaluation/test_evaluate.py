@@ -133,6 +133,8 @@ def test_the_teacher_is_judged_like_any_other():
         {"tuned_temperatures": (0.5, 0.0)},
         {"max_new_tokens": 0},
         {"batch_size": 0},
+        {"samples": -1},
+        {"decodings": {}},
     ],
     ids=str,
 )

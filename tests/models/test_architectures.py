@@ -24,7 +24,7 @@ EVERY = [
     ("mamba", (1.0, None), "LibraryReader"),
     ("falcon_mamba", (1.0, None), "LibraryReader"),
     ("modernbert-decoder", None, "InPlaceReader"),  # its head is not linear
-    ("llama4_text", (1.0, None), "InPlaceReader"),
+    ("llama4_text", (1.0, None), "GroupedReader"),
     ("deepseek_v4", (1.0, None), "GroupedReader"),
     ("openai-gpt", (1.0, None), "RereadingReader"),  # keeps nothing of the past
 ]
@@ -43,7 +43,7 @@ SLOW = [
     ("deepseek_v2", (1.0, None), "InPlaceReader"),
     ("deepseek_v3", (1.0, None), "InPlaceReader"),
     ("minicpm3", (16.0, None), "InPlaceReader"),
-    ("doge", (1.0, None), "InPlaceReader"),
+    ("doge", (1.0, None), "GroupedReader"),
     ("ernie4_5", (1.0, None), "InPlaceReader"),
     ("ernie4_5_moe", (1.0, None), "InPlaceReader"),
     ("exaone4", (1.0, None), "InPlaceReader"),
@@ -186,3 +186,16 @@ def test_positions_that_a_network_counts_its_own_way_are_left_to_it():
             scores = step_scores(model, layout, vocabulary_size=VOCABULARY)
         found = scores.rows(0, len(scores)).log_softmax(-1)
         torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_attention_may_be_given_its_mask_by_name():
+    """As AFMoE does, after any other network was read by parts."""
+    model = architecture("afmoe")
+    model.set_attn_implementation("sdpa")
+    pairs = [Pair(p, (*r, 1)) for p, r in zip(PROMPTS, RESPONSES, strict=True)]
+    scores = step_scores(model, pack(pairs, pad_id=1), vocabulary_size=VOCABULARY)
+    found = scores.rows(0, len(scores)).log_softmax(-1)
+    rows = zip(PROMPTS, RESPONSES, strict=True)
+    expected = torch.cat([whole(model, p + r)[len(p) - 1 :] for p, r in rows])
+    torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-4)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoModelForSeq2SeqLM
 
 from tdistill.errors import ModelError
@@ -94,6 +95,30 @@ def test_an_index_names_files_of_its_own_folder(name: str, problem: str, tmp_pat
     found["weight_map"][first] = name
     index.write_text(json.dumps(found))
     assert problem in refusal(folder)
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.uint8, torch.float8_e4m3fn])
+def test_codes_of_a_quantiser_are_not_taken_for_weights(kind: torch.dtype, tmp_path: Path):
+    save(tiny_lm(), tmp_path)
+    own = tiny_model().state_dict()
+    codes = {n: w.to(kind) if n.endswith("q_proj.weight") else w for n, w in own.items()}
+    save_file(codes, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert "without a quantization_config" in refusal(tmp_path)
+    counts = {"model.position_ids": torch.arange(9)}  # a buffer of old checkpoints
+    save_file(own | counts, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    same(load(tmp_path, device="cpu"), tiny_lm())
+
+
+@pytest.mark.parametrize(
+    ("ends", "kept"),
+    [([1, 7], (1, 7)), ([1, 999, -1], (1,)), (-1, (1,)), ([[1, 2]], (1,)), ("7", (1,))],
+)
+def test_ends_that_are_no_tokens_of_the_model_do_not_count(
+    ends: Any, kept: tuple[int, ...], tmp_path: Path
+):
+    save(tiny_lm(), tmp_path)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+    assert load(tmp_path, device="cpu").end_ids == kept
 
 
 def test_code_that_a_checkpoint_brings_is_not_run(tmp_path: Path, capsys: Any):

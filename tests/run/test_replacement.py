@@ -11,8 +11,9 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from pipeline import Finished, digest, read_json
+from pipeline import Finished, digest, read_json, untimed
 from tdistill import cli
+from tdistill.errors import TdistillError
 from tdistill.models.language_model import save
 from tdistill.recipe import read_recipe
 from tdistill.run import Run, run_recipe
@@ -148,7 +149,7 @@ def test_an_adapter_is_another_model_when_its_base_is(finished: Finished, tmp_pa
         (["--data.train", "nowhere.jsonl"], "found nothing at nowhere.jsonl"),
         (["--teacher.path", "./nowhere"], "./nowhere: expected a folder with a model"),
         (
-            ["--training.report_to", '["no_such_tracker"]'],
+            ["--training.report_to", '["no_such_tracker"]', "--training.steps", "5"],
             "no_such_tracker: expected one of",
         ),
         (["--student.layers", "7"], "from 1 to the teacher's 3, found 7"),
@@ -200,3 +201,37 @@ def test_paths_of_the_command_line_are_found_again_from_any_folder(
     assert not any(f"{named} before" in line or "data.test" in line for line in lines)
     monkeypatch.chdir("/")
     assert read_recipe(resolved_recipe(out)).data.test == named
+
+
+@pytest.mark.parametrize("label", ["start", "kd"])
+def test_a_model_whose_weights_were_deleted_is_made_again(
+    label: str, finished: Finished, out: Path
+):
+    students = Run(read_recipe(finished.recipe), out, print).seeds[0]
+    assert students.trained(label)
+    (out / "models" / label / "model.safetensors").unlink()
+    students = Run(read_recipe(finished.recipe), out, print).seeds[0]
+    assert not students.trained(label)
+
+
+def test_other_test_prompts_train_nothing_again(finished: Finished, out: Path):
+    world, before = finished.recipe.parent, digest(out / "models")
+    words = ["--data.test", str(world / "valid.jsonl"), "--data.valid", "null"]
+    recipe = read_recipe(finished.recipe, [*words, "--evaluation.seeds", "1"])
+    run = Run(recipe, out, print)
+    run.evaluate()
+    assert digest(out / "models") == before
+    prompts = [e.prompt for e in run.groundwork.load_examples()["test"]]
+    assert len(prompts) == 4
+    with pytest.raises(TdistillError, match="found nothing at"):
+        Run(read_recipe(finished.recipe, ["--data.test", "./no.jsonl"]), out, print).begin()
+
+
+def test_a_damaged_result_is_made_again(finished: Finished, out: Path):
+    (out / "metrics.json").write_text('{"format"')
+    lines: list[str] = []
+    run_recipe(read_recipe(finished.recipe), out, lines.append)
+    made = untimed(read_json(out / "metrics.json"))
+    assert made == untimed(finished.metrics)
+    assert "[report]" in lines
+    assert not any(line.startswith("[kd]") and "reused" not in line for line in lines)

@@ -252,3 +252,13 @@ def test_load_yaml_names_the_nearest_file(tmp_path: Path) -> None:
         load_yaml(tmp_path / "nowhere" / "demo.yaml")
     with pytest.raises(RecipeError, match="expected a UTF-8 YAML file"):
         load_yaml(tmp_path)
+
+
+@pytest.mark.parametrize(("text", "value"), [("010", 8), ("1:30", 90), ("-017", -15)])
+def test_numbers_that_yaml_takes_for_others_are_refused(text: str, value: int, tmp_path: Path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"steps: {text}")
+    with pytest.raises(RecipeError, match=f"line 1, column 8: .* {text} is {value} in YAML"):
+        load_yaml(path)
+    path.write_text(f"steps: '{text}'\nzero: 0\nten: 10\nshare: 0.5")
+    assert load_yaml(path) == {"steps": text, "zero": 0, "ten": 10, "share": 0.5}

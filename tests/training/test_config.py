@@ -30,12 +30,25 @@ def test_the_defaults_are_the_papers() -> None:
         ({"chunk_size": 0}, "chunk_size: expected at least 1"),
         ({"batch_size": 6, "gradient_accumulation": 4}, "multiple of gradient_accumulation = 4, f"),
         ({"learning_rate": 0.0}, "learning_rate: expected a value above 0, found 0.0"),
+        ({"adam_beta1": 1.0}, r"adam_beta1: expected a value in \[0, 1\), found 1.0"),
+        ({"adam_beta2": -0.5}, r"adam_beta2: expected a value in \[0, 1\), found -0.5"),
+        ({"weight_decay": -1.0}, "weight_decay: expected a value of at least 0, found -1.0"),
+        ({"seed": -1}, "seed: expected a number from 0 to 4294967295, found -1"),
+        ({"seed": 1 << 32}, "seed: expected a number from 0 to 4294967295, found 4294967296"),
+        ({"text_chunk_tokens": 0}, "text_chunk_tokens: expected at least 1, found 0"),
+        ({"logging_steps": 0}, "logging_steps: expected at least 1, found 0"),
     ],
 )
 def test_impossible_values_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidValueError, match=message) as caught:
         TrainConfig(**changes)
     assert isinstance(caught.value, TdistillError)
+
+
+@pytest.mark.parametrize("changes", [{"rank": 0}, {"alpha": 0.0}, {"dropout": 1.0}])
+def test_impossible_adapters_are_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(InvalidValueError, match=f"^{next(iter(changes))}: expected"):
+        LoraConfig(**changes)
 
 
 def test_every_setting_reaches_the_trainer(tmp_path: Path) -> None:

@@ -98,6 +98,7 @@ def score(words: list[str]) -> int:
     share = WHOLE if command.shard is None else read_share(command.shard)
     quiet_libraries()
     from tdistill.models.finite import keeping_bad_batch
+    from tdistill.models.positions import check_rows
     from tdistill.teacher.cache.writer import CacheWriter, identity_of
     from tdistill.teacher.loading import load_stopping
     from tdistill.teacher.scoring import collect_scores, planned_score_shards
@@ -108,6 +109,9 @@ def score(words: list[str]) -> int:
     weights = WeightsConfig(command.dtype)
     teacher = load_stopping(command.teacher, data, gguf_file=command.gguf_file, weights=weights)
     rows = read_responses(data, teacher.tokenizer, limit=command.limit, clock=clock)
+    warning = check_rows(teacher, rows, "--max-response-tokens")
+    if warning is not None:
+        tell(f"  {warning}")
     live = LiveTeacher(teacher, command.capture)
     folder = command.cache if command.shard is None else share.folder(command.cache)
     writer = CacheWriter(folder, identity_of(teacher, command.capture), beside=command.cache)

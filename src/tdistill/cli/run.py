@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tdistill.errors import InvalidValueError
+from tdistill.files import expanded
 from tdistill.processes import is_first_process
 from tdistill.progress import emit, quiet_libraries, spoken, tell
 from tdistill.strict import describe, split_words
@@ -188,11 +189,11 @@ def read_words(command: str, words: list[str], *, out: str = "") -> tuple[Recipe
     from tdistill.recipe import read_recipes
 
     fields = [option for option in options if option.name != "out"]
-    recipe = read_recipes([Path(path) for path in paths], fields)
+    recipe = read_recipes([expanded(path) for path in paths], fields)
     quiet_libraries()
     if not is_first_process():  # which says the same
         warnings.simplefilter("ignore")
-    return recipe, Path(folder)
+    return recipe, expanded(folder)  # of --out=~/runs no shell makes a path
 
 
 def helped(command: str, words: list[str]) -> bool:

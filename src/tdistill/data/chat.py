@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tdistill.data.config import DataConfig
 from tdistill.data.messages import Message
+from tdistill.data.time_limit import at_most_seconds
 from tdistill.errors import DataError
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ _CLOCK = (
     "{%- endfor -%}{{- written.text -}}{%- endif -%}{%- endmacro %}\n"
 )
 _FORMATS = re.compile(r"""(["'])((?:(?!\1)[^\n])*%(?:(?!\1)[^\n])*)\1""")
+_LONGEST_RENDERING = 5.0  # seconds; templates of strangers may loop in loops
 _DIRECTIVES = "aAwdbBhmyYHIpPMSfjUWcxXGuVszZ"
 
 
@@ -94,17 +96,18 @@ class ChatTemplate:
         if self.in_parts:
             told = [{**turn, "content": _as_parts(turn.get("content", ""))} for turn in told]
         try:
-            return str(
-                self.tokenizer.apply_chat_template(
-                    told,
-                    tools=list(tools) or None,
-                    chat_template=text,
-                    tokenize=False,
-                    add_generation_prompt=prompt,
-                    **dates,
-                    **self.variables,
+            with at_most_seconds(_LONGEST_RENDERING):
+                return str(
+                    self.tokenizer.apply_chat_template(
+                        told,
+                        tools=list(tools) or None,
+                        chat_template=text,
+                        tokenize=False,
+                        add_generation_prompt=prompt,
+                        **dates,
+                        **self.variables,
+                    )
                 )
-            )
         # A template is a program of someone else's: anything may be raised in it.
         except Exception as error:
             reason = next(iter(str(error).splitlines()), "") or "an error without a text"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -73,6 +74,12 @@ def named_columns(
     Raises:
         DataError: a mapped name is none that is understood, or its column is not there.
     """
+    twice = [name for name, n in Counter(mapping.values()).items() if n > 1]
+    if twice:
+        raise DataError(
+            f"data.columns: expected a column for each name; found {twice[0]} for several. "
+            "Name another, or leave out what there is no column for."
+        )
     given: dict[str, str] = {}
     known = sorted(set().union(*_TOGETHER))
     for name, column in mapping.items():

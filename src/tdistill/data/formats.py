@@ -95,8 +95,7 @@ def _divided(
     ends = [i for i, turn in enumerate(turns) if turn["role"] == "assistant"]
     if trained_turns == "last":
         ends = [i for i in ends if i == len(turns) - 1]
-    # OpenAI's way to say that a turn is not to be trained on.
-    ends = [i for i in ends if turns[i].get("weight") != 0]
+    ends = [i for i in ends if _is_trained(turns[i])]
     parts: list[tuple[tuple[Message, ...], list[Response], bool]] = [
         (turns[:i], [_simplest(turns[i])], i == len(turns) - 1) for i in ends
     ]
@@ -104,6 +103,13 @@ def _divided(
         answered = bool(turns) and turns[-1]["role"] == "assistant"
         parts.append((turns[:-1] if answered else turns, [], True))
     return parts
+
+
+def _is_trained(turn: Message) -> bool:
+    """Whether nothing says that a turn is only there to be read."""
+    # OpenAI's field and those of axolotl, ms-swift and XTuner; 0 is false.
+    said = (turn.get(name) for name in ("weight", "train", "training", "loss", "trainable"))
+    return not any(isinstance(value, int | float) and value == 0 for value in said)
 
 
 def _simplest(turn: Message) -> Response:

@@ -6,6 +6,7 @@ import csv
 import gzip
 import itertools
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -218,8 +219,14 @@ def _csv_rows(path: Path) -> Iterator[SourceRow]:
     lines = (line for _, line in _lines(path))
     reader = csv.DictReader(lines, delimiter="\t" if tab else ",", strict=True)
     try:
+        _refuse_twice(reader.fieldnames or (), path)
         for values in reader:
             where = f"{path}:{reader.line_num}"
+            if None in values.values():
+                raise DataError(
+                    f"{where}: expected a field for each of the {len(values)} columns; found "
+                    "fewer. Write empty ones too, or remove the row."
+                )
             if None in values:
                 raise DataError(
                     f"{where}: expected a field for each of the {len(values) - 1} columns; "
@@ -233,6 +240,16 @@ def _csv_rows(path: Path) -> Iterator[SourceRow]:
         ) from error
 
 
+def _refuse_twice(columns: Iterable[str], path: Path) -> None:
+    """Refuse two columns of one name, of which a row could hold one."""
+    twice = [name for name, count in Counter(columns).items() if count > 1]
+    if twice:
+        raise DataError(
+            f"{path}: expected columns of different names; found {twice[0]} more than once. "
+            "Rename or remove one."
+        )
+
+
 def _parquet_rows(path: Path) -> Iterator[SourceRow]:
     import pyarrow
     import pyarrow.parquet
@@ -240,6 +257,7 @@ def _parquet_rows(path: Path) -> Iterator[SourceRow]:
     index = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
+            _refuse_twice(file.schema_arrow.names, path)
             for batch in file.iter_batches(batch_size=1024):
                 for values in batch.to_pylist():
                     yield SourceRow(row_place(path, index), without_nulls(values))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tdistill.data.readers import ROW_SUFFIXES, SourceRow, read_file, row_place, without_nulls
 from tdistill.errors import DataError
-from tdistill.files import DEMO_PREFIX, HUB_PREFIX
+from tdistill.files import DEMO_PREFIX, HUB_PREFIX, expanded
 
 UNDERSTOOD = (
     f"a file ({', '.join(ROW_SUFFIXES)}), a pattern of such files (train-*.parquet), a folder "
@@ -67,7 +67,7 @@ def matching_paths(source: str) -> list[Path]:
     Raises:
         DataError: there is nothing; the text names the folder that was searched.
     """
-    path = Path(source).expanduser()
+    path = expanded(source)
     if path.exists() or not glob.has_magic(source):
         return [existing_path(source)]
     # glob, not Path.glob: the pattern may be absolute.
@@ -89,9 +89,14 @@ def existing_path(source: str) -> Path:
     Raises:
         DataError: there is nothing; the text names the folder that was searched.
     """
-    path = Path(source).expanduser()
-    if path.exists():
+    path = expanded(source)
+    if path.is_file() or path.is_dir():
         return path
+    if path.exists():
+        raise DataError(
+            f"{path}: expected a file or a folder, which can be read again; found a pipe, a socket "
+            "or a device. Write the rows to a file."
+        )
     parent, missing = path.parent, path.name
     while not parent.exists():
         missing, parent = parent.name, parent.parent

@@ -73,6 +73,8 @@ class EvaluationConfig:
             rollouts_per_prompt=self.rollouts_per_prompt,
             task_limit=self.task_limit,
         )
+        check_at_least(0, samples=self.samples)
+        check("decodings", bool(self.decodings), "at least one decoding", "none")
         for k in self.pass_k:
             check_at_least(1, pass_k=k)
         if self.verify is not None:

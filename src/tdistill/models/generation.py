@@ -21,7 +21,8 @@ from tdistill.errors import InvalidValueError
 from tdistill.models.decoding import Decoding
 from tdistill.models.finite import has_numbers, refuse_step
 from tdistill.models.language_model import LanguageModel
-from tdistill.models.positions import check_positions
+from tdistill.models.layout import Pair
+from tdistill.models.positions import check_positions, check_rows
 
 if TYPE_CHECKING:
     from tdistill.models.reading import Reader
@@ -102,6 +103,7 @@ def generate(
     limits = [max_new_tokens] * len(queue) if isinstance(max_new_tokens, int) else max_new_tokens
     longest = max((len(p) + n for p, n in zip(queue, limits, strict=True)), default=1) - 1
     for model in _models(lm, companion):  # the last token is never read
+        check_rows(model, [Pair(prompt, ()) for prompt in dict.fromkeys(queue)], "prompts")
         check_positions(model, longest, "max_new_tokens")
     slots = min(batch_size or len(queue), len(queue))
     policy = _Policy([open_reader(m, slots) for m in _models(lm, companion)], lm.device, companion)

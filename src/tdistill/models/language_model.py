@@ -14,7 +14,7 @@ import torch
 from tdistill.errors import ModelError, one_line
 from tdistill.files import hub_name, resolve_path
 from tdistill.hashing import key_of
-from tdistill.models.adapters import adapter_base, merged
+from tdistill.models.adapters import adapter_base, adapter_bases, merged
 from tdistill.models.architecture import TEXT_KEYS, causal_config
 from tdistill.models.model_files import check_model_folder
 from tdistill.models.weights import FLOAT32, DType, WeightsConfig
@@ -110,6 +110,7 @@ def load(
         ModelError: if there is no loadable model or tokenizer at ``path``, or weights are missing.
     """
     path = resolve_path(str(path))
+    adapter_bases(path)  # refuses those without an end
     base = adapter_base(path)
     if base is not None:
         lm = load(base, device="cpu", weights=_to_merge(weights))
@@ -237,9 +238,9 @@ def load_tokenizer(path: str | Path, *, gguf_file: str | None = None) -> PreTrai
     from transformers import AutoTokenizer
 
     place = resolve_path(str(path))
-    base = adapter_base(place)
-    if base is not None and not _has_tokenizer(place):
-        return load_tokenizer(base)
+    # Of an adapter its own, else that of the nearest base that has one.
+    line = [place, *adapter_bases(place)]
+    place = next((x for x in line if hub_name(x) is not None or _has_tokenizer(x)), line[-1])
 
     def read() -> Any:
         source = hub_name(place) or place
@@ -259,7 +260,7 @@ def load_config(path: str | Path, *, gguf_file: str | None = None) -> PreTrained
         ModelError: if there is none.
     """
     place = resolve_path(str(path))
-    place = adapter_base(place) or place
+    place = (adapter_bases(place) or [place])[-1]
     return causal_config(_load_whole_config(place, gguf_file), place)
 
 
@@ -326,9 +327,10 @@ def _make_valid(config: Any) -> None:
 
 
 def declared_ends(model: PreTrainedModel) -> list[int]:
-    """The end tokens of a model's generation config."""
+    """The end tokens of a model's generation config, of those that it has."""
     declared: Any = getattr(model.generation_config, "eos_token_id", None)
-    return [declared] if isinstance(declared, int) else list(declared or [])
+    ids = declared if isinstance(declared, list | tuple) else [declared]
+    return [i for i in ids if isinstance(i, int) and 0 <= i < output_rows(model)]
 
 
 def also_end_at(lm: LanguageModel, token: int) -> None:

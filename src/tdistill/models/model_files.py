@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tdistill.errors import ModelError, excerpt, one_line
+from tdistill.files import fingerprint, resolve_path
+from tdistill.hashing import key_of
 
 CONFIG = "config.json"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -20,9 +23,64 @@ _INDEX = "model.safetensors.index.json"
 _WEIGHTS = "model.safetensors"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.msgpack", "*.h5")
 _NOT_WEIGHTS = {"training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth"}
+_NEVER_READ = (".md", ".py", ".log", ".png", ".jpg", ".pdf", *(name[1:] for name in _PICKLES))
+_RECORDS = ("trainer_state.json", "all_results.json", "train_results.json", "eval_results.json")
+_TEMPLATES = "additional_chat_templates/*.jinja"  # of a tokenizer that has several
+_CONFIGS = (CONFIG, "generation_config.json", ADAPTER_CONFIG)
+_TOLD = ("_name_or_path", "transformers_version", "base_model_name_or_path")  # fields of those
+_NUMBERS = ("F64", "F32", "F16", "BF16")
 _LARGEST_TEXT = 1 << 26  # bytes of a JSON file
 _MOST_PARTS = 10_000  # layers, or experts of one
 _PARTS = ("layer", "expert", "block")
+
+
+def model_content(path: str) -> str:
+    """Changes when what is read of a model does: not with its place, its page or its training log.
+
+    Of configurations the values count, but not where the model was and which release wrote them.
+
+    Args:
+        path: a folder, ``package:NAME`` or ``hub:NAME``.
+    """
+    try:
+        folder = Path(resolve_path(path))
+    except ModelError:
+        return path
+    if not folder.is_dir():
+        return fingerprint(path)
+    inside = (*folder.iterdir(), *folder.glob(_TEMPLATES), *_parts_within(folder))
+    files = sorted({file for file in inside if file.is_file() and _is_read(file)})
+    return key_of([(str(file.relative_to(folder)), _file_content(file)) for file in files])
+
+
+def _parts_within(folder: Path) -> list[Path]:
+    """Files of weights that an index names in folders of its own."""
+    with suppress(ModelError, OSError):
+        parts = read_object(folder / _INDEX).get("weight_map")
+        names = parts.values() if isinstance(parts, dict) else ()
+        return [folder / name for name in names if isinstance(name, str) and _is_within(name)]
+    return []
+
+
+def _is_within(name: str) -> bool:
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts and "\\" not in name
+
+
+def _is_read(file: Path) -> bool:
+    return not (
+        file.name.startswith((".", "LICENSE"))
+        or file.suffix.lower() in _NEVER_READ
+        or file.name in _RECORDS
+    )
+
+
+def _file_content(file: Path) -> str:
+    if file.name in _CONFIGS:
+        with suppress(ModelError):
+            values = read_object(file)
+            return key_of({name: x for name, x in values.items() if name not in _TOLD})
+    return fingerprint(str(file))
 
 
 def check_model_folder(folder: Path) -> None:
@@ -45,6 +103,8 @@ def check_model_folder(folder: Path) -> None:
         folder / CONFIG
     ):
         raise ModelError(f"{folder}: expected {_WEIGHTS}, found {_what_else(folder)}")
+    if not any("quant" in name or "compress" in name for name in read_object(folder / CONFIG)):
+        _refuse_codes(folder)
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -95,12 +155,7 @@ def _check_index(folder: Path) -> None:
         raise ModelError(f"{folder / _INDEX}: expected a weight_map of names to file names")
     for name in sorted(set(parts.values())):
         path = PurePosixPath(name)
-        if (
-            path.is_absolute()
-            or ".." in path.parts
-            or "\\" in name
-            or path.suffix != ".safetensors"
-        ):
+        if not _is_within(name) or path.suffix != ".safetensors":
             raise ModelError(
                 f"{folder / _INDEX}: expected names of safetensors files in its own folder, found "
                 f"{excerpt(name)}; take the checkpoint from a source that you trust"
@@ -120,6 +175,26 @@ def _check_sizes(path: Path) -> None:
                 f"{path}: {name}: expected at most {_MOST_PARTS}, found {str(value)[:20]}; the "
                 "file is damaged"
             )
+
+
+def _refuse_codes(folder: Path) -> None:
+    """Refuse weights that are the codes of a quantiser, which would be taken for numbers.
+
+    Files that cannot be opened are left to who loads them.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    for file in sorted(folder.glob("model*.safetensors")):
+        with suppress(SafetensorError, OSError), safe_open(file, framework="numpy") as weights:
+            for name in weights.keys():  # noqa: SIM118
+                kind = weights.get_slice(name).get_dtype() if name.endswith("weight") else "F32"
+                if kind not in _NUMBERS:
+                    raise ModelError(
+                        f"{folder}: expected weights that are numbers ({', '.join(_NUMBERS)}), "
+                        f"found {excerpt(name)} in {kind}, without a quantization_config in "
+                        f"{CONFIG} that says what it stands for; take the whole checkpoint, or one "
+                        "in bfloat16"
+                    )
 
 
 def _numbers(values: dict[str, Any]) -> Iterator[tuple[str, int]]:

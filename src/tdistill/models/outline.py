@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from tdistill.files import hub_name, resolve_path
-from tdistill.models.adapters import adapter_base
+from tdistill.models.adapters import adapter_bases
 from tdistill.models.language_model import LanguageModel, load_config, load_tokenizer
 
 
@@ -28,7 +28,7 @@ def load_outline(path: str | Path) -> LanguageModel:
     config = load_config(place)
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config)
-    source = adapter_base(place) or place
+    source = (adapter_bases(place) or [place])[-1]
     with suppress(OSError, ValueError):  # it has none of its own
         model.generation_config = GenerationConfig.from_pretrained(hub_name(source) or source)
     return LanguageModel(model.eval(), load_tokenizer(place), place)

@@ -21,8 +21,10 @@ _Verdict = TypeVar("_Verdict")
 FAILURES = (LookupError, RuntimeError, TypeError, ValueError, AttributeError, AssertionError)
 """What a network raises that cannot be read some way."""
 
-_BLOCKS = re.compile("chunk|compress|block_size|window")
+_BLOCKS = re.compile("chunk|compress|block_size|window|floor_scale")
 _LONGEST_BLOCK = 256
+# Blocks that masks and caches count by position, whatever their length.
+_BY_POSITION = ("sliding_window", "attention_chunk_size")
 _ROUNDING = 1e-5  # of the largest logit, float32: that of another order of summing
 _LOW_ROUNDING = 2.0**-7  # likewise of bfloat16 and float16
 
@@ -80,14 +82,21 @@ def block_length(network: Any) -> int:
 
     What goes wrong between blocks, of attention or of a recurrence, is not seen in shorter rows.
     """
-    sizes = [
-        size
-        for name, value in vars(network.config.get_text_config()).items()
-        if _BLOCKS.search(name)
-        for size in _numbers_in(value)
-        if 0 < size <= _LONGEST_BLOCK
-    ]
-    return max(sizes, default=0)
+    return max((size for _, size in _blocks(network) if size <= _LONGEST_BLOCK), default=0)
+
+
+def has_untried_blocks(network: Any) -> bool:
+    """Whether there are longer ones, of which only the network knows by what it counts them."""
+    return any(
+        size > _LONGEST_BLOCK and name not in _BY_POSITION for name, size in _blocks(network)
+    )
+
+
+def _blocks(network: Any) -> Iterator[tuple[str, int]]:
+    """Name and length of each kind of block that the configuration names."""
+    for name, value in vars(network.config.get_text_config()).items():
+        if _BLOCKS.search(name):
+            yield from ((name, size) for size in _numbers_in(value) if size > 0)
 
 
 def _numbers_in(value: Any) -> list[int]:

@@ -23,7 +23,14 @@ from tdistill.models.head_form import own_logits
 from tdistill.models.in_place import InPlaceReader
 from tdistill.models.language_model import LanguageModel, inner_model
 from tdistill.models.positions import position_limit
-from tdistill.models.probes import FAILURES, block_length, disagreement, on_trial, probe_tokens
+from tdistill.models.probes import (
+    FAILURES,
+    block_length,
+    disagreement,
+    has_untried_blocks,
+    on_trial,
+    probe_tokens,
+)
 from tdistill.models.reading import PromptTokens, Reader, last_logits, left_padded
 from tdistill.models.row_trials import check_reading
 
@@ -71,7 +78,9 @@ def _find_opener(lm: LanguageModel) -> _Opener:
 
 
 def _candidates(lm: LanguageModel) -> list[_Opener]:
-    """From the fastest to the slowest."""
+    """From the fastest to the slowest; the last alone where no trial is long enough to tell."""
+    if has_untried_blocks(inner_model(lm.model)):
+        return [lambda lm, rows: GroupedReader(lm)]
     try:
         kinds = {type(layer) for layer in DynamicCache(config=lm.model.config).layers}
     except FAILURES:

@@ -22,6 +22,7 @@ from tdistill.models.probes import (
     FAILURES,
     block_length,
     disagreement,
+    has_untried_blocks,
     on_trial,
     probe_tokens,
     remembered,
@@ -86,10 +87,7 @@ def _inputs(network: Any, layout: Layout, way: _Way) -> dict[str, Any]:
 @remembered
 def _trial_of_rows(lm: Any) -> tuple[str | None, _Way]:
     """What is wrong with rows padded on the right, or None; how padding is told of, if at all."""
-    block, limit = block_length(lm), position_limit(lm)
-    longest = block + _LENGTHS[0]
-    if limit is not None and longest > limit.tokens:
-        block = 0
+    block = _block_within(lm, _LENGTHS[0])
     lengths = block + _LENGTHS[0], block + _LENGTHS[1], block // 2 + _LENGTHS[2]
     rows = [probe_tokens(lm, length) for length in lengths]  # each is the beginning of the first
     own = [own_logits(lm, row) for row in rows]
@@ -101,6 +99,12 @@ def _trial_of_rows(lm: Any) -> tuple[str | None, _Way]:
         if problem is None:
             return None, way
     return f"padding behind a row changes its scores ({problem})", "mask"
+
+
+def _block_within(lm: Any, more: int) -> int:
+    """The longest block of a network, if it has positions for so many tokens more; else none."""
+    block, limit = block_length(lm), position_limit(lm)
+    return 0 if limit is not None and block + more > limit.tokens else block
 
 
 def _padding_problem(
@@ -159,8 +163,15 @@ def _sharing_problem(lm: Any, way: _Way) -> str | None:
     """What is wrong with shared prompts, or None."""
     if not _takes_positions(lm):
         return "its forward takes no position_ids"
-    tokens = [probe_tokens(lm, 4, skip=3 * n) for n in range(6)]
-    shared = lay_out([Pair(tokens[i % 2], tokens[i]) for i in range(6)], tokens[0][0])
+    if has_untried_blocks(lm):
+        return "it reads in blocks too long to be tried"
+    # A block ends within the first response; in the others one does in the row, not the sequence.
+    block = _block_within(lm, 8)
+    prompts = [probe_tokens(lm, 4, skip=3 * n) for n in range(2)]
+    lengths = block + 4, block // 2 + 4, block // 2 + 4
+    responses = [probe_tokens(lm, n, skip=6 + 3 * i) for i, n in enumerate(lengths)]
+    pairs = [Pair(prompt, response) for response in responses for prompt in prompts]
+    shared = lay_out(pairs, prompts[0][0])
     shared = shared.to(lm.device)
     try:
         apart = _logits(lm, separate(shared), _trial_of_rows(lm)[1])

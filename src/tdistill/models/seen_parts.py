@@ -170,12 +170,18 @@ def _in_row(
 
 
 def _attend(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, *args: Any, **options: Any
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Any = None,  # some networks give it by its name
+    *args: Any,
+    **options: Any,
 ) -> tuple[Tensor, Any]:
     """What transformers calls under the name ``sdpa``."""
-    parts: SeenParts | None = getattr(mask, "seen_parts", None)
+    parts: SeenParts | None = getattr(attention_mask, "seen_parts", None)
     if parts is None:
-        return _before["plain"](module, query, key, value, mask, *args, **options)
+        return _before["plain"](module, query, key, value, attention_mask, *args, **options)
 
     def plain(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         return _before["plain"](module, query, key, value, mask, *args, **options)[0]

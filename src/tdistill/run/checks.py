@@ -27,6 +27,7 @@ from tdistill.files import (
     free_bytes,
     in_world,
     resolve_path,
+    storage_error,
 )
 from tdistill.models.head_form import head_form
 from tdistill.models.language_model import load_config
@@ -82,7 +83,11 @@ def findings(checks: dict[str, Callable[[], str]]) -> Iterator[Finding]:
             yield Finding("fine", what, look())
         except Doubt as doubt:
             yield Finding("doubtful", what, str(doubt))
-        except TdistillError as error:
+        except (TdistillError, OSError) as caught:
+            known = isinstance(caught, TdistillError)
+            error = caught if known else storage_error(caught, Path.cwd())
+            if error is None:
+                raise
             if str(error) not in told:
                 yield Finding("wrong", what, str(error), error)
             told.add(str(error))

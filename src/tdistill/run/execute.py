@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tdistill.errors import InvalidValueError
+from tdistill.errors import InvalidValueError, TdistillError
 from tdistill.files import locked
 from tdistill.hashing import key_of
 from tdistill.progress import tell
@@ -53,6 +53,9 @@ def run_recipe(recipe: Recipe, folder: Path | str, say: Say = tell) -> Result:
 def _write_result_once(run: Run, key: str) -> None:
     with locked(run.folder / "locks" / "result", wait=True):
         if not _finished(run, key):  # by another process
+            numbers = _outputs(run)[0]
+            if not _is_whole(numbers):
+                numbers.unlink(missing_ok=True)
             _write_result(run, key)
 
 
@@ -61,7 +64,18 @@ def _outputs(run: Run) -> list[Path]:
 
 
 def _finished(run: Run, key: str) -> bool:
-    return Stages(run.folder, run.say).finished("report", key, _outputs(run)) is not None
+    outputs = _outputs(run)
+    done = Stages(run.folder, run.say).finished("report", key, outputs) is not None
+    return done and _is_whole(outputs[0])
+
+
+def _is_whole(numbers: Path) -> bool:
+    """Whether a result can be read; one that was damaged is made again from the records."""
+    try:
+        read_result(numbers)
+    except (TdistillError, OSError):
+        return False
+    return True
 
 
 def _write_result(run: Run, key: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tdistill.errors import InvalidValueError
-from tdistill.files import in_world, place_in_world, resolve_path
+from tdistill.files import expanded, in_world, place_in_world, resolve_path
 from tdistill.recipe import Recipe
 
 RESOLVED_RECIPE = "recipe.resolved.yaml"
@@ -46,7 +46,7 @@ def tracking_folder(folder: Path) -> Path:
 def world_folder(recipe: Recipe, folder: Path) -> Path:
     """Where the world of a run in a folder is."""
     own = None if recipe.world is None else recipe.world.folder
-    return folder / "world" if own is None else Path(own).expanduser()
+    return folder / "world" if own is None else expanded(own)
 
 
 def model_folder(recipe: Recipe, folder: Path, label: str) -> Path:
@@ -68,3 +68,9 @@ def model_folder(recipe: Recipe, folder: Path, label: str) -> Path:
             return Path(place_in_world(config.path, world_folder(recipe, folder)))
         return Path(resolve_path(config.path))
     return folder / "models" / label
+
+
+def files_of_model(folder: Path) -> list[Path]:
+    """What must be in a model's folder: who needs room may have deleted the weights alone."""
+    parts = folder / "model.safetensors.index.json"
+    return [folder / "config.json", parts if parts.exists() else folder / "model.safetensors"]

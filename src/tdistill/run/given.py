@@ -12,6 +12,7 @@ from typing import Any
 from tdistill.data import DataConfig, Example, load_examples
 from tdistill.errors import CacheError, DataError
 from tdistill.evidence.rows import Row
+from tdistill.files import expanded
 from tdistill.run.supplies import Scored, Supply
 from tdistill.teacher.cache.cached_rows import prompts_of, select_rows
 from tdistill.teacher.cache.manifest import MANIFEST, read_manifest
@@ -109,7 +110,7 @@ def given_cache(path: str, split: str) -> Path:
     Raises:
         CacheError: it is neither.
     """
-    place = Path(path).expanduser()
+    place = expanded(path)
     if (place / MANIFEST).exists():
         return place
     own = [place / name for name in (f"cache-{split}", "cache")]  # there is no cache-train

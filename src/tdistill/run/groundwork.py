@@ -20,15 +20,18 @@ from tdistill.files import replacing_folder, write_atomically
 from tdistill.models import language_model
 from tdistill.models.adoption import adopt, shared_vocabulary
 from tdistill.models.language_model import LanguageModel
-from tdistill.models.positions import check_positions
+from tdistill.models.layout import Pair, Tokens
+from tdistill.models.positions import check_positions, check_rows
 from tdistill.models.precision import tf32_allowed
 from tdistill.models.row_trials import check_reading
 from tdistill.models.scores import check_head
 from tdistill.recipe import Recipe, refuse_unknown_normaliser
 from tdistill.run.examples import load_splits, now, read_clock, references_field, write_clock
+from tdistill.run.folders import files_of_model
 from tdistill.run.given import Divided, Given, load_rows, row_of
+from tdistill.run.keys import checked_key
 from tdistill.run.once import once
-from tdistill.run.stages import Say
+from tdistill.run.stages import Say, note_key, workplace_key
 from tdistill.run.supplies import Sampled, Scored, Supply, sampled_identity
 from tdistill.run.teachers import Teachers
 from tdistill.run.worlds import make_world
@@ -38,6 +41,8 @@ from tdistill.teacher.shares import Share
 from tdistill.teacher.source import CachedTeacher, LiveTeacher
 from tdistill.training.layer_choice import choose_layers
 from tdistill.training.student import drop_layers, evenly_spaced
+
+_SAMPLING = ("rollouts", "evaluation")  # sections that say how long a response may be
 
 
 class Groundwork(Teachers):
@@ -171,13 +176,17 @@ class Groundwork(Teachers):
         return sampled_identity(self.load_sampler(), self.recipe.rollouts.capture)
 
     def prepared(self) -> bool:
-        """Whether responses and student are there, so that all checks were passed before."""
+        """Whether responses and student are there, and every check of all the rest was passed."""
         outputs = {
-            "rollouts": self._cache_folder("train") / "manifest.json",
-            "student": self.folder / "models" / "untrained",
+            "rollouts": [self._cache_folder("train") / "manifest.json"],
+            "student": files_of_model(self._untrained),
         }
-        found = [self.stages.finished(x, self.keys[x], [path]) for x, path in outputs.items()]
-        return None not in found
+        found = [self.stages.finished(x, self.keys[x], paths) for x, paths in outputs.items()]
+        return None not in found and workplace_key(self.folder) == checked_key(self.recipe)
+
+    def keep_checked(self) -> None:
+        """Note that all was looked at that a stage depends on."""
+        note_key(self.folder, checked_key(self.recipe))
 
     def _gather(self, stage: str, split: str) -> Sequence[Row]:
         folder, supply = self._cache_folder(split), self._supply(split)
@@ -259,7 +268,9 @@ class Groundwork(Teachers):
             self._check_model(self.load_student())
         if not self.at_hand:  # what depends on the teacher's weights is seen where they are
             return
-        made = self.stages.finished("student", self.keys["student"], [self._untrained])
+        made = self.stages.finished(
+            "student", self.keys["student"], files_of_model(self._untrained)
+        )
         if made is not None:
             return
         self.convert_teacher()
@@ -277,14 +288,39 @@ class Groundwork(Teachers):
         check_reading(model.model)
         head, size = self.recipe.training.head, model.vocabulary_size
         check_head(model.model, vocabulary_size=size, head=head)
-        prompts = [e.prompt_ids for rows in self.load_examples().values() for e in rows]
-        longest = max(map(len, prompts), default=0)
-        for name in ("rollouts", "evaluation"):
-            new = getattr(self.recipe, name).max_new_tokens
+        examples = self.load_examples()
+        prompts = [Pair(e.prompt_ids, ()) for rows in examples.values() for e in rows]
+        warnings = [check_rows(model, prompts, "data.max_prompt_tokens")]
+        longest = max((len(pair.prompt_ids) for pair in prompts), default=0)
+        for field, new in self._new_tokens().items():
             # The last token is predicted, never read.
-            warning = check_positions(model, longest + new - 1, f"{name}.max_new_tokens")
-            if warning is not None:
-                self.say(f"  {warning}")
+            warnings.append(check_positions(model, longest + new - 1, field))
+        for field, rows in self._given_rows().items():
+            warnings.append(check_rows(model, rows, field))
+        for warning in filter(None, warnings):
+            self.say(f"  {warning}")
+
+    def _new_tokens(self) -> dict[str, int]:
+        """The longest response that is sampled, by the field that says so."""
+        config = self.recipe
+        fields = {f"{x}.max_new_tokens": getattr(config, x).max_new_tokens for x in _SAMPLING}
+        if any(objective.uses_student_rows for objective in config.objectives.values()):
+            fields["training.replay.max_new_tokens"] = config.training.replay.max_new_tokens
+        return fields
+
+    def _given_rows(self) -> dict[str, Sequence[Tokens]]:
+        """Rows to read that nobody samples, by the field that sets their length."""
+        found: dict[str, Sequence[Tokens]] = {}
+        if references_field(self.recipe) is not None:
+            found["data.max_response_tokens"] = self.collect_rows("references")
+        if self.placed.rollouts.given:
+            for supply in self.find_given().values():
+                if isinstance(supply, Scored):
+                    found["rollouts.responses"] = supply.responses
+        if self.placed.data.lm_text is not None:
+            length = self.recipe.training.text_chunk_tokens
+            found["training.text_chunk_tokens"] = [Pair((0,) * length, ())]
+        return found
 
     @property
     def _untrained(self) -> Path:
@@ -315,7 +351,7 @@ class Groundwork(Teachers):
                 language_model.save(student, partial)
             return {"parameters": student.num_parameters} | record
 
-        self.stages.run("student", self.keys["student"], [folder], make)
+        self.stages.run("student", self.keys["student"], files_of_model(folder), make)
         return folder
 
     # Evaluation.

@@ -24,7 +24,7 @@ from tdistill.processes import ProcessEnded, ProcessFailed, Team, launched_team,
 from tdistill.progress import duration, tell
 from tdistill.recipe import Recipe, recipe_dict, rooted
 from tdistill.run.checks import findings, quick_checks, refuse_wrong, thorough_checks
-from tdistill.run.folders import RESOLVED_RECIPE, STUDENT
+from tdistill.run.folders import RESOLVED_RECIPE, STUDENT, files_of_model
 from tdistill.run.groundwork import Groundwork
 from tdistill.run.intent import intent
 from tdistill.run.outlook import outlook
@@ -139,6 +139,7 @@ class Run:
             text = yaml.safe_dump(resolved, sort_keys=False)
             write_atomically(self.folder / RESOLVED_RECIPE, text)
             self.groundwork.keep_clock()
+            self.groundwork.keep_checked()
         if not told and not self._begun and (later := outlook(self.recipe, self.folder)):
             self.say(f"  {later}")  # now that its models are there
         self._begun = True
@@ -169,7 +170,7 @@ class Run:
                     language_model.save(model, partial)
             return {"dtype": dtype}
 
-        first.stages.run("publish", first.keys["publish"], [folder / "config.json"], copy)
+        first.stages.run("publish", first.keys["publish"], files_of_model(folder), copy)
 
     def _sample_rollouts(self) -> None:
         self.say(f"  {len(self.groundwork.sample_rollouts())} teacher responses to train on")

@@ -24,12 +24,17 @@ def open_workplace(folder: Path, key: str) -> None:
     """A folder that is new, or holds what was left by interrupted work of the same key."""
     if folder.exists() and workplace_key(folder) != key:
         shutil.rmtree(folder)
+    note_key(folder, key)
+
+
+def note_key(folder: Path, key: str) -> None:
+    """Write down what the work in a folder is for."""
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / _NOTE, key)
 
 
 def workplace_key(folder: Path) -> str | None:
-    """The key of the work that a folder was opened for; None if it is no workplace."""
+    """The key of the work that a folder was opened for; None if none was noted."""
     note = folder / _NOTE
     return note.read_text(encoding="utf-8") if note.exists() else None
 
@@ -48,12 +53,18 @@ class Stages:
 
     def finished(self, name: str, key: str, outputs: Sequence[Path]) -> dict[str, Any] | None:
         """The record of a stage if it was finished with this key and its outputs are there."""
+        record = self._read(name)
+        if record is None:
+            return None
+        whole = record.get("key") == key and all(path.exists() for path in outputs)
+        return record if whole else None
+
+    def _read(self, name: str) -> dict[str, Any] | None:
         try:
             record = json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
-        whole = record.get("key") == key and all(path.exists() for path in outputs)
-        return record if whole else None
+        return record if isinstance(record, dict) else None
 
     def records(self, keys: Mapping[str, str]) -> dict[str, dict[str, Any]]:
         """The records of the stages that are finished with these keys."""

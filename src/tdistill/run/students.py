@@ -16,7 +16,7 @@ from tdistill.files import replacing_folder
 from tdistill.models import language_model
 from tdistill.models.precision import tf32_allowed
 from tdistill.processes import is_first_process
-from tdistill.run.folders import model_folder, seed_folder, tracking_folder
+from tdistill.run.folders import files_of_model, model_folder, seed_folder, tracking_folder
 from tdistill.run.groundwork import Groundwork
 from tdistill.run.keys import seeded, stage_keys
 from tdistill.run.stages import Stages, open_workplace
@@ -66,7 +66,7 @@ class Students:
     def trained(self, label: str) -> bool:
         """Whether a model is trained; once it is judged its weights may be gone."""
         gone = not self.keeps(label) and self.judged(label)
-        return self._done(label, [] if gone else [self.model_folder(label) / "config.json"])
+        return self._done(label, [] if gone else files_of_model(self.model_folder(label)))
 
     def judged(self, label: str) -> bool:
         """Whether a model is judged."""
@@ -138,7 +138,7 @@ class Students:
                 shutil.copytree(untrained, partial, dirs_exist_ok=True)
             return {}
 
-        self.stages.run(START, self.keys[START], [folder / "config.json"], copy)
+        self.stages.run(START, self.keys[START], files_of_model(folder), copy)
 
     def _train(
         self,
@@ -185,7 +185,7 @@ class Students:
             record["warnings"] = signs_of_failure(history)
             return record | ({} if chosen is None else {"sets": asdict(chosen)})
 
-        outputs = [folder / "config.json"]
+        outputs = files_of_model(folder)
         self.stages.run(label, self.keys[label], outputs, work, together=True)
 
     def _relative(self, label: str) -> str | None:

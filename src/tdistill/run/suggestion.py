@@ -9,6 +9,7 @@ from typing import Any
 
 from tdistill.data import DataConfig, DoctorReport, load_examples
 from tdistill.data.sources import read_rows
+from tdistill.files import expanded
 from tdistill.models.language_model import load_config, parameters_of
 from tdistill.report.measures import count
 
@@ -141,7 +142,7 @@ def _limit(lengths: Sequence[int]) -> int:
 
 def path_beside(recipe: Path, path: str) -> str:
     """A path of the current folder as a recipe says it: from its own folder, if it is inside."""
-    place = Path(path).expanduser()
+    place = expanded(path)
     if not place.exists():
         return path
     folder, place = recipe.absolute().parent, place.absolute()

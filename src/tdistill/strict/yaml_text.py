@@ -16,6 +16,7 @@ _MOST_BYTES = 1 << 20
 _MOST_VALUES = 100_000  # with every alias written out
 _MOST_DIGITS = 100
 _MOST_LEVELS = 100
+_OLD_NUMBER = re.compile(r"[-+]?(0[0-7_]+|[0-9_]+(:[0-9]+)+(\.[0-9_]*)?)")  # octal, base 60
 _BRACKETS = re.compile(r"[\[\]{}]")
 
 
@@ -40,6 +41,10 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         node = super().compose_scalar_node(anchor)
         if node.tag in _NUMBERS and len(node.value) > _MOST_DIGITS:
             text = f"a number of {len(node.value):,} characters"
+            raise ComposerError(None, None, text, node.start_mark)
+        if node.tag in _NUMBERS and _OLD_NUMBER.fullmatch(node.value):
+            value = self.construct_object(node)
+            text = f"{node.value} is {value} in YAML; write that number, or a text in quotes"
             raise ComposerError(None, None, text, node.start_mark)
         return node
 

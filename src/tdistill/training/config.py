@@ -19,6 +19,12 @@ class LoraConfig:
     alpha: float = 32.0
     dropout: float = 0.0
 
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        check_at_least(1, rank=self.rank)
+        check("alpha", self.alpha > 0.0, "a value above 0", self.alpha)
+        check("dropout", 0.0 <= self.dropout < 1.0, "a value in [0, 1)", self.dropout)
+
 
 @dataclass(frozen=True)
 class ReplayConfig:
@@ -99,6 +105,8 @@ class TrainConfig:
             gradient_accumulation=self.gradient_accumulation,
             save_steps=self.save_steps,
             chunk_size=self.chunk_size,
+            text_chunk_tokens=self.text_chunk_tokens,
+            logging_steps=self.logging_steps,
             tokens_per_forward=self.tokens_per_forward,
         )
         check_at_least(
@@ -110,6 +118,11 @@ class TrainConfig:
         share = self.normaliser_share
         check("normaliser_share", 0.0 < share <= 1.0, "a value in (0, 1]", share)
         check("learning_rate", self.learning_rate > 0, "a value above 0", self.learning_rate)
+        for name in ("adam_beta1", "adam_beta2"):
+            value = getattr(self, name)
+            check(name, 0.0 <= value < 1.0, "a value in [0, 1)", value)
+        check("weight_decay", self.weight_decay >= 0, "a value of at least 0", self.weight_decay)
+        check("seed", 0 <= self.seed < 1 << 32, "a number from 0 to 4294967295", self.seed)
         multiple = f"a multiple of gradient_accumulation = {self.gradient_accumulation}"
         whole = self.batch_size % self.gradient_accumulation == 0
         check("batch_size", whole, multiple, self.batch_size)

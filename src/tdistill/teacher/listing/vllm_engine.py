@@ -11,9 +11,9 @@ from typing import Any
 
 from tdistill.errors import ModelError, ServerError, one_line
 from tdistill.evidence.rows import Row
-from tdistill.files import fingerprint
 from tdistill.hashing import key_of
 from tdistill.models.language_model import tokenizer_fingerprint
+from tdistill.models.model_files import model_content
 from tdistill.teacher.config import VllmConfig
 from tdistill.teacher.listing.answers import WrongAnswer, checked_response, checked_steps
 from tdistill.teacher.listing.steps import Answer, Asked, Asking, Step
@@ -40,7 +40,7 @@ class VllmEngine:
     @property
     def fingerprint(self) -> str:
         """Of what is at its path."""
-        return key_of("vllm", fingerprint(self.path))
+        return key_of("vllm", model_content(self.path))
 
     @cached_property
     def _module(self) -> Any:
