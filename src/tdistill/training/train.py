@@ -156,7 +156,8 @@ def train_student(
         model = model.merge_and_unload()
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
     finished = LanguageModel(model.eval(), student.tokenizer, student.name)
-    if trainer.beside.critic is not None and objective.folded_weight:
+    whole = empty is None or is_first_process()  # of a student in shards the others have none
+    if trainer.beside.critic is not None and objective.folded_weight and whole:
         fold(finished, trainer.beside.critic.critic, objective.folded_weight)
     return finished, history
 

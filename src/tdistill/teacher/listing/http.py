@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+import weakref
 from typing import Any
 
 from tdistill.errors import ServerError, excerpt, one_line
@@ -43,6 +44,7 @@ class HttpClient:
             timeout=httpx2.Timeout(config.timeout, connect=_CONNECT_SECONDS),
             limits=httpx2.Limits(max_connections=config.concurrency),
         )
+        weakref.finalize(self, self._client.close)  # connections that a server keeps open
 
     def ask(self, path: str, content: dict[str, Any] | None = None) -> Any:
         """What a path answers: to a question where there is one.
