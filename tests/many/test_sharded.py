@@ -19,7 +19,7 @@ from tdistill.models.language_model import load
 pytestmark = pytest.mark.slow
 
 HERE = Path(__file__).parent
-NAMES = ("kd", "sampled", "target", "critic")
+NAMES = ("kd", "sampled", "target", "critic", "value_folded_kd")
 
 
 def sharded(folder: Path, states: str = "SHARDED_STATE_DICT", **wanted: Any) -> dict[str, Weights]:

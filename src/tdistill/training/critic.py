@@ -126,7 +126,8 @@ class CriticLearner:
             torch.manual_seed(0)
             critic = Critic(embeddings.weight, width, config)
         self.critic = critic.to(device)
-        shared = {} if config.form == "rows" else {id(self.critic.table): self.critic.table}
+        fixed = () if config.form == "rows" else (self.critic.table,)
+        shared = {id(tensor): tensor for tensor in (self.critic.length, *fixed)}
         self.averaged = copy.deepcopy(self.critic, shared).requires_grad_(False)
         of_g = [w for w in self.critic.parameters() if w is not self.critic.price]
         groups = [
