@@ -46,7 +46,7 @@ def test_it_is_training_on_one_process(tied: bool, tmp_path: Path) -> None:
         expected = trained(name, tmp_path / f"alone-{name}", **model)
         assert_same(found[name], expected, name)
         same = found[name]["lm_head.weight"].equal(found[name]["model.embed_tokens.weight"])
-        assert same == tied
+        assert same == (tied and name != "value_folded_kd")  # whose output layer is its own
 
 
 @pytest.mark.parametrize("states", ["SHARDED_STATE_DICT", "FULL_STATE_DICT"])

@@ -26,7 +26,7 @@ pytestmark = [
 ]
 
 HERE = Path(__file__).parent
-NAMES = ("kd", "sampled", "target", "critic")
+NAMES = ("kd", "sampled", "target", "critic", "value_folded_kd")
 
 
 def environment(stage: int) -> dict[str, str]:
