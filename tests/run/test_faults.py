@@ -47,9 +47,8 @@ def test_killed_at_fifty_random_moments(finished: Finished, tmp_path: Path):
     began = time.monotonic()
     started(*words).communicate()
     whole = time.monotonic() - began  # on this machine, as busy as it is
-    for number in range(50):
-        if number % 10 == 0:
-            shutil.rmtree(out, ignore_errors=True)  # begin anew, to die early as often as late
+    shutil.rmtree(out)
+    for _ in range(50):
         process = started(*words)
         try:
             process.communicate(timeout=chance.uniform(0.2, 0.9) * whole)
@@ -57,6 +56,9 @@ def test_killed_at_fifty_random_moments(finished: Finished, tmp_path: Path):
             process.send_signal(signal.SIGKILL)
             process.communicate()
             killed += 1
+            continue
+        assert_same_run(finished, out)
+        shutil.rmtree(out)  # begin anew, to die early as often as late
     assert killed >= 25
     assert cli.main(words) == 0
     assert_same_run(finished, out)
