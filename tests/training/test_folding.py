@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,17 @@ def test_a_capped_output_layer_is_refused_before_training(tmp_path: Path) -> Non
     with pytest.raises(ModelError, match="found a soft cap of 2"):
         trained(lm, ValueFoldedKD(), tmp_path)
     assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(("length", "weight"), [(0.0, 1.0), (1.0, 1e39)])
+def test_what_is_no_number_is_not_folded(length: float, weight: float) -> None:
+    lm = tiny_lm("llama")
+    critic = drawn_critic(lm, "map")
+    critic.length.fill_(length)
+    before = lm.model.get_output_embeddings().weight.clone()
+    with pytest.raises(ModelError, match=re.escape(f"at weight {weight:g}; take a smaller")):
+        fold(lm, critic, weight)
+    assert torch.equal(lm.model.get_output_embeddings().weight, before)
 
 
 def trained(lm: LanguageModel, objective: Any, folder: Path) -> LanguageModel:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from tdistill.training.config import TrainConfig
 from tdistill.training.critic import CRITIC_FILE, load_critic
 from tdistill.training.divergence import signs_of_failure
 from tdistill.training.folding import fold
-from tdistill.training.objectives import SFT, Objective, ValueFoldedKD
+from tdistill.training.objectives import SFT, Objective
 from tdistill.training.tolerated_gap import resolve_gap
 
 START = "start"
@@ -193,14 +193,10 @@ class Students:
 
         None where its model or its critic is not there.
         """
-        family = {
-            x: replace(objective, weight=0.0)
-            for x, objective in self.recipe.objectives.items()
-            if isinstance(objective, ValueFoldedKD)
-        }
-        if label not in family:
+        unfolded = {x: objective.unfolded for x, objective in self.recipe.objectives.items()}
+        if unfolded[label] is None:
             return None
-        first = next(x for x, objective in family.items() if objective == family[label])
+        first = next(x for x, objective in unfolded.items() if objective == unfolded[label])
         critic = self.model_folder(first) / CRITIC_FILE
         return first if first != label and self.trained(first) and critic.exists() else None
 
@@ -209,7 +205,7 @@ class Students:
         source, folder = self.model_folder(relative), self.model_folder(label)
         own, other = (self.recipe.objectives[x] for x in (label, relative))
         config = own.critic_config
-        assert config is not None, "of ValueFoldedKD"
+        assert config is not None, "what is folded is a critic's"
 
         def work() -> dict[str, Any]:
             model = language_model.load(source, weights=self.groundwork.student_weights)

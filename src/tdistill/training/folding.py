@@ -38,7 +38,7 @@ def fold(lm: LanguageModel, critic: Critic, weight: float) -> LanguageModel:
         weight: w, of any sign: ``fold(fold(lm, c, w), c, -w)`` is lm but for rounding.
 
     Raises:
-        ModelError: logits are no linear map of the hidden state.
+        ModelError: logits are no linear map of the hidden state, or the weight is too large for it.
     """
     model: Any = lm.model
     head, scale = model.get_output_embeddings(), head_scale(model)
@@ -47,6 +47,12 @@ def fold(lm: LanguageModel, critic: Critic, weight: float) -> LanguageModel:
     with torch.no_grad():
         own.load_state_dict(head.state_dict())
         own.weight[: len(rows)] -= weight / scale * rows
+        if not own.weight.isfinite().all():
+            raise ModelError(
+                f"fold: expected an output layer of finite numbers, found others with the values "
+                f"of the critic at weight {weight:g}; take a smaller weight, or a smaller "
+                "critic.learning_rate"
+            )
     model.config.tie_word_embeddings = False
     model.config.get_text_config().tie_word_embeddings = False
     model.set_output_embeddings(own.to(head.weight.dtype))

@@ -194,6 +194,11 @@ class Objective:
         """w of ``pi exp(-w g)``, which the finished student's output layer takes in."""
         return 0.0
 
+    @property
+    def unfolded(self) -> Objective | None:
+        """The same with a weight of 0, by which it is trained alike; None: it folds nothing."""
+        return None
+
     def loss(self, views: Views, batch: Batch) -> StepLoss:
         """Loss per step: what every objective defines.
 

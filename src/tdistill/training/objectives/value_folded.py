@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from tdistill import core
@@ -53,6 +53,11 @@ class ValueFoldedKD(CostCritic, KD):
     def folded_weight(self) -> float:
         """As the field says."""
         return self.weight
+
+    @property
+    def unfolded(self) -> ValueFoldedKD:
+        """The same with a weight of 0."""
+        return replace(self, weight=0.0)
 
     def loss(self, views: Views, batch: Batch) -> StepLoss:
         """The cloner's loss, and the critic's of the teacher's policy."""
