@@ -12,6 +12,9 @@ from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
+from pipeline import Finished
+from tdistill.models.language_model import load
+
 ROOT = Path(__file__).parent.parent
 TWO = ("--standalone", "--nproc_per_node", 2)
 _LIMIT = 400.0  # seconds of a command
@@ -83,6 +86,14 @@ class Launch:
                 if wanted <= set((place / "environ").read_bytes().split(b"\0")):
                     found.append(int(place.name))
         return found
+
+
+def assert_same_students(out: Path, alone: Finished) -> None:
+    """Whole models that anybody can load, with the weights of one process."""
+    for name in ("models/start", "models/seqkd", "student"):
+        found, expected = load(out / name), load(alone.folder / name)
+        pairs = zip(found.model.parameters(), expected.model.parameters(), strict=True)
+        assert all((one - two).abs().max() < 1e-6 for one, two in pairs)
 
 
 def launched(

@@ -129,6 +129,12 @@ class Server(ThreadingHTTPServer):
         self._known: dict[str, Answer] = {}
         self.cards = [{"id": name, "object": "model", "max_model_len": 128}]
 
+    def anew(self) -> Server:
+        """Itself, without faults and without memory of what was asked."""
+        for kept in (self.faults, self.faults_by_prompt, self.asked, self.headers_seen):
+            kept.clear()
+        return self
+
     def fault_of(self, body: dict[str, Any]) -> Fault | None:
         """What happens to a question: to that prompt, or to the next one."""
         own = self.faults_by_prompt.get(tuple(body["prompt"]))

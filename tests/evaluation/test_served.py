@@ -53,9 +53,7 @@ def shared() -> Iterator[Server]:
 
 @pytest.fixture
 def server(shared: Server) -> Server:
-    shared.faults.clear()
-    shared.asked.clear()
-    return shared
+    return shared.anew()
 
 
 def served(server: Server, folder: Path, **changes: Any) -> ServedTeacher:

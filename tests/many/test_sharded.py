@@ -12,9 +12,8 @@ import torch
 from fsdp_on_cpu import ENVIRONMENT
 from updates import CONFIG, Weights, trained
 
-from launching import Launch, launched
+from launching import Launch, assert_same_students, launched
 from pipeline import Finished, finish
-from tdistill.models.language_model import load
 
 pytestmark = pytest.mark.slow
 
@@ -84,10 +83,7 @@ def run(alone: Finished, out: Path, *more: str) -> Launch:
 def test_a_whole_run_leaves_students_that_anybody_can_load(alone: Finished, tmp_path: Path) -> None:
     code, said = run(alone, tmp_path / "out").finish()
     assert code == 0, said
-    for name in ("models/start", "models/seqkd", "student"):
-        found, expected = load(tmp_path / "out" / name), load(alone.folder / name)
-        pairs = zip(found.model.parameters(), expected.model.parameters(), strict=True)
-        assert all((one - two).abs().max() < 1e-6 for one, two in pairs)
+    assert_same_students(tmp_path / "out", alone)
 
 
 def test_student_rows_are_refused_by_name(alone: Finished, tmp_path: Path) -> None:

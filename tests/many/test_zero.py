@@ -16,9 +16,8 @@ import torch
 from test_sharded import assert_same
 from updates import Weights, trained
 
-from launching import Launch, launched
+from launching import Launch, assert_same_students, launched
 from pipeline import Finished, finish
-from tdistill.models.language_model import load
 
 pytestmark = [
     pytest.mark.slow,
@@ -82,10 +81,7 @@ def test_a_whole_run_leaves_students_that_anybody_can_load(
     words = ["-m", "tdistill", "run", alone.recipe, "--out", tmp_path / "out"]
     code, said = Launch(words, **environment(stage)).finish()
     assert code == 0, said
-    for name in ("models/start", "models/seqkd", "student"):
-        found, expected = load(tmp_path / "out" / name), load(alone.folder / name)
-        pairs = zip(found.model.parameters(), expected.model.parameters(), strict=True)
-        assert all((one - two).abs().max() < 1e-6 for one, two in pairs)
+    assert_same_students(tmp_path / "out", alone)
 
 
 def test_student_rows_are_refused_by_name(alone: Finished, tmp_path: Path) -> None:

@@ -35,11 +35,7 @@ def shared() -> Iterator[Server]:
 
 @pytest.fixture
 def server(shared: Server) -> Server:
-    shared.faults.clear()
-    shared.faults_by_prompt.clear()
-    shared.asked.clear()
-    shared.headers_seen.clear()
-    return shared
+    return shared.anew()
 
 
 def roll(folder: Path, server: Server, **changes: Any) -> Cache:
