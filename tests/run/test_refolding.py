@@ -14,8 +14,9 @@ from tdistill.models.language_model import load, save
 from tdistill.recipe import read_recipe
 from tdistill.run import Run
 from tdistill.training.critic import CRITIC_FILE, load_critic
-from tdistill.training.folding import fold
+from tdistill.training.folding import fold, unfold
 from tdistill.training.objectives import ValueFoldedKD
+from tdistill.training.objectives.base import Folding
 from tiny import tiny_lm
 
 
@@ -41,6 +42,7 @@ def test_other_weights_are_folded_from_the_first(kept: bool, tmp_path: Path):
         "none": values | {"weight": 0.0},
         "kd": {},
         "far": values | {"discount": 0.95},
+        "frequencies": values | {"keep_frequencies": True},
     }
     plain |= {"distilled": "kd", "start": None}
     plain["training"] |= {"keep_critic": kept}
@@ -50,16 +52,21 @@ def test_other_weights_are_folded_from_the_first(kept: bool, tmp_path: Path):
     assert not run.failed
     models, records = tmp_path / "out" / "models", run.seeds[0].records()
     folded = {label: record.get("folded_from") for label, record in records.items()}
-    assert folded == {"start": None, "two": None, "none": "two" if kept else None} | dict.fromkeys(
-        ("kd", "far")
-    )
+    again = dict.fromkeys(("none", "frequencies"), "two" if kept else None)
+    assert folded == dict.fromkeys(("start", "two", "kd", "far")) | again
     heads = {x: load(models / x).model.get_output_embeddings().weight for x in plain["objectives"]}
     torch.testing.assert_close(heads["none"], heads["kd"], rtol=1e-5, atol=1e-6)
     assert (heads["two"] - heads["kd"]).abs().max() > 1e-4
+    assert (heads["frequencies"] - heads["two"]).abs().max() > 1e-4
     assert (models / "none" / CRITIC_FILE).exists() == kept
     if kept:
         assert records["none"]["history"] == records["two"]["history"]
         again = load(models / "kd")
-        fold(again, load_critic(models / "far", ValueFoldedKD().critic), 2.0)
+        fold(again, load_critic(models / "far", ValueFoldedKD().critic), Folding(2.0), ())
         far = again.model.get_output_embeddings().weight
         torch.testing.assert_close(heads["far"], far, rtol=1e-5, atol=1e-6)
+        back = load(models / "frequencies")
+        critic = load_critic(models / "frequencies", ValueFoldedKD().critic)
+        unfold(back, critic, Folding(2.0, keep_frequencies=True))
+        without = back.model.get_output_embeddings().weight
+        torch.testing.assert_close(without, heads["kd"], rtol=1e-4, atol=1e-5)

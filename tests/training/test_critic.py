@@ -179,7 +179,15 @@ def test_a_finished_critic_is_kept_where_asked(kept: bool, tmp_path: Path) -> No
     assert (folder / CRITIC_FILE).exists() == kept
     if kept:
         found = load_file(folder / CRITIC_FILE)
-        assert set(found) == {"value", "offset", "price", "length", "table", "function.weight"}
+        assert set(found) == {
+            "value",
+            "offset",
+            "price",
+            "length",
+            "constant",
+            "table",
+            "function.weight",
+        }
         assert found["value"].any()
         critic = load_critic(folder, ValueTiltedKD().critic)
         hidden = torch.randn(3, len(found["value"]), generator=torch.Generator().manual_seed(0))

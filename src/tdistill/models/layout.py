@@ -202,6 +202,13 @@ def cut(rows: Sequence[Tokens], most_tokens: int | None, *, share: bool) -> list
     return [[i for piece in part for i in piece.members] for part in parts]
 
 
+def evenly_chosen(rows: Sequence[Tokens], tokens: int) -> list[Tokens]:
+    """Rows evenly spread that have about so many tokens, one at least."""
+    total = sum(len(row.prompt_ids) + len(row.response_ids) for row in rows)
+    count = min(len(rows), max(1, round(len(rows) * tokens / total)))
+    return [rows[i * len(rows) // count] for i in range(count)]
+
+
 def alike(rows: Sequence[Tokens]) -> list[int]:
     """Indices in an order where like lengths, and the responses of a prompt, are neighbours.
 

@@ -273,7 +273,7 @@ def _longest(examples: Sequence[Example]) -> int:
 def _student(ground: Groundwork) -> str:
     ground.check_student()
     recipe = ground.recipe
-    if any(objective.folded_weight for objective in recipe.objectives.values()):
+    if any(objective.folding for objective in recipe.objectives.values()):
         own = recipe.student.layers is None
         if own or ground.at_hand:
             head_scale((ground.load_student() if own else ground.load_teacher()).model)

@@ -26,7 +26,7 @@ from tdistill.training import train
 from tdistill.training.config import TrainConfig
 from tdistill.training.critic import CRITIC_FILE, load_critic
 from tdistill.training.divergence import signs_of_failure
-from tdistill.training.folding import fold
+from tdistill.training.folding import fold, unfold
 from tdistill.training.objectives import SFT, Objective
 from tdistill.training.tolerated_gap import resolve_gap
 
@@ -201,7 +201,7 @@ class Students:
         return first if first != label and self.trained(first) and critic.exists() else None
 
     def _refold(self, label: str, relative: str) -> None:
-        """Fold the values of a finished training by another weight."""
+        """Fold the values of a finished training in another way."""
         source, folder = self.model_folder(relative), self.model_folder(label)
         own, other = (self.recipe.objectives[x] for x in (label, relative))
         config = own.critic_config
@@ -210,10 +210,13 @@ class Students:
         def work() -> dict[str, Any]:
             model = language_model.load(source, weights=self.groundwork.student_weights)
             critic = load_critic(source, config).to(model.device)
-            fold(model, critic, own.folded_weight - other.folded_weight)
+            if other.folding is not None:
+                unfold(model, critic, other.folding)
+            if own.folding is not None:
+                fold(model, critic, own.folding, self.groundwork.collect_rows(own.rows))
             with replacing_folder(folder) as partial:
                 language_model.save(model, partial)
-                shutil.copy(source / CRITIC_FILE, partial)
+                critic.keep(partial)
             trained = self.stages.records({relative: self.keys[relative]})[relative]
             return trained | {"folded_from": relative, "parameters": model.num_parameters}
 

@@ -52,11 +52,13 @@ class Critic(nn.Module):
 
     Attributes:
         price: of each token whatever the state [V], nats: no part of g (see ``ValueTilt``).
+        constant: direction of hidden states along which a fold charged prices [D]; 0: it did not.
         length: root mean square of the hidden states that it has seen, 0 before the first update.
     """
 
     table: Tensor
     length: Tensor
+    constant: Tensor
 
     def __init__(self, embeddings: Float[Tensor, "V E"], width: int, config: CriticConfig) -> None:
         super().__init__()
@@ -64,6 +66,7 @@ class Critic(nn.Module):
         self.offset = nn.Parameter(torch.zeros(()))
         self.price = nn.Parameter(torch.zeros(len(embeddings)))
         self.register_buffer("length", torch.zeros(()))
+        self.register_buffer("constant", torch.zeros(width))
         self.function: nn.Module = nn.Identity()
         self.scale = 1.0 / width
         if config.form == "rows":
@@ -97,9 +100,18 @@ class Critic(nn.Module):
         linear = self.function(torch.eye(len(self.value), device=self.value.device))
         return self.scale / self.length * self.table @ linear.T
 
+    def keep(self, folder: Path) -> None:
+        """Write it alone; :func:`load_critic` reads it."""
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(self.state_dict(), folder / CRITIC_FILE)
+
+    def price_rows(self) -> Float[Tensor, "V D"]:
+        """Rows of an output layer that gives the prices of a fold (9.9)."""
+        return torch.outer(self.price, self.constant)
+
 
 def load_critic(folder: Path, config: CriticConfig) -> Critic:
-    """A finished critic, as :meth:`CriticLearner.keep` wrote it beside its student."""
+    """A finished critic, as :meth:`Critic.keep` wrote it beside its student."""
     found = load_file(folder / CRITIC_FILE)
     critic = Critic(found["table"], len(found["value"]), config)
     critic.load_state_dict(found)
@@ -184,11 +196,6 @@ class CriticLearner:
         moved = torch.where(known == 0.0, now, known.lerp(now, _LENGTHS_MOVE))
         known.copy_(torch.where(count > 0.0, moved, known))
         self.lengths.zero_()
-
-    def keep(self, folder: Path) -> None:
-        """Write the finished critic alone."""
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(self.critic.state_dict(), folder / CRITIC_FILE)
 
     def save(self, folder: Path) -> None:
         """Write critic, average and the optimiser's moments beside a checkpoint."""

@@ -19,7 +19,7 @@ from torch import Tensor
 from tdistill.core import forward_kl
 from tdistill.errors import ModelError
 from tdistill.models.language_model import LanguageModel
-from tdistill.models.layout import Layout, Tokens, cut, pack
+from tdistill.models.layout import Layout, Tokens, cut, evenly_chosen, pack
 from tdistill.models.score_forms import StepScores
 from tdistill.progress import Progress
 from tdistill.training.bypass import Bypass
@@ -109,7 +109,7 @@ def _by_rule(
             f"choose: {choose} is measured: expected responses of the teacher, found none; "
             "give some, or choose even"
         )
-    rows = _spread(rows, measured_tokens)
+    rows = evenly_chosen(rows, measured_tokens)
     parts = cut(rows, _TOKENS_A_PASS, share=False)
     layouts = [pack([rows[i] for i in part], pad_id=teacher.pad_id) for part in parts]
     layouts = [layout.to(teacher.device) for layout in layouts]
@@ -123,13 +123,6 @@ def _by_rule(
         kept, removed = tuple(layers.kept), tuple(number for number, _ in found)
         losses = tuple(total / steps for _, total in found)
         return LayerChoice(choose, kept, steps, tuple(influence), removed, losses)
-
-
-def _spread(rows: Sequence[Tokens], tokens: int) -> list[Tokens]:
-    """Rows evenly spread that have about so many tokens, one at least."""
-    total = sum(len(row.prompt_ids) + len(row.response_ids) for row in rows)
-    count = min(len(rows), max(1, round(len(rows) * tokens / total)))
-    return [rows[i * len(rows) // count] for i in range(count)]
 
 
 def _summed_influence(layers: Bypass, layouts: Sequence[Layout]) -> list[float]:

@@ -85,7 +85,7 @@ def train_student(
         DivergenceError: if a loss, a gradient or a weight is not finite.
     """
     _check_evidence(objective, rows, source, live_teacher, references)
-    if objective.folded_weight:
+    if objective.folding is not None:
         head_scale(student.model)
     arguments = training_arguments(config, checkpoints)  # which joins the processes
     model: Any = (
@@ -148,8 +148,6 @@ def train_student(
         model = with_weights_of(empty, trainer)
         if is_first_process():  # ZeRO-3 shows weights only when they are gathered
             refuse_non_finite_weights(objective.name, trainer.state.global_step, model)
-    if critic_folder is not None and trainer.beside.critic is not None:
-        trainer.beside.critic.keep(critic_folder)
     if frozen:
         model.get_input_embeddings().requires_grad_(True)
     if config.lora is not None:
@@ -157,8 +155,11 @@ def train_student(
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
     finished = LanguageModel(model.eval(), student.tokenizer, student.name)
     whole = empty is None or is_first_process()  # of a student in shards the others have none
-    if trainer.beside.critic is not None and objective.folded_weight and whole:
-        fold(finished, trainer.beside.critic.critic, objective.folded_weight)
+    learner = trainer.beside.critic
+    if learner is not None and objective.folding is not None and whole:
+        fold(finished, learner.critic, objective.folding, rows)
+    if learner is not None and critic_folder is not None:
+        learner.critic.keep(critic_folder)
     return finished, history
 
 

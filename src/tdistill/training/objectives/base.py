@@ -7,7 +7,7 @@ modules of this package import no torch, so that recipes can be read without it.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from tdistill.checks import check, check_mass
 from tdistill.training.objectives.critic_config import CriticConfig
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tdistill.models.score_forms import StepScores
     from tdistill.models.set_scores import SetScores
 
-__all__ = ["Card", "Objective", "StepLoss", "Views"]
+__all__ = ["Card", "Folding", "Objective", "StepLoss", "Views"]
 
 RowKind = Literal["references", "teacher"]
 Family = Literal["cloning", "temporal-difference", "online", "comparison"]
@@ -73,6 +73,13 @@ class Views:
     def counts_of(self, batch: Batch) -> Counts:
         """What means are taken over, whatever parts the update is computed in."""
         return batch.counts if self.counts is None else self.counts
+
+
+class Folding(NamedTuple):
+    """How a finished student's output layer takes the critic's values in."""
+
+    weight: float  # w of pi exp(-w g)
+    keep_frequencies: bool = False  # of tokens, on the rows of the training (9.9)
 
 
 @dataclass(frozen=True)
@@ -190,9 +197,9 @@ class Objective:
         return None
 
     @property
-    def folded_weight(self) -> float:
-        """w of ``pi exp(-w g)``, which the finished student's output layer takes in."""
-        return 0.0
+    def folding(self) -> Folding | None:
+        """How the finished output layer takes the critic's values in; None: it does not."""
+        return None
 
     @property
     def unfolded(self) -> Objective | None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from tdistill import core
 from tdistill.checks import check
-from tdistill.training.objectives.base import Card, StepLoss, Views
+from tdistill.training.objectives.base import Card, Folding, StepLoss, Views
 from tdistill.training.objectives.cloning import KD
 from tdistill.training.objectives.cost_critic import CostCritic
 
@@ -39,6 +39,7 @@ class ValueFoldedKD(CostCritic, KD):
     )
     set_top_p: float | None = None  # null: all that was captured, as kd
     weight: float = 2.0  # w of the costs to go; chosen on validation prompts, 0 among the choices
+    keep_frequencies: bool = False  # (9.9): for free text, where all responses must not be alike
     discount: float = 0.8  # of the cost to go
 
     def __post_init__(self) -> None:
@@ -50,14 +51,14 @@ class ValueFoldedKD(CostCritic, KD):
         check("support", self.support != "vocabulary", "one that reads sets", self.support)
 
     @property
-    def folded_weight(self) -> float:
-        """As the field says."""
-        return self.weight
+    def folding(self) -> Folding | None:
+        """As the fields say."""
+        return Folding(self.weight, self.keep_frequencies) if self.weight else None
 
     @property
     def unfolded(self) -> ValueFoldedKD:
         """The same with a weight of 0."""
-        return replace(self, weight=0.0)
+        return replace(self, weight=0.0, keep_frequencies=False)
 
     def loss(self, views: Views, batch: Batch) -> StepLoss:
         """The cloner's loss, and the critic's of the teacher's policy."""
