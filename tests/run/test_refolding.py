@@ -70,3 +70,19 @@ def test_other_weights_are_folded_from_the_first(kept: bool, tmp_path: Path):
         unfold(back, critic, Folding(2.0, keep_frequencies=True))
         without = back.model.get_output_embeddings().weight
         torch.testing.assert_close(without, heads["kd"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_weights_that_are_not_kept_stay_until_the_last_is_folded_from_them(tmp_path: Path):
+    path = write_world(tmp_path / "world")
+    plain = yaml.safe_load(path.read_text())
+    values = {"objective": "value_folded_kd"}
+    plain["objectives"] = {"one": values, "kd": {}, "two": values | {"weight": 1.0}}
+    plain |= {"distilled": "kd", "start": None, "keep_models": False}
+    plain["training"] |= {"keep_critic": True}
+    path.write_text(yaml.safe_dump(plain, sort_keys=False))
+    run = Run(read_recipe(path), tmp_path / "out", lambda line: None)
+    run.evaluate()
+    assert run.seeds[0].records()["two"]["folded_from"] == "one"
+    left = {folder.name for folder in (tmp_path / "out" / "models").iterdir()}
+    assert left == {"untrained", "start", "kd"}

@@ -97,7 +97,7 @@ class Students:
         )
 
     def judge(self, label: str) -> None:
-        """Judge one model on the test prompts; remove its weights if they are not kept."""
+        """Judge one model on the test prompts; remove those not kept that no other is made of."""
 
         def work() -> dict[str, Any]:
             weights = self.groundwork.student_weights
@@ -108,8 +108,9 @@ class Students:
 
         stage = f"evaluate-{label}"
         self.stages.run(stage, self.keys[stage], [], work)
-        if not self.keeps(label):
-            shutil.rmtree(self.model_folder(label), ignore_errors=True)
+        for x in self.labels:
+            if not self.keeps(x) and self.judged(x) and all(map(self.trained, self._family(x))):
+                shutil.rmtree(self.model_folder(x), ignore_errors=True)
 
     def records(self) -> dict[str, dict[str, Any]]:
         """The records of the stages that are done."""
@@ -189,16 +190,16 @@ class Students:
         self.stages.run(label, self.keys[label], outputs, work, together=True)
 
     def _relative(self, label: str) -> str | None:
-        """An earlier label whose training differs in the weight alone by which values are folded.
-
-        None where its model or its critic is not there.
-        """
-        unfolded = {x: objective.unfolded for x, objective in self.recipe.objectives.items()}
-        if unfolded[label] is None:
-            return None
-        first = next(x for x, objective in unfolded.items() if objective == unfolded[label])
+        """The first label of its family, where its model and its critic are there; or None."""
+        first = next(iter(self._family(label)), label)
         critic = self.model_folder(first) / CRITIC_FILE
         return first if first != label and self.trained(first) and critic.exists() else None
+
+    def _family(self, label: str) -> list[str]:
+        """The labels whose training is its own but for how the kept critic's values are folded."""
+        unfolded = {x: objective.unfolded for x, objective in self.recipe.objectives.items()}
+        own = unfolded.get(label) if self.recipe.training.keep_critic else None
+        return [] if own is None else [x for x, other in unfolded.items() if other == own]
 
     def _refold(self, label: str, relative: str) -> None:
         """Fold the values of a finished training in another way."""
