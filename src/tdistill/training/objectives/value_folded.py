@@ -35,7 +35,7 @@ class ValueFoldedKD(CostCritic, KD):
         bias="none where the student can be the teacher: then g = 0",
         data="teacher responses with sets",
         cost="V D and K D, and K D of the critic",
-        reference="method.md, section 9, (9.8)",
+        reference="method.md, section 9, (9.8) and (9.9)",
     )
     set_top_p: float | None = None  # null: all that was captured, as kd
     weight: float = 2.0  # w of the costs to go; chosen on validation prompts, 0 among the choices
