@@ -154,6 +154,24 @@ def test_bytes_of_a_cache_are_those_that_were_written(finished: Finished, untrac
 
 
 @pytest.mark.usefixtures("untraced")
+def test_the_pace_of_a_server_is_not_that_of_the_device(tmp_path: Path) -> None:
+    path = write_world(tmp_path, teacher={"path": "teacher", "backend": "server"})
+    plan, here = planned(path), planned(path, Known(), 1, "--teacher.backend", "transformers")
+    seconds = {s.work.stage: s.seconds for s in plan.stages}
+    known = {s.work.stage: s.seconds for s in here.stages}
+    unknown = {s.work.stage for s in plan.stages if s.origin == "unknown"}
+    assert unknown == {"rollouts", "held-out", "evaluate-teacher"}
+    assert seconds["kd"] == known["kd"] > 0
+    assert 0 < seconds["evaluate-kd"] < known["evaluate-kd"]
+    assert "The teacher is on other machines" in plan_text(plan)
+    assert "--rate\nsampling=N" in plan_text(plan) and "--rate\nsampling=N" not in plan_text(here)
+    stated = planned(path, Known(rates={"sampling": 10.0})).stages
+    assert {s.work.stage: s.seconds for s in stated}["rollouts"] == 9 * 2 * 8 / 10.0
+    took = planned(path, Known(seconds={"rollouts": 36.0})).stages  # 144 tokens
+    assert {s.work.stage: s.seconds for s in took}["held-out"] == pytest.approx(6 * 8 / 4.0)
+
+
+@pytest.mark.usefixtures("untraced")
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = str(write_world(tmp_path))
     words = ["--device", "a100", "--devices", "2", "--set-size=7", "--out", str(tmp_path / "no")]

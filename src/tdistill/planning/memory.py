@@ -78,10 +78,15 @@ class Job:
     processes: int = 1
 
     @property
+    def served(self) -> bool:
+        """Whether the teacher is on other machines, whose pace is not that of the device."""
+        return self.recipe.teacher.backend == "server"
+
+    @property
     def teacher_bytes(self) -> float:
         """Of the teacher's weights, wherever they are in this process."""
         config = self.recipe.teacher
-        if config.backend == "server":
+        if self.served:
             return 0.0
         parts = config.vllm.devices if config.backend == "vllm" else 1
         return self.teacher.weight_bytes(config.weights, self.device) / parts

@@ -40,7 +40,7 @@ class Timed:
     Attributes:
         work: what it does.
         seconds: that it takes, or took.
-        origin: ``done``, or where its rate is from: stated, measured, assumed.
+        origin: ``done``, or where its rate is from: stated, measured, assumed; or ``unknown``.
     """
 
     work: Work
@@ -240,7 +240,7 @@ def timed(work: Sequence[Work], known: Known, *, measured: bool = False) -> list
     """Stages with their times: those that are done, and the others at the best known rate.
 
     A rate that is stated or probed counts first; then what finished stages of the kind took, beside
-    what was assumed of them; then the assumption.
+    what was assumed of them (where nothing was, beside their tokens); then the assumption.
 
     Args:
         work: all stages.
@@ -251,7 +251,7 @@ def timed(work: Sequence[Work], known: Known, *, measured: bool = False) -> list
     for one in work:
         if (seconds := known.seconds.get(place_of(one))) is not None:
             took[one.kind] += seconds
-            assumed[one.kind] += one.seconds
+            assumed[one.kind] += one.seconds or one.tokens
     origin = "measured" if measured else "assumed"
     return [_timed(one, known, took[one.kind], assumed[one.kind], origin) for one in work]
 
@@ -263,8 +263,8 @@ def _timed(one: Work, known: Known, took: float, assumed: float, origin: str) ->
     if rate is not None:
         return Timed(one, one.tokens / rate, "stated")
     if took > 0 and assumed > 0:
-        return Timed(one, one.seconds * took / assumed, "measured")
-    return Timed(one, one.seconds, origin)
+        return Timed(one, (one.seconds or one.tokens) * took / assumed, "measured")
+    return Timed(one, one.seconds, origin if one.seconds else "unknown")
 
 
 def place_of(work: Work) -> str:

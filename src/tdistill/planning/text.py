@@ -103,6 +103,8 @@ def _strategies(plan: Plan) -> Iterator[str]:
 
 def _fitting_teacher(plan: Plan) -> str:
     """Whether the teacher can be sampled on one device, and what to do if not."""
+    if plan.job.served:
+        return "The teacher is on other machines."
     memory = plan.memory.get("rollouts", Memory())
     if plan.fits(memory):
         return "The teacher is sampled on one device."
@@ -121,9 +123,10 @@ def _hours(plan: Plan) -> Iterator[str]:
         seconds = sum(stage.seconds for stage in stages)
         rate = f"{tokens / seconds:,.0f}" if seconds else "-"
         kind = _KINDS[stages[0].work.kind]
-        took = "done" if all(s.origin == "done" for s in stages) else duration(seconds)
+        origins = {stage.origin for stage in stages}
+        took = min(origins) if origins <= {"done", "unknown"} else duration(seconds)
         yield f"  {label[:24]:<24}{tokens:>15,.0f} {kind:<11}{rate:>11}{took:>13}"
-    if plan.job.processes > 1:
+    if plan.job.processes > 1 and not plan.job.served:
         sampled = [s.seconds for s in plan.stages if s.work.kind == "sampling"]
         shared = duration(sum(sampled) / plan.job.processes)
         text = "The run samples and judges on one device. `tdistill rollouts --shard i/"
@@ -154,6 +157,11 @@ def _notes(plan: Plan) -> Iterator[str]:
     if assumed:
         yield from _wrapped(f"Assumed, not known: {', '.join(assumed)}.".replace("_", " "))
     sources = {stage.origin for stage in plan.stages}
+    if "unknown" in sources:
+        yield from _wrapped(
+            "The server's pace is unknown: what it does, judging too, is in no sum. --rate "
+            "sampling=N states the tokens a second that it samples."
+        )
     if "assumed" in sources:
         yield from _wrapped(
             f"Rates are assumed of one {plan.job.device.name}; --probe measures those of this "

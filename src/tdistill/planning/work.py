@@ -30,7 +30,7 @@ class Work:
         stage: as its record is named.
         kind: stages of one kind go at one rate.
         tokens: that are sampled, read, trained on or judged.
-        seconds: at the assumed rate of the device.
+        seconds: at the assumed rate of the device; 0 where a server sets the pace.
         processes: that do it.
         seed: of the training.
     """
@@ -76,6 +76,8 @@ def _evidence(job: Job) -> list[Work]:
 
 def sampling_seconds(job: Job, rows: int, each: int) -> float:
     """The teacher's responses, a token of every row of a batch at a time; prompts are read once."""
+    if job.served:
+        return 0.0
     size, teacher = job.teacher_itemsize, job.teacher
     batch = min(job.recipe.rollouts.batch_size, max(rows, 1))
     prompts = _reading(teacher, rows / each * job.scale.prompt_tokens, job)
@@ -159,5 +161,8 @@ def _judging(job: Job, label: str, seed: int = 0) -> Work:
     step = _step_seconds(model, batch, job, itemsize=FLOAT32, beside=logits)
     tokens = sampled * scale.judged_tokens
     both = read * (scale.prompt_tokens + scale.judged_tokens)
-    seconds = tokens / batch * step + _reading(model, both, job) + _reading(job.teacher, both, job)
+    away = job.served and not job.recipe.judges_at_hand
+    readers = [model for model in (model, job.teacher) if not (away and model is job.teacher)]
+    asked = away and label == "teacher"
+    seconds = tokens / batch * step * (not asked) + sum(_reading(r, both, job) for r in readers)
     return Work(f"evaluate-{label}", "judging", tokens, seconds, seed=seed)
