@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from tdistill.data.config import DataConfig
 from tdistill.data.messages import Message
-from tdistill.data.time_limit import at_most_seconds
+from tdistill.data.program_limits import limited
+from tdistill.data.readers import MAX_LINE_BYTES
 from tdistill.errors import DataError
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ _CLOCK = (
 )
 _FORMATS = re.compile(r"""(["'])((?:(?!\1)[^\n])*%(?:(?!\1)[^\n])*)\1""")
 _LONGEST_RENDERING = 5.0  # seconds; templates of strangers may loop in loops
+_MOST_MEMORY = 1024  # MiB, of one rendering
 _DIRECTIVES = "aAwdbBhmyYHIpPMSfjUWcxXGuVszZ"
 
 
@@ -89,6 +91,7 @@ class ChatTemplate:
 
         Raises:
             TemplateRefusal: the template raises an error, of whatever kind.
+            DataError: it does not end, or takes or writes too much.
         """
         text, dates = _clocked(self.source(tools), self.clock)
         roles = {} if "developer" in text else {"developer": "system"}
@@ -96,22 +99,34 @@ class ChatTemplate:
         if self.in_parts:
             told = [{**turn, "content": _as_parts(turn.get("content", ""))} for turn in told]
         try:
-            with at_most_seconds(_LONGEST_RENDERING):
-                return str(
-                    self.tokenizer.apply_chat_template(
-                        told,
-                        tools=list(tools) or None,
-                        chat_template=text,
-                        tokenize=False,
-                        add_generation_prompt=prompt,
-                        **dates,
-                        **self.variables,
-                    )
+            with limited(_LONGEST_RENDERING, _MOST_MEMORY):
+                written = self.tokenizer.apply_chat_template(
+                    told,
+                    tools=list(tools) or None,
+                    chat_template=text,
+                    tokenize=False,
+                    add_generation_prompt=prompt,
+                    **dates,
+                    **self.variables,
                 )
+        except (TimeoutError, MemoryError) as error:
+            raise _runaway(where, str(error)) from error
         # A template is a program of someone else's: anything may be raised in it.
         except Exception as error:
             reason = next(iter(str(error).splitlines()), "") or "an error without a text"
             raise TemplateRefusal(where, turns, reason[:200]) from error
+        if len(written) > MAX_LINE_BYTES:  # which no row has, and a tokenizer might not survive
+            raise _runaway(where, f"it wrote {len(written):,} characters")
+        return str(written)
+
+
+def _runaway(where: str, found: str) -> DataError:
+    """No fault of a row: the next one would take as long."""
+    return DataError(
+        f"{where}: expected a chat template that writes at most {MAX_LINE_BYTES:,} characters "
+        f"within {_LONGEST_RENDERING:g} seconds and {_MOST_MEMORY} MiB; found one that does not: "
+        f"{found}. Take another template, by data.template_name or in the model's folder."
+    )
 
 
 @functools.lru_cache(maxsize=16)
