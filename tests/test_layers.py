@@ -29,7 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("data", "models"),
     ("processes",),
     ("files", "progress", "tabular", "strict", "demo"),
-    ("core", "checks", "hashing"),
+    ("core", "checks", "hashing", "plain_json"),
     ("errors",),
     ("tdistill",),
 )

@@ -73,6 +73,22 @@ def test_a_row_may_hold_unusual_line_separators(tmp_path):
         ("a.jsonl", '{"prompt": "a"}\n'.encode("utf-16"), ":1: expected UTF-8 text; found UTF-16"),
         ("a.json", b'[{"prompt": "a"},\n {"prompt" "b"}]', ":2: expected a JSON list"),
         ("a.json", b'{"prompt": "a"}\n{"prompt": "b"}\n', "name it .jsonl"),
+        (
+            "a.jsonl",
+            b'{"prompt": "a"}\n{"prompt": "a", "prompt": "b"}\n',
+            ":2: expected each key once",
+        ),
+        (
+            "a.jsonl",
+            b'{"m": [{"b": 1, "b": {}}]}',
+            "the key b twice in one object, first with 1, then with {}",
+        ),
+        (
+            "a.json",
+            b'[{"a": "]"},\n\n {"b": {"c": 1,\n "c": 1}}]',
+            ":3: expected each key once in an",
+        ),
+        ("a.json", b'{"a": 1, "a": [2]}', ":1: expected each key once in an object"),
         ("a.json", b'{"prompt": "a"}', "expected a JSON list of objects; found an object"),
         ("a.json", b'[{"prompt": "a"}, "b"]', "row 1 (counted from 0): expected a JSON object"),
         ("a.parquet", b"PAR1", "expected a Parquet file"),

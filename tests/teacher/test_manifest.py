@@ -61,6 +61,14 @@ def test_garbage_is_refused(garbage: str, tmp_path: Path):
         read_manifest(tmp_path)
 
 
+def test_an_entry_that_is_there_twice_is_refused(tmp_path: Path):
+    Manifest(IDENTITY, (FIRST,)).write(tmp_path)
+    text = (tmp_path / MANIFEST).read_text()
+    (tmp_path / MANIFEST).write_text(text.replace('"rows": 3', '"rows": 300, "rows": 3', 1))
+    with pytest.raises(CacheError, match=r"found the key rows twice in one object, first with 300"):
+        read_manifest(tmp_path)
+
+
 def test_bytes_that_are_no_text_are_refused(tmp_path: Path):
     (tmp_path / MANIFEST).write_bytes(b"\xff\xfe\x80")
     with pytest.raises(CacheError, match="expected the manifest of a teacher cache"):
@@ -75,10 +83,13 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path):
         ("version", "1", "version 5, found"),
         ("version", None, "found tdistill-cache version None"),
         ("format", "other-cache", "found other-cache version 5"),
-        ("identity", {}, "lacks or repeats an entry"),
-        ("identity", [1], "lacks or repeats an entry"),
-        ("shards", [{"name": "x"}], "lacks or repeats an entry"),
-        ("shards", 5, "lacks or repeats an entry"),
+        ("identity", {}, "identity has 8 problems:\n  - teacher: missing; expected a string"),
+        ("identity", [1], "identity: expected an object of teacher, .*, found none; restore"),
+        ("shards", [{"name": "x"}], r"shards\[0\] has 6 problems"),
+        ("shards", 5, "shards: expected a list, found none; restore the file, or make"),
+        ("shards", None, "shards: expected a list, found none"),
+        ("others", {}, "others: expected a list, found none"),
+        ("others", [None], r"others\[0\]: expected an object of teacher, teacher_fingerprint"),
     ],
 )
 def test_other_versions_and_damaged_entries_are_refused(
@@ -166,13 +177,18 @@ def test_a_shard_outside_the_folder_is_refused(name: str, tmp_path: Path):
 @pytest.mark.parametrize(
     ("field", "value", "text"),
     [
-        ("rows", "3", "rows is str"),
-        ("rows", True, "rows is bool"),
-        ("rows", -1, "rows is out of range"),
-        ("steps", 1 << 60, "steps is out of range"),
-        ("bytes", 2.5, "bytes is float"),
-        ("name", 5, "name is int"),
-        ("sha256", None, "sha256 is NoneType"),
+        (
+            "rows",
+            "3",
+            r"json: shards\[0\]: rows: expected an integer, found the string '3'; restore",
+        ),
+        ("rows", True, "rows: expected an integer, found true"),
+        ("rows", -1, r"shards\[0\]: rows: expected a number from 0 to 9007199254740992, found -1"),
+        ("steps", 1 << 60, "steps: expected a number from 0"),
+        ("bytes", 2.5, "bytes: expected an integer, found the number 2.5"),
+        ("name", 5, "name: expected a string, found the integer 5"),
+        ("sha256", None, "sha256: expected a string, found null"),
+        ("sha256", [[{}]], "sha256: expected a string, found a list of 1"),
     ],
 )
 def test_entries_of_the_wrong_kind_are_refused(field: str, value: Any, text: str, tmp_path: Path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from tdistill.data.readers import check_depth, parse_json, type_name
+from tdistill.data.readers import check_depth, checked_json, type_name
 from tdistill.errors import DataError
 
 Message = dict[str, Any]
@@ -163,7 +163,7 @@ def _call(call: Any, index: int) -> Message:
 def _json(text: str) -> Any:
     """The value of a JSON text; the text where it is none."""
     try:
-        return parse_json(text, "a tool call")
+        return checked_json(text, "a tool call")
     except (json.JSONDecodeError, DataError):
         return text
 

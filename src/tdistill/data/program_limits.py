@@ -45,7 +45,9 @@ def limited(seconds: float, mib: int) -> Iterator[None]:
         late, large = time.monotonic() >= until, _peak_bytes() > most
         if late or large:
             signal.setitimer(signal.ITIMER_REAL, 0.0)  # once: what is unwound may take longer
-            raise TimeoutError(f"it did not end within {seconds:g} seconds") if late else MemoryError
+            raise (
+                TimeoutError(f"it did not end within {seconds:g} seconds") if late else MemoryError
+            )
 
     before = signal.signal(signal.SIGALRM, look)
     signal.setitimer(signal.ITIMER_REAL, min(_TICK, seconds), _TICK)

@@ -6,17 +6,21 @@ import csv
 import gzip
 import itertools
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tdistill.errors import DataError
+from tdistill.plain_json import DECODER, BadJSON, RepeatedKey, parse_json
 
 MAX_LINE_BYTES = 1 << 24  # of a line of JSONL or CSV
 MAX_FILE_BYTES = 1 << 30  # of a .json or a text file, which is read whole
 MAX_DEPTH = 64  # of objects and lists inside a row
+_BETWEEN = re.compile(r"[\s,]*")  # rows of a list
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -135,7 +139,7 @@ def _jsonl_rows(path: Path) -> Iterator[SourceRow]:
 
 def _json_line(line: str, where: str) -> Any:
     try:
-        return parse_json(line, where)
+        return checked_json(line, where)
     except json.JSONDecodeError as error:
         raise DataError(
             f"{where}: expected one JSON object on the line; found {_excerpt(line)} "
@@ -143,26 +147,31 @@ def _json_line(line: str, where: str) -> Any:
         ) from error
 
 
-def parse_json(text: str, where: str) -> Any:
+def checked_json(text: str, where: str) -> Any:
     """A JSON value that is neither too deep nor too large to be worked with.
 
     Raises:
-        DataError: objects or lists lie too deep in each other, or a number is gigantic.
+        DataError: objects or lists lie too deep in each other, a number is gigantic, or an object
+            has one key twice.
         json.JSONDecodeError: it is no JSON.
     """
     try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
-        raise
-    except RecursionError as error:
-        raise _too_deep(where) from error
-    except ValueError as error:  # a whole number of more digits than Python converts
-        raise DataError(
-            f"{where}: expected numbers of a usual size; found one of thousands of digits. "
-            "Write it as text, or remove it."
-        ) from error
+        value = parse_json(text)
+    except BadJSON as error:
+        raise _refusal(where, error) from error
     check_depth(value, where)
     return value
+
+
+def _refusal(where: str, error: BadJSON) -> DataError:
+    if isinstance(error, RepeatedKey):
+        return DataError(
+            f"{where}: expected each key once in an object; found {error}. Rename or remove one."
+        )
+    return DataError(
+        f"{where}: expected numbers of a usual size, and objects and lists at most {MAX_DEPTH} "
+        f"deep in each other; found {error}. Flatten the row, or remove it."
+    )
 
 
 def check_depth(value: Any, where: str) -> None:
@@ -192,8 +201,13 @@ def _too_deep(where: str) -> DataError:
 
 
 def _json_rows(path: Path) -> Iterator[SourceRow]:
+    text = read_text(path)
     try:
-        content = parse_json(read_text(path), str(path))
+        content = parse_json(text)
+        check_depth(content, str(path))
+    except BadJSON as error:
+        line = f":{_line_of_repeat(text)}" if isinstance(error, RepeatedKey) else ""
+        raise _refusal(f"{path}{line}", error) from error
     except json.JSONDecodeError as error:
         cure = (
             "The file seems to hold one object a line: name it .jsonl."
@@ -212,6 +226,16 @@ def _json_rows(path: Path) -> Iterator[SourceRow]:
     for index, value in enumerate(content):
         where = row_place(path, index)
         yield SourceRow(where, _as_object(value, where))
+
+
+def _line_of_repeat(text: str) -> int:
+    """The line in which the object of a list begins that has one key twice."""
+    begin = text.find("[") + 1
+    with suppress(ValueError):  # at that object
+        while between := _BETWEEN.match(text, begin):
+            begin = between.end()
+            _, begin = DECODER.raw_decode(text, begin)
+    return text.count("\n", 0, begin) + 1
 
 
 def _csv_rows(path: Path) -> Iterator[SourceRow]:

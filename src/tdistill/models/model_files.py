@@ -6,15 +6,15 @@ Python files that a checkpoint may bring; neither is ever loaded.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tdistill.errors import ModelError, excerpt, one_line
+from tdistill.errors import ModelError, excerpt
 from tdistill.files import fingerprint, resolve_path
 from tdistill.hashing import key_of
+from tdistill.plain_json import BadJSON, read_json_object
 
 CONFIG = "config.json"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -29,7 +29,6 @@ _TEMPLATES = "additional_chat_templates/*.jinja"  # of a tokenizer that has seve
 _CONFIGS = (CONFIG, "generation_config.json", ADAPTER_CONFIG)
 _TOLD = ("_name_or_path", "transformers_version", "base_model_name_or_path")  # fields of those
 _NUMBERS = ("F64", "F32", "F16", "BF16")
-_LARGEST_TEXT = 1 << 26  # bytes of a JSON file
 _MOST_PARTS = 10_000  # layers, or experts of one
 _PARTS = ("layer", "expert", "block")
 
@@ -113,17 +112,13 @@ def read_object(path: Path) -> dict[str, Any]:
     Raises:
         ModelError: it is none.
     """
-    if path.stat().st_size > _LARGEST_TEXT:
-        raise ModelError(f"{path}: expected at most {_LARGEST_TEXT >> 20} MiB of JSON")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        return read_json_object(path)
+    except BadJSON as error:
         raise ModelError(
-            f"{path}: expected a JSON object, found none: {one_line(error)}"
+            f"{path}: expected a JSON object, found {error}; the file is damaged: take the model "
+            "again from where it came"
         ) from error
-    if not isinstance(found, dict):
-        raise ModelError(f"{path}: expected a JSON object, found {type(found).__name__}")
-    return found
 
 
 def refuse_pickles(folder: Path) -> None:

@@ -17,8 +17,10 @@ from typing import TypeVar
 from tdistill.checks import check
 from tdistill.errors import CacheError, InvalidValueError
 from tdistill.files import write_atomically
+from tdistill.plain_json import read_json_object
 
 NOTE = "share.json"
+_MOST_UNITS = 1 << 20
 _Unit = TypeVar("_Unit")
 
 
@@ -132,10 +134,12 @@ def read_note(folder: Path) -> PlanNote | None:
     if not path.exists():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json_object(path)
         number, count = content["share"]
-        return PlanNote(str(content["plan"]), int(content["units"]), Share(number, count))
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        plan, units = str(content["plan"]), int(content["units"])
+        check("units", units <= _MOST_UNITS, f"at most {_MOST_UNITS}", units)
+        return PlanNote(plan, units, Share(number, count))
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise CacheError(
             f"{path}: expected the note of a share, found something else; run the command that "
             "made the share again"

@@ -8,11 +8,15 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar
 
-from tdistill.errors import CacheError
+from tdistill.checks import check
+from tdistill.errors import CacheError, InvalidValueError, excerpt
 from tdistill.files import write_atomically
 from tdistill.hashing import file_sha256
+from tdistill.plain_json import BadJSON, read_json_object
+from tdistill.strict import structure
+from tdistill.strict.kinds import keys_of, options_of
 
 FORMAT = "tdistill-cache"
 VERSION = 5
@@ -145,52 +149,65 @@ def read_manifest(folder: Path) -> Manifest:
             "make one with `tdistill rollouts` or `tdistill score`"
         )
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        found = (content["format"], content["version"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        content = read_json_object(path)
+    except BadJSON as error:
         raise CacheError(
-            f"{path}: expected the manifest of a teacher cache, found something else "
-            f"({type(error).__name__}: {str(error)[:80]})"
+            f"{path}: expected the manifest of a teacher cache, found {error}; {_AGAIN}"
         ) from error
+    if not {"format", "version"} <= content.keys():
+        raise CacheError(
+            f"{path}: expected the manifest of a teacher cache, found JSON of something else; "
+            f"{_AGAIN}"
+        )
+    found = (content["format"], content["version"])
     if found != (FORMAT, VERSION):
         raise CacheError(
-            f"{path}: expected format {FORMAT} version {VERSION}, found {str(found[0])[:40]} "
-            f"version {str(found[1])[:40]}; read it with the version of tdistill that wrote it"
+            f"{path}: expected format {FORMAT} version {VERSION}, found {excerpt(found[0], 40)} "
+            f"version {excerpt(found[1], 40)}; read it with the version of tdistill that wrote it"
         )
     try:
-        identity = _entry(CacheIdentity, content["identity"])
-        shards = tuple(_entry(Shard, shard) for shard in content["shards"])
-        others = tuple(_entry(OtherTeacher, teacher) for teacher in content["others"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise CacheError(f"{path}: the manifest lacks or repeats an entry: {error}") from error
+        identity = _entry(CacheIdentity, content.get("identity"), "identity")
+        shards, others = (
+            tuple(_entry(kind, x, f"{name}[{i}]") for i, x in enumerate(_list(content, name)))
+            for kind, name in ((Shard, "shards"), (OtherTeacher, "others"))
+        )
+    except InvalidValueError as error:
+        raise CacheError(f"{path}: {error}; {_AGAIN}") from error
     for shard in shards:
         _check_name(path, shard.name)
     if content.get("sha256") != _checksum(content):
         raise CacheError(
             f"{path}: the content differs from its checksum: it was changed after it was written; "
-            "restore it, or make the cache again"
+            f"{_AGAIN}"
         )
     return Manifest(identity, shards, others)
 
 
-def _entry(kind: type[_Entry], values: Any) -> _Entry:
-    """An entry whose fields have their types; numbers are not negative."""
-    made = kind(**values)
-    hints = _hints(kind)
+def _list(content: Mapping[str, Any], name: str) -> list[Any]:
+    check(name, isinstance(content.get(name), list), "a list", "none")
+    return content[name]
+
+
+def _entry(kind: type[_Entry], values: Any, where: str) -> _Entry:
+    """An entry whose fields have their types; numbers are not negative.
+
+    There may be thousands: those that are sound are not looked at in every detail.
+    """
+    kinds = _kinds(kind)
+    check(where, isinstance(values, dict), f"an object of {', '.join(kinds)}", "none")
+    sound = values.keys() == kinds.keys() and all(type(x) in kinds[n] for n, x in values.items())
+    made = kind(**values) if sound else structure(kind, values, where=where)
     for name, value in vars(made).items():
-        allowed = get_args(hints[name]) or (hints[name],)
-        allowed = (*allowed, int) if float in allowed else allowed
-        flag = isinstance(value, bool) and bool not in allowed
-        if flag or not isinstance(value, allowed):
-            raise TypeError(f"{name} is {type(value).__name__}")
-        if isinstance(value, (int, float)) and not 0 <= value < _LARGEST:
-            raise ValueError(f"{name} is out of range")
+        fits = not isinstance(value, (int, float)) or 0 <= value < _LARGEST
+        check(f"{where}: {name}", fits, f"a number from 0 to {_LARGEST}", value)
     return made
 
 
 @cache
-def _hints(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind)
+def _kinds(kind: type) -> dict[str, tuple[type, ...]]:
+    """The types that the fields of an entry may have in JSON."""
+    found = {name: options_of(key.kind) for name, key in keys_of(kind).items()}
+    return {name: (*x, int) if float in x else x for name, x in found.items()}
 
 
 def _check_name(path: Path, name: str) -> None:
@@ -218,6 +235,7 @@ def check_shard(folder: Path, shard: Shard) -> None:
         raise CacheError(f"{path}: the content differs from its checksum; {_CURE}")
 
 
+_AGAIN = "restore the file, or make the cache again"
 _CURE = (
     "restore the file, or take it out with `tdistill verify CACHE --drop` and run the command that "
     "made it again"
