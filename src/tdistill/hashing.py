@@ -60,6 +60,13 @@ def _canonical(value: Any) -> Any:
     )
 
 
+def checksum_of(content: Mapping[str, Any]) -> str:
+    """Of all entries of a JSON object but ``sha256``, which holds it, however they are laid out."""
+    entries = {key: value for key, value in content.items() if key != "sha256"}
+    text = json.dumps(entries, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal; reads a part at a time."""
     with path.open("rb") as file:

@@ -8,8 +8,6 @@ from typing import Any
 
 from tdistill.errors import excerpt
 
-_LARGEST = 1 << 26  # bytes of a file
-
 
 class BadJSON(ValueError):
     """A text is no JSON that can be used; the error says what was found instead."""
@@ -44,15 +42,19 @@ def parse_json(text: str) -> Any:
         raise BadJSON("a number of thousands of digits") from error
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path, most: int = 1 << 26) -> dict[str, Any]:
     """The JSON object that a file of bounded size holds.
+
+    Args:
+        path: the file.
+        most: bytes.
 
     Raises:
         BadJSON: it holds something else.
         OSError: it cannot be read.
     """
-    if path.stat().st_size > _LARGEST:
-        raise BadJSON(f"a file of more than {_LARGEST >> 20} MiB")
+    if path.stat().st_size > most:
+        raise BadJSON(f"a file of more than {most:,} bytes")
     try:
         found = parse_json(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:

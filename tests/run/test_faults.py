@@ -161,6 +161,26 @@ def test_a_damaged_shard_is_never_trained_on(
 
 
 @pytest.mark.slow
+def test_damaged_weights_of_a_finished_run_are_made_again(
+    finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    out = shutil.copytree(finished.folder, tmp_path / "out")
+    cut, flipped = out / "models/kd/model.safetensors", out / "student/model.safetensors"
+    cut.write_bytes(cut.read_bytes()[:-9])
+    flip([flipped])
+    words = ["run", str(finished.recipe), "--out", str(out)]
+    assert cli.main(words) == 0
+    said = capsys.readouterr().out
+    assert f"{cut}: not as it was written, so kd is done again" in said
+    assert f"{flipped}: not as it was written, so publish is done again" in said
+    assert "[sft] reused" in said
+    assert "[evaluate-kd] reused" in said
+    assert_same_run(finished, out)
+    assert cli.main(words) == 0
+    assert "this run is complete; nothing to do" in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_a_clock_that_jumps_changes_nothing(
     finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 
-from tdistill.run.stages import Stages
+from tdistill.run.stages import Stages, read_record
 
 
 class Work:
@@ -60,7 +61,10 @@ def test_a_missing_output_does_it_again(tmp_path: Path, work: Work, lines: list[
     assert work.output.exists()
 
 
-@pytest.mark.parametrize("content", ["", '{"key": "k"', "\x00"])
+@pytest.mark.parametrize(
+    "content",
+    ["", '{"key": "k"', "\x00", '{"key": "k"}', "[1]", '{"key": "k", "seconds": 1, "rows": 9}'],
+)
 def test_a_damaged_record_does_it_again(tmp_path: Path, work: Work, lines: list[str], content: str):
     run(tmp_path, work, lines)
     (tmp_path / "stages/one.json").write_text(content)
@@ -103,3 +107,46 @@ def test_records_are_those_of_these_keys(tmp_path: Path, work: Work, lines: list
     assert stages.records({"one": "other"}) == {}
     assert [p.name for p in (tmp_path / "stages").iterdir()] == ["one.json"]
     assert json.loads((tmp_path / "stages/one.json").read_text()) == record
+
+
+@pytest.mark.parametrize("old", ['"rows": 7', '"seconds": 0', '"weights": {}'])
+def test_a_record_that_was_changed_does_it_again(
+    tmp_path: Path, work: Work, lines: list[str], old: str
+):
+    run(tmp_path, work, lines)
+    path = tmp_path / "stages/one.json"
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, old[:-1] + "8"))
+    assert read_record(path) is None
+    assert run(tmp_path, work, lines)["rows"] == 7
+    assert work.done == 2
+
+
+@pytest.mark.parametrize("damage", [b"cut", b"another", b""])
+def test_weights_that_are_not_as_they_were_written_are_made_again(
+    tmp_path: Path, lines: list[str], damage: bytes
+):
+    weights, beside = tmp_path / "models/kd/model.safetensors", tmp_path / "models/kd/README.md"
+    done = []
+
+    def make() -> dict[str, Any]:
+        done.append(1)
+        weights.parent.mkdir(parents=True, exist_ok=True)
+        weights.write_bytes(b"weights")
+        return {}
+
+    stages = Stages(tmp_path, lines.append)
+    record = stages.run("kd", "k", [weights], make)
+    assert list(record["weights"]) == ["models/kd/model.safetensors"]
+    beside.write_text("may be written at any time")
+    assert stages.finished("kd", "k", [weights]) == record
+    weights.write_bytes(damage)
+    assert stages.changed("kd", "k") == [weights]
+    assert stages.changed("kd", "other") == []
+    assert stages.finished("kd", "k", [weights]) is None
+    assert stages.finished("kd", "k", []) == record  # whoever does not need them
+    assert stages.run("kd", "k", [weights], make) == {**record, "sha256": ANY, "seconds": ANY}
+    assert len(done) == 2
+    assert f"  {weights}: not as it was written, so kd is done again" in lines
+    weights.unlink()  # to make room
+    assert stages.changed("kd", "k") == []

@@ -175,6 +175,16 @@ def infinite(answer: Any) -> None:
         top[next(iter(top))] = float("nan")
 
 
+def negative(answer: Any) -> None:
+    tops = answer["choices"][0]["logprobs"]["top_logprobs"]
+    tops[:] = [{**top, "token_id:-5": -9.0} for top in tops]
+
+
+def gigantic(answer: Any) -> None:
+    for top in answer["choices"][0]["logprobs"]["top_logprobs"]:
+        top[next(iter(top))] = -(10**400)
+
+
 WRONG: list[tuple[str, Callable[[Any], Any], str]] = [
     ("other-model", lambda a: of(a, model="another"), "an answer of model tiny, found another"),
     ("no-token-ids", without("token_ids"), "the server must know return_token_ids"),
@@ -189,6 +199,9 @@ WRONG: list[tuple[str, Callable[[Any], Any], str]] = [
     ("processed", processed, "start the server with --logprobs-mode raw_logprobs"),
     ("not-a-number", infinite, "start the server with --logprobs-mode raw_logprobs"),
     ("by-text", by_text, "the server must know return_tokens_as_token_ids"),
+    ("negative-ids", negative, "expected ids of tokens, found -5"),
+    ("gigantic", gigantic, "expected log-probabilities by token ids"),
+    ("a-prompt-of-one-number", changed(prompt_token_ids=5), "found one to 5; the server changes"),
     ("aborted", changed(finish_reason="abort"), "found one ended by abort"),
     ("stops-early", changed(token_ids=[5, 6], finish_reason="stop"), "ends elsewhere"),
     ("no-choices", lambda a: of(a, choices=[]), "expected one choice"),

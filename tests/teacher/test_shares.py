@@ -162,7 +162,12 @@ def test_a_note_is_read_as_written_and_garbage_refused(tmp_path: Path):
     assert read_note(tmp_path) == note
     assert note.names[-1] == "rollouts-abc-00011"
     assert read_note(tmp_path / "absent") is None
-    for garbage in ("", "[]", '{"plan": "a"}', '{"plan": "a", "units": 3, "share": 7}'):
+    good = '{"plan": "a", "units": 3, "share": [1, 2]}'
+    (tmp_path / "share.json").write_text(good)
+    assert read_note(tmp_path) == PlanNote("a", 3, Share(1, 2))
+    bomb, infinite = good.replace("3", "1" + "0" * 12), good.replace("3", "Infinity")
+    bare = ("", "[]", "[" * 100_000, '{"plan": "a"}', '{"plan": "a", "units": 3, "share": 7}')
+    for garbage in (*bare, bomb, infinite, good.replace("[1, 2]", "{}")):
         (tmp_path / "share.json").write_text(garbage)
         with pytest.raises(CacheError, match="expected the note of a share"):
             read_note(tmp_path)

@@ -11,8 +11,10 @@ from typing import Any, TypedDict
 
 from tdistill.errors import DataError
 from tdistill.files import write_atomically
+from tdistill.plain_json import BadJSON, read_json_object
 
 FORMAT = 3
+_LARGEST = 1 << 32  # bytes: responses may be in it
 TEACHER = "teacher"
 START = "start"
 TUNED = "tuned"
@@ -314,9 +316,10 @@ def read_result(path: Path) -> Result:
         DataError: it is damaged, or of another format; the text says where.
     """
     try:
-        plain = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise _unusable(f"{path}: expected a metrics.json, found {error}") from error
+        plain = read_json_object(Path(path), most=_LARGEST)
+    except (OSError, BadJSON) as error:
+        found = "none there" if isinstance(error, OSError) else error
+        raise _unusable(f"{path}: expected a metrics.json, found {found}") from error
     return result_of(plain, str(path))
 
 

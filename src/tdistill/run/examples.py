@@ -16,6 +16,7 @@ from tdistill.data.sources import read_rows
 from tdistill.data.splitting import split_rows
 from tdistill.errors import DataError
 from tdistill.files import write_atomically
+from tdistill.plain_json import read_json_object
 from tdistill.recipe import Recipe
 from tdistill.run.folders import RENDERING
 from tdistill.run.stages import Say
@@ -148,7 +149,7 @@ def read_clock(folder: Path) -> datetime | None:
     if not path.exists():
         return None
     try:
-        return datetime.fromisoformat(json.loads(path.read_text(encoding="utf-8"))["clock"])
+        return datetime.fromisoformat(read_json_object(path)["clock"])
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
             f'{path}: expected {{"clock": "YYYY-MM-DDTHH:MM:SS"}}, the moment that the run began; '

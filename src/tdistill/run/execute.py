@@ -66,7 +66,7 @@ def _outputs(run: Run) -> list[Path]:
 def _finished(run: Run, key: str) -> bool:
     outputs = _outputs(run)
     done = Stages(run.folder, run.say).finished("report", key, outputs) is not None
-    return done and _is_whole(outputs[0])
+    return done and _is_whole(outputs[0]) and not any(seed.damaged() for seed in run.seeds)
 
 
 def _is_whole(numbers: Path) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from tdistill.progress import duration
 from tdistill.recipe import Recipe, placed
 from tdistill.run.folders import seed_folder, world_folder
 from tdistill.run.keys import seeded, stage_keys
-from tdistill.run.stages import Stages
+from tdistill.run.stages import Stages, read_record
 
 
 def job_in(recipe: Recipe, folder: Path, known: Known, *, device: str, processes: int = 1) -> Job:
@@ -58,10 +57,8 @@ def known_of(recipe: Recipe, folder: Path) -> Known:
 
 def _rows_made(folder: Path) -> int | None:
     """Responses to train on that a run has sampled."""
-    try:
-        return json.loads((folder / "stages" / "rollouts.json").read_text(encoding="utf-8"))["rows"]
-    except (OSError, ValueError, KeyError):
-        return None
+    record = read_record(folder / "stages" / "rollouts.json")
+    return None if record is None else record["rows"]
 
 
 def _seconds(recipe: Recipe, folder: Path) -> dict[str, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import yaml
 from tdistill.recipe import Recipe, differences, recipe_dict, rooted
 from tdistill.run.folders import RESOLVED_RECIPE, STUDENT, seed_folder
 from tdistill.run.keys import seeded, stage_keys
+from tdistill.run.stages import read_record
 from tdistill.teacher.cache.manifest import MANIFEST, CacheIdentity, read_manifest
 from tdistill.teacher.cache.writer import differences_of
 
@@ -114,11 +114,8 @@ def _outdated(stages: Path, keys: Mapping[str, str]) -> Iterator[Path]:
     """Records of stages that were finished with another key."""
     for name, key in keys.items():
         path = stages / f"{name}.json"
-        try:
-            found = json.loads(path.read_text(encoding="utf-8")).get("key")
-        except (OSError, ValueError, AttributeError):
-            continue
-        if found != key:
+        record = read_record(path)
+        if record is not None and record["key"] != key:
             yield path
 
 

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from tdistill.errors import StorageError, TdistillError
-from tdistill.files import storage_error, write_atomically
+from tdistill.files import fingerprint, storage_error, write_atomically
+from tdistill.hashing import checksum_of
 from tdistill.models.finite import keeping_bad_batch
+from tdistill.plain_json import BadJSON, read_json_object
 from tdistill.processes import is_first_process, process_rank
 from tdistill.progress import emit
 
 Say = Callable[[str], None]
 _NOTE = "key.txt"
+_LARGEST_RECORD = 1 << 32  # bytes: responses to all test prompts may be in it
 _SEEN_WITHIN = 120.0  # seconds until files that another machine wrote are seen
 
 
@@ -39,6 +44,17 @@ def workplace_key(folder: Path) -> str | None:
     return note.read_text(encoding="utf-8") if note.exists() else None
 
 
+def read_record(path: Path) -> dict[str, Any] | None:
+    """What a stage left, with ``key``, ``seconds`` and ``weights``; None if it is not as written.
+
+    A record of another release, cut off or changed by hand is none: its stage is done again.
+    """
+    with suppress(OSError, BadJSON):
+        record = read_json_object(path, most=_LARGEST_RECORD)
+        return record if record.get("sha256") == checksum_of(record) else None
+    return None
+
+
 class Stages:
     """Records of finished stages in a folder.
 
@@ -52,19 +68,34 @@ class Stages:
         self.say = say
 
     def finished(self, name: str, key: str, outputs: Sequence[Path]) -> dict[str, Any] | None:
-        """The record of a stage if it was finished with this key and its outputs are there."""
-        record = self._read(name)
-        if record is None:
-            return None
-        whole = record.get("key") == key and all(path.exists() for path in outputs)
-        return record if whole else None
+        """The record of a stage if it was finished with this key and its outputs are there.
 
-    def _read(self, name: str) -> dict[str, Any] | None:
-        try:
-            record = json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        Weights among the outputs must be those that the stage wrote.
+        """
+        record = read_record(self.folder / f"{name}.json")
+        if record is None or record["key"] != key or not all(path.exists() for path in outputs):
             return None
-        return record if isinstance(record, dict) else None
+        within = {path.parent for path in outputs}
+        return None if any(file.parent in within for file in self._changed(record)) else record
+
+    def changed(self, name: str, key: str) -> list[Path]:
+        """Files of weights that a finished stage wrote and that are others, or damaged, by now."""
+        record = read_record(self.folder / f"{name}.json")
+        return [] if record is None or record["key"] != key else self._changed(record)
+
+    def _changed(self, record: Mapping[str, Any]) -> list[Path]:
+        written = {
+            self.folder.parent / name: content for name, content in record["weights"].items()
+        }
+        return [
+            f for f, content in written.items() if f.exists() and fingerprint(str(f)) != content
+        ]
+
+    def _weights(self, outputs: Sequence[Path]) -> dict[str, str]:
+        """What is in the files of weights beside the outputs, by their paths in the folder."""
+        files = sorted({file for x in outputs for file in x.parent.glob("*.safetensors")})
+        of_run = self.folder.parent
+        return {os.path.relpath(file, of_run): fingerprint(str(file)) for file in files}
 
     def records(self, keys: Mapping[str, str]) -> dict[str, dict[str, Any]]:
         """The records of the stages that are finished with these keys."""
@@ -93,7 +124,7 @@ class Stages:
             together: all processes do it, and come at the same time.
 
         Returns:
-            The record: what ``work`` returned, with ``key`` and ``seconds``.
+            The record: what ``work`` returned, with ``key``, ``seconds`` and ``weights``.
 
         Raises:
             StorageError: if there is no room, or no permission, to write what the stage leaves.
@@ -103,6 +134,8 @@ class Stages:
         if record is not None:
             self._tell(name, "reused")
             return record
+        for file in self.changed(name, key):
+            self.say(f"  {file}: not as it was written, so {name} is done again")
         if not is_first_process():
             return work() if together else self._seen(name, key, outputs)
         self._tell(name, "begun")
@@ -113,7 +146,10 @@ class Stages:
             path.unlink(missing_ok=True)  # its outputs are about to change
             with keeping_bad_batch(self.folder.parent / "failed" / f"{name}.json"):
                 made = work()
-            record = {**made, "key": key, "seconds": round(time.monotonic() - started, 1)}
+            seconds = round(time.monotonic() - started, 1)
+            record = {**made, "key": key, "seconds": seconds, "weights": self._weights(outputs)}
+            record = json.loads(json.dumps(record))  # as whoever reads it finds it
+            record["sha256"] = checksum_of(record)
             write_atomically(path, json.dumps(record))
         except Exception as error:
             told = None if isinstance(error, TdistillError) else storage_error(error, self.folder)

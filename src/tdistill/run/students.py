@@ -112,6 +112,11 @@ class Students:
             if not self.keeps(x) and self.judged(x) and all(map(self.trained, self._family(x))):
                 shutil.rmtree(self.model_folder(x), ignore_errors=True)
 
+    def damaged(self) -> list[Path]:
+        """Files of weights that are not as they were written; those that were removed are none."""
+        stages = [*self.labels, "publish"] if self.number == 0 else self.labels
+        return [file for x in stages for file in self.stages.changed(x, self.keys[x])]
+
     def records(self) -> dict[str, dict[str, Any]]:
         """The records of the stages that are done."""
         own = [stage for x in self.labels for stage in (x, f"evaluate-{x}")]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -13,7 +12,7 @@ from typing import Any, TypeVar
 from tdistill.checks import check
 from tdistill.errors import CacheError, InvalidValueError, excerpt
 from tdistill.files import write_atomically
-from tdistill.hashing import file_sha256
+from tdistill.hashing import checksum_of, file_sha256
 from tdistill.plain_json import BadJSON, read_json_object
 from tdistill.strict import structure
 from tdistill.strict.kinds import keys_of, options_of
@@ -124,15 +123,8 @@ class Manifest:
         """Replace the manifest file in one step."""
         counts = {"rows": self.rows, "steps": self.steps}
         content = {"format": FORMAT, "version": VERSION, "counts": counts, **asdict(self)}
-        content["sha256"] = _checksum(content)
+        content["sha256"] = checksum_of(content)
         write_atomically(folder / MANIFEST, json.dumps(content, indent=1).encode())
-
-
-def _checksum(content: Mapping[str, Any]) -> str:
-    """Of all entries but itself, however they are laid out in the file."""
-    entries = {key: value for key, value in content.items() if key != "sha256"}
-    text = json.dumps(entries, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -175,7 +167,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise CacheError(f"{path}: {error}; {_AGAIN}") from error
     for shard in shards:
         _check_name(path, shard.name)
-    if content.get("sha256") != _checksum(content):
+    if content.get("sha256") != checksum_of(content):
         raise CacheError(
             f"{path}: the content differs from its checksum: it was changed after it was written; "
             f"{_AGAIN}"

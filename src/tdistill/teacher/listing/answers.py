@@ -176,10 +176,11 @@ def _choice(found: Any, prompt: Sequence[int], model: str) -> Mapping[str, Any]:
     if not isinstance(choice, Mapping):
         raise WrongAnswer(f"expected a choice with fields, found {excerpt(choice)}")
     read = choice.get("prompt_token_ids")
-    if read is not None and list(read) != list(prompt):
+    if read is not None and read != list(prompt):
+        others = f"{len(read)} others" if isinstance(read, list) else excerpt(read)
         raise WrongAnswer(
             f"expected an answer to the {len(prompt)} tokens that were sent, found one to "
-            f"{len(read)} others; the server changes prompts"
+            f"{others}; the server changes prompts"
         )
     return choice
 
@@ -198,7 +199,7 @@ def _by_name(top: Any) -> dict[int, float]:
     """Entries named ``token_id:149``."""
     try:
         return {int(name.removeprefix(_TOKEN)): float(value) for name, value in top.items()}
-    except (AttributeError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, TypeError, ValueError) as error:
         raise WrongAnswer(
             f"expected log-probabilities by token ids, found {excerpt(top)}; the server must know "
             "return_tokens_as_token_ids"
@@ -209,7 +210,7 @@ def _by_id(top: Any) -> dict[int, float]:
     """Entries named ``149``, with rank and text."""
     try:
         return {int(name): float(entry["logprob"]) for name, entry in top.items()}
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise WrongAnswer(
             f"expected log-probabilities by token ids, found {excerpt(top)}"
         ) from error

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 import weakref
 from typing import Any
 
 from tdistill.errors import ServerError, excerpt, one_line
+from tdistill.plain_json import BadJSON, parse_json
 from tdistill.teacher.config import ServerConfig
 
 _CONNECT_SECONDS = 10.0
@@ -79,8 +79,10 @@ class HttpClient:
         if answer.status_code != 200:
             raise ServerError(self._refusal(path, answer.status_code, answer.text))
         try:
-            return json.loads(answer.text)
-        except (ValueError, RecursionError) as error:
+            return parse_json(answer.text)
+        except BadJSON as error:
+            raise _Passing(f"JSON with {error}") from error
+        except ValueError as error:
             raise _Passing(f"no JSON: {excerpt(answer.text)}") from error
 
     def _gave_up(self, path: str, fault: _Passing) -> str:
@@ -106,8 +108,8 @@ class HttpClient:
 def _words(text: str) -> str:
     """What the server says of an error, in its JSON or as it stands."""
     try:
-        found = json.loads(text)
+        found = parse_json(text)
         error = found.get("error", found)
         return excerpt(error.get("message", error) if isinstance(error, dict) else error, 300)
-    except (ValueError, AttributeError, RecursionError):
+    except (ValueError, AttributeError):
         return excerpt(text, 300)

@@ -68,7 +68,8 @@ class ServerEngine:
         """
         found = self._http.ask(_MODELS)
         listed = found.get("data") if isinstance(found, dict) else None
-        cards = [c for c in listed or () if isinstance(c, dict) and isinstance(c.get("id"), str)]
+        listed = listed if isinstance(listed, list) else []
+        cards = [c for c in listed if isinstance(c, dict) and isinstance(c.get("id"), str)]
         wanted = self.config.model
         fitting = [card for card in cards if wanted in (None, card["id"])]
         if len(fitting) != 1:

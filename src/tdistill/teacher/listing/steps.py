@@ -100,6 +100,8 @@ def listed_step(entries: Mapping[int, float], chosen: int, listed: int, vocabula
     """
     if len(entries) < min(listed, vocabulary):
         raise ValueError(f"expected {listed} listed tokens a step, found {len(entries)}")
+    if min(entries) < 0:
+        raise ValueError(f"expected ids of tokens, found {min(entries)}")
     if chosen not in entries:
         raise ValueError(f"expected the log-probability of token {chosen}, found none")
     if not all(-9000.0 < value <= 1e-4 for value in entries.values()):  # NaN is refused too
