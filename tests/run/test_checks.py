@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from pipeline import Finished, digest
 from tdistill import cli
@@ -150,3 +152,18 @@ def test_of_a_world_that_is_not_made_the_doctor_says_so(
     assert "the world of this recipe is not made: what is in it was not looked at" in said
     assert "models: made by the world first" in said
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("part", ["teacher", "student"])
+def test_the_doctor_finds_a_row_of_a_model_that_no_trial_reads(
+    finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str], part: str
+):
+    bad = shutil.copytree(finished.recipe.parent / "teacher", tmp_path / "bad")
+    weights = load_file(bad / "model.safetensors")
+    weights["lm_head.weight"][7, 2] = float("nan")
+    save_file(weights, bad / "model.safetensors", metadata={"format": "pt"})
+    words = [f"--{part}.path", str(bad), *(["--student.layers", "null"] * (part == "student"))]
+    assert cli.main(["doctor", str(finished.recipe), *words]) == 1
+    said = capsys.readouterr().out
+    assert f"  wrong     {part}: {bad}: expected weights that are numbers, found NaN" in said
+    assert "in lm_head.weight in row 7 of 64" in said

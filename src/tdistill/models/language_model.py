@@ -17,6 +17,7 @@ from tdistill.hashing import key_of
 from tdistill.models.adapters import adapter_base, adapter_bases, merged
 from tdistill.models.architecture import TEXT_KEYS, causal_config
 from tdistill.models.model_files import check_model_folder
+from tdistill.models.soundness import check_loaded, check_numbers
 from tdistill.models.weights import FLOAT32, DType, WeightsConfig
 from tdistill.processes import local_rank
 
@@ -107,7 +108,8 @@ def load(
         The model, in evaluation mode, with its tokenizer.
 
     Raises:
-        ModelError: if there is no loadable model or tokenizer at ``path``, or weights are missing.
+        ModelError: if there is no loadable model or tokenizer at ``path``, or weights are missing,
+            left out, or no numbers.
     """
     path = resolve_path(str(path))
     adapter_bases(path)  # refuses those without an end
@@ -198,7 +200,7 @@ def _load_gguf(path: str, gguf_file: str, dtype: torch.dtype) -> Any:
 
 
 def _load_weights(path: str, **options: Any) -> Any:
-    """The network, every weight of which the checkpoint has."""
+    """The network, whose weights are those of the checkpoint, and numbers."""
     from transformers import AutoModelForCausalLM
 
     def read() -> Any:
@@ -211,12 +213,8 @@ def _load_weights(path: str, **options: Any) -> Any:
         )
 
     model, loading = _loaded(path, "a causal language model in transformers' format", read)
-    if loading["missing_keys"]:
-        missing = sorted(loading["missing_keys"])
-        raise ModelError(
-            f"{path}: expected every weight of the model, found {len(missing)} missing (first: "
-            f"{missing[0]}), which would be random; take a complete checkpoint of a causal model"
-        )
+    check_loaded(model, loading, path)
+    check_numbers(model, path)
     return model
 
 
