@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 
-# Controls but for tab and line feed, marks of direction, separators of lines, halves of pairs.
-_ACTING = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
-)
+# Controls but for tab and line feed, and halves of pairs; marks of direction, separators of lines.
+_CONTROLS = "\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff"
+_CONTROL = re.compile(f"[{_CONTROLS}]")
+_ACTING = re.compile(f"[{_CONTROLS}\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 def printable(text: str) -> str:
@@ -20,7 +20,23 @@ def printable(text: str) -> str:
         >>> printable("a\\x1b[31mb\\n")
         'a\\\\x1b[31mb\\n'
     """
-    return _ACTING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return _ACTING.sub(_written_out, text)
+
+
+def without_controls(page: str) -> str:
+    """A page or a file whose control characters are written out; marks of direction stay.
+
+    Those belong to texts in many scripts, and each text has an element of its own there.
+
+    Example:
+        >>> without_controls("a\\x1b[31mb\\r\\n\\u200f")
+        'a\\\\x1b[31mb\\n\\u200f'
+    """
+    return _CONTROL.sub(_written_out, page.replace("\r\n", "\n"))
+
+
+def _written_out(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape").decode()
 
 
 def excerpt(text: object, most: int = 100) -> str:

@@ -1,4 +1,4 @@
-"""A network that was loaded is what its checkpoint holds: nothing random, left out, or no number."""
+"""A network that was loaded is what its checkpoint holds: nothing random, left out or NaN."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from tdistill.report import sample_panel
 from tdistill.report.downloads import downloads
-from tdistill.report.page import render
+from tdistill.report.page import render, write_report
 from tdistill.report.result import Result, result_of
 
 EXAMPLE = json.loads((Path(__file__).parent / "metrics_example.json").read_text())
@@ -38,7 +38,9 @@ ATTACKS = [
     "&lt;script&gt;",
     "\ud800",
     "\x00\x1b[2J",
+    "\x9b31m\x07\x08",
 ]
+CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class Seen(HTMLParser):
@@ -113,6 +115,7 @@ def test_the_page_itself_acts_with_known_elements_only():
 def test_texts_stay_texts_on_the_page(text: str):
     page = render(everywhere(text))
     assert acting(page) == harmless()
+    assert not CONTROLS.search(page)
     if "<" in text:
         assert text not in page
 
@@ -120,7 +123,16 @@ def test_texts_stay_texts_on_the_page(text: str):
 @settings(max_examples=3)
 @given(st.text(alphabet=st.sampled_from("<>\"'&/={}%-!sx \n\x1b\ud800"), min_size=1, max_size=30))
 def test_any_text_stays_a_text(text: str):
-    assert acting(render(everywhere(text))) == harmless()
+    page = render(everywhere(text))
+    assert acting(page) == harmless()
+    assert not CONTROLS.search(page)
+
+
+def test_controls_are_written_out_and_marks_of_direction_stay(tmp_path: Path):
+    path = write_report(everywhere("a\x1b[31m\x07\x9b\u200fb\r\nc"), tmp_path / "report.html")
+    page = path.read_text(encoding="utf-8")
+    assert "a\\x1b[31m\\x07\\x9b\u200fb\nc" in page
+    assert not CONTROLS.search(page)
 
 
 @pytest.mark.parametrize("text", ATTACKS)

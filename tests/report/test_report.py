@@ -293,7 +293,7 @@ def test_a_response_with_half_a_character_can_be_written(
     metrics: dict[str, Any], tmp_path: Path
 ) -> None:
     metrics["samples"][0]["responses"]["start"] = "cut \ud83d"
-    assert "cut ?" in write_report(result_of(metrics), tmp_path / "r.html").read_text(
+    assert r"cut \ud83d" in write_report(result_of(metrics), tmp_path / "r.html").read_text(
         encoding="utf-8"
     )
 

@@ -14,6 +14,7 @@ import tyro
 from tdistill.checks import check_at_least
 from tdistill.cli.options import DATA_FIELDS, ReadingOptions, given_fields
 from tdistill.data.config import DataConfig
+from tdistill.errors import printable
 from tdistill.models.weights import WeightsConfig
 from tdistill.progress import Progress, quiet_libraries, tell
 from tdistill.teacher.config import CaptureConfig
@@ -125,7 +126,7 @@ def score(words: list[str]) -> int:
         done = sum(collect_scores(live, rows, writer, **options))
     bar.close()
     if command.shard is not None:
-        print(f"share {share} done; at the end of all: tdistill merge {command.cache}")
+        print(printable(f"share {share} done; at the end of all: tdistill merge {command.cache}"))
     return inspect([str(folder)]) if done else 0
 
 
@@ -180,10 +181,10 @@ def merge(words: list[str]) -> int:
 
     for cache, sources in _merges(command.target, command.sources):
         done = merge_caches(cache, sources, several_teachers=command.several_teachers)
-        print(
-            f"{cache}: {done.rows} responses in {done.shards} shards, {done.brought} of them from "
-            f"{len(sources)} caches"
+        told = (
+            f"{cache}: {done.rows} responses in {done.shards} shards, {done.brought} of them from"
         )
+        print(printable(f"{told} {len(sources)} caches"))
     return 0
 
 
@@ -239,7 +240,7 @@ def verify(words: list[str]) -> int:
         tell(f"damaged: {problem}", error=True)
     if not problems:
         rows, shards = cache.manifest.rows, len(cache.manifest.shards)
-        print(f"{command.cache}: sound; {rows} rows in {shards} shards")
+        print(printable(f"{command.cache}: sound; {rows} rows in {shards} shards"))
     return 1 if problems else 0
 
 
@@ -250,5 +251,5 @@ def export_cache(words: list[str]) -> int:
     from tdistill.teacher.cache.reader import Cache
 
     rows = export.write_parquet(Cache(_cache_folder(command.cache)), command.out)
-    print(f"{command.out}: {rows} responses, {command.out.stat().st_size:,} bytes")
+    print(printable(f"{command.out}: {rows} responses, {command.out.stat().st_size:,} bytes"))
     return 0

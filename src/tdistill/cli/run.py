@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tdistill.errors import InvalidValueError
+from tdistill.errors import InvalidValueError, printable
 from tdistill.files import expanded
 from tdistill.processes import is_first_process
 from tdistill.progress import emit, quiet_libraries, spoken, tell
@@ -104,7 +104,8 @@ def _show_places(result: Result, out: Path) -> None:
     if spoken() == "quiet":
         for line in _troubles(result):
             tell(line, error=True)
-    print("\n".join(f"{name + ':':<8} {place}" for name, place in _places(out).items()))
+    lines = "\n".join(f"{name + ':':<8} {place}" for name, place in _places(out).items())
+    print(printable(lines))
 
 
 def _emit(result: Result, out: Path) -> None:
@@ -128,7 +129,7 @@ def rollouts(words: list[str]) -> int:
     from tdistill.run import Run
 
     Run(recipe, out).sample_share(share)
-    print(f"share {share} done; when all {share.count} are there: tdistill merge {out}")
+    print(printable(f"share {share} done; when all {share.count} are there: tdistill merge {out}"))
     return 0
 
 

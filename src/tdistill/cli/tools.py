@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from tdistill.errors import InvalidValueError
+from tdistill.errors import InvalidValueError, printable
 from tdistill.files import replacing_folder
 from tdistill.progress import quiet_libraries
 from tdistill.training.config import LayerRule
@@ -73,11 +73,8 @@ def student(words: list[str]) -> int:
     made = drop_layers(teacher, choice.kept)
     with replacing_folder(command.out) as partial:
         save(made, partial)
-    print(
-        f"{command.out}: {choice.text()}; "
-        f"{teacher.num_parameters:,} -> {made.num_parameters:,} parameters. "
-        "It needs training before it is of use."
-    )
+    told = f"{command.out}: {choice.text()}; {teacher.num_parameters:,} -> {made.num_parameters:,}"
+    print(printable(f"{told} parameters. It needs training before it is of use."))
     if rule == "even":
         print("Layers chosen by --choose greedy on responses (--data) make a better start.")
     return 0

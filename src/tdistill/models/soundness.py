@@ -50,9 +50,9 @@ def check_loaded(model: Any, loading: Mapping[str, Collection[str]], path: str) 
     left_out = [key for key in left_out if _is_trained(model, key)]
     if left_out:
         raise ModelError(
-            f"{path}: expected weights that {type(model).__name__} with this config.json has, found "
-            f"{len(left_out)} in its layers that it has not (first: {excerpt(left_out[0])}), which "
-            "would be left out; correct config.json (its model_type, or fields such as "
+            f"{path}: expected weights that {type(model).__name__} with this config.json has, "
+            f"found {len(left_out)} in its layers that it has not (first: {excerpt(left_out[0])}), "
+            "which would be left out; correct config.json (its model_type, or fields such as "
             "attention_bias), or take the whole checkpoint"
         )
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from tdistill.errors import excerpt, printable
+from tdistill.errors import excerpt, printable, without_controls
 from tdistill.files import hub_name, last_name
 from tdistill.report.facts import Fact, facts
 from tdistill.report.findings import caveat
@@ -81,7 +81,7 @@ def model_card(result: Result, origin: Origin) -> str:
         samples=_samples(result),
         license=_license(origin),
     )
-    return page.rstrip() + "\n"
+    return without_controls(page).rstrip() + "\n"
 
 
 def in_a_line(text: str) -> str:

@@ -10,6 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from tdistill.errors import without_controls
 from tdistill.files import write_atomically
 from tdistill.report import findings
 from tdistill.report.choice import choices, numbers
@@ -83,14 +84,13 @@ def write_report(result: Result, path: Path) -> Path:
         ``path``.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A response may hold half a surrogate pair, which UTF-8 cannot.
-    write_atomically(path, render(result).encode(errors="replace"))
+    write_atomically(path, render(result))
     return path
 
 
 def render(result: Result) -> str:
     """The whole page as text."""
-    return (
+    return without_controls(
         templates()
         .get_template("page.html.j2")
         .render(

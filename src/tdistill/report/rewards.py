@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tdistill import __version__
+from tdistill.errors import without_controls
 from tdistill.files import write_atomically
 from tdistill.report.measures import number
 from tdistill.report.page import templates
@@ -69,8 +70,7 @@ def write_rewards_page(
             },
         )
     )
-    # A response may hold half a surrogate pair, which UTF-8 cannot.
-    write_atomically(path, page.encode(errors="replace"))
+    write_atomically(path, without_controls(page))
     return path
 
 

@@ -159,20 +159,22 @@ def read_manifest(folder: Path) -> Manifest:
         )
     try:
         identity = _entry(CacheIdentity, content.get("identity"), "identity")
-        shards, others = (
-            tuple(_entry(kind, x, f"{name}[{i}]") for i, x in enumerate(_list(content, name)))
-            for kind, name in ((Shard, "shards"), (OtherTeacher, "others"))
+        shards, others = _list(content, "shards"), _list(content, "others")
+        made = Manifest(
+            identity,
+            tuple(_entry(Shard, x, f"shards[{i}]") for i, x in enumerate(shards)),
+            tuple(_entry(OtherTeacher, x, f"others[{i}]") for i, x in enumerate(others)),
         )
     except InvalidValueError as error:
         raise CacheError(f"{path}: {error}; {_AGAIN}") from error
-    for shard in shards:
+    for shard in made.shards:
         _check_name(path, shard.name)
     if content.get("sha256") != checksum_of(content):
         raise CacheError(
             f"{path}: the content differs from its checksum: it was changed after it was written; "
             f"{_AGAIN}"
         )
-    return Manifest(identity, shards, others)
+    return made
 
 
 def _list(content: Mapping[str, Any], name: str) -> list[Any]:
