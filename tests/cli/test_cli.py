@@ -16,6 +16,7 @@ import pytest
 
 from pipeline import Finished, write_rows
 from tdistill import __version__, cli
+from tdistill.cli import tools
 from tdistill.models.language_model import load
 from tdistill.teacher.cache.manifest import read_manifest
 from tdistill.teacher.cache.reader import Cache
@@ -376,3 +377,24 @@ def test_an_interrupt_is_not_a_traceback(
     monkeypatch.setattr("tdistill.cli.cache.inspect", interrupt)
     assert cli.main(["inspect", "x"]) == 130
     assert "the same command continues from here" in capsys.readouterr().err
+
+
+def test_a_package_that_is_missing_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def fail(words: list[str]) -> int:
+        raise ModuleNotFoundError("No module named 'pyarow'", name="pyarow.parquet")
+
+    monkeypatch.setattr(tools, "objectives", fail)
+    assert cli.main(["objectives"]) == 2
+    assert capsys.readouterr().err == (
+        "error: expected the package pyarow, which this needs, found none; install all that is "
+        "needed: pip install tdistill\n"
+    )
+
+    def mistaken(words: list[str]) -> int:
+        raise ModuleNotFoundError("No module named 'tdistill.no'", name="tdistill.no")
+
+    monkeypatch.setattr(tools, "objectives", mistaken)
+    with pytest.raises(ModuleNotFoundError):
+        cli.main(["objectives"])

@@ -96,7 +96,11 @@ def test_several_problems_are_one_error_and_one_keeps_its_kind():
             ["--teacher.gguf_file", "no.gguf"],
             r"teacher.gguf_file: expected a file in .*found no.gg",
         ),
-        (["--training.lora.rank", "4"], "training.lora: expected the package peft to be installed"),
+        (
+            ["--training.lora.rank", "4", "--teacher.backend", "vllm"],
+            "training.lora, teacher.backend: expected the packages peft, vllm to be installed, "
+            r"found none: pip install 'tdistill\[peft\]' 'tdistill\[vllm\]'",
+        ),
     ],
 )
 def test_packages_and_files_are_looked_for(
@@ -107,7 +111,7 @@ def test_packages_and_files_are_looked_for(
     monkeypatch: pytest.MonkeyPatch,
 ):
     monkeypatch.setattr(
-        checks, "find_spec", lambda name: None if name == "peft" else name == "gguf"
+        checks, "find_spec", lambda name: None if name in ("peft", "vllm") else name == "gguf"
     )
     recipe = read_recipe(finished.recipe, options)
     with pytest.raises(InvalidValueError, match=text):

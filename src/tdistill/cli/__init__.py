@@ -8,11 +8,12 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib import import_module
+from importlib.util import find_spec
 from keyword import iskeyword
 from pathlib import Path
 
 from tdistill import __version__
-from tdistill.errors import InvalidValueError, TdistillError
+from tdistill.errors import InvalidValueError, TdistillError, excerpt
 from tdistill.files import storage_error
 from tdistill.processes import ProcessEnded, is_first_process, process_count, process_rank
 from tdistill.progress import speak, tell
@@ -106,8 +107,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _command(words[0])(_without_manner(*words))
     except BrokenPipeError:  # the reader of our output has gone
         return 1
-    except (TdistillError, OSError) as error:
-        told = error if isinstance(error, TdistillError) else storage_error(error, Path.cwd())
+    except (TdistillError, OSError, ModuleNotFoundError) as error:
+        told = _in_words(error)
         if told is None:
             raise
         if not isinstance(told, ProcessEnded):  # the one that did says why
@@ -118,6 +119,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if is_first_process():
             print("\ninterrupted; the same command continues from here", file=sys.stderr)
         return 130
+
+
+def _in_words(error: Exception) -> TdistillError | None:
+    """What an error says to people; None where it is a fault of ours."""
+    if isinstance(error, OSError) and not isinstance(error, TdistillError):
+        return storage_error(error, Path.cwd())
+    if not isinstance(error, ModuleNotFoundError):
+        return error if isinstance(error, TdistillError) else None
+    name = (error.name or "tdistill").partition(".")[0]
+    needs = f"expected the package {excerpt(name)}, which this needs, found none; install all that"
+    missing = find_spec(name) is None
+    return InvalidValueError(f"{needs} is needed: pip install tdistill") if missing else None
 
 
 def _without_manner(command: str, *words: str) -> list[str]:

@@ -47,6 +47,8 @@ Level = Literal["fine", "doubtful", "wrong"]
 
 _USES = {"train": "train on", "valid": "choose on", "test": "judge on"}
 _BYTES_PER_WEIGHT = 4
+_EXTRAS = {"httpx2": "'tdistill[server]'"}
+_EXTRAS |= {name: f"'tdistill[{name}]'" for name in ("peft", "vllm", "gguf")}
 _CHECKPOINTS = 2 * 3  # two of them, each with the weights and both moments of Adam
 
 
@@ -183,15 +185,17 @@ def _packages(recipe: Recipe) -> str:
         wanted["teacher.backend"] = "vllm"
     if recipe.teacher.gguf_file is not None:
         wanted["teacher.gguf_file"] = "gguf"
-    for field, name in wanted.items():
-        there = find_spec(name) is not None
-        check(field, there, f"the package {name} to be installed", "none")
+    absent = {field: name for field, name in wanted.items() if find_spec(name) is None}
+    cures = " ".join(sorted({_EXTRAS.get(name, name) for name in absent.values()}))
+    expected = f"the packages {', '.join(absent.values())} to be installed"
+    check(", ".join(absent), not absent, expected, f"none: pip install {cures}")
     known = list(trackers.INTEGRATION_TO_CALLBACK)
     usable = ("all", "none", *trackers.get_available_reporting_integrations())
     for name in recipe.training.report_to:
         field = f"training.report_to: {name}"
         check(field, name in ("all", "none", *known), f"one of {', '.join(known)}", "another name")
-        check(field, name in usable, f"the package of {name} to be installed", "none")
+        cure = "none: pip install 'tdistill[trackers]', or the package of its name"
+        check(field, name in usable, f"the package of {name} to be installed", cure)
     return ", ".join((*wanted.values(), *recipe.training.report_to)) or "none beyond its own"
 
 
