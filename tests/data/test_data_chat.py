@@ -118,3 +118,11 @@ def test_a_template_that_reads_texts_in_parts_gets_them_so():
     assert seeing.in_parts
     assert seeing.render(USER, prompt=True) == chat(CHATML).render(USER, prompt=True)
     assert not chat(CHATML).in_parts
+
+
+@pytest.mark.parametrize("given", [7, {"default": ["a"]}])
+def test_a_template_that_is_no_text_is_refused(given):
+    tokenizer = byte_level(CHATML)
+    tokenizer.chat_template = given
+    with pytest.raises(DataError, match="expected chat templates that are texts; found another"):
+        chat_template_of(tokenizer, DataConfig())

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tdistill.data import sources
+from tdistill.data.columns import detect_format, named_columns
 from tdistill.data.readers import SourceRow
 from tdistill.data.sources import column_names, read_rows
 from tdistill.errors import DataError
@@ -240,3 +241,12 @@ def test_the_hub_is_asked_where_it_is_named_and_never_otherwise(monkeypatch, tmp
     assert "\n" not in str(caught.value)
     with pytest.raises(DataError, match=r"expected hub:OWNER/NAME.*found hub:some"):
         read_rows("hub:some")
+
+
+def test_long_and_many_names_of_columns_make_no_long_message(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"x" * 100_000: 1, **{f"c{i}": 1 for i in range(500)}}))
+    columns = named_columns(column_names(read_rows(str(path))), {}, str(path))
+    with pytest.raises(DataError, match=r"x{60}\.\.\., c0, .*, c18 and 481 more") as caught:
+        detect_format(columns, "auto", str(path))
+    assert len(str(caught.value)) < 1000

@@ -13,8 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tdistill.errors import ModelError
-from tdistill.models.language_model import load, save
+from tdistill.models.architecture import architecture_of
+from tdistill.models.language_model import load, load_config, save
 from tdistill.models.soundness import check_loaded, check_numbers
+from tdistill.training.student import drop_layers
 from tiny import VOCABULARY, tiny_lm, tiny_model
 
 NAN, INF = float("nan"), float("inf")
@@ -111,6 +113,21 @@ def test_a_weight_that_is_missing_is_named(tmp_path: Path):
     assert "found 1 missing (first: model.layers.2.mlp.up_proj.weight)" in refusal(folder)
 
 
+def test_an_output_layer_of_its_own_is_one_whatever_the_config_says(tmp_path: Path):
+    lm = tiny_lm()
+    save(lm, tmp_path)
+    configured(tmp_path, tie_word_embeddings=True)
+    found = load(tmp_path, device="cpu")
+    assert not found.model.config.tie_word_embeddings
+    dropped: Any = drop_layers(found, (0, 2)).model
+    torch.testing.assert_close(dropped.lm_head.weight, lm.model.get_output_embeddings().weight)
+    changed(tmp_path, lambda w: w.pop("lm_head.weight"))
+    configured(tmp_path, tie_word_embeddings=True)
+    tied: Any = load(tmp_path, device="cpu").model
+    assert tied.config.tie_word_embeddings
+    assert tied.lm_head.weight is tied.model.embed_tokens.weight
+
+
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
 def test_a_row_that_is_no_number_is_found_though_nothing_reads_it(value: float, tmp_path: Path):
     def spoil(weights: Tensors) -> None:
@@ -132,3 +149,29 @@ def test_numbers_whose_sum_overflows_are_numbers(dtype: torch.dtype):
         model.model.norm.weight[5] = NAN
     with pytest.raises(ModelError, match=r"in model\.norm\.weight, 1 of 16 numbers"):
         check_numbers(model, "x")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "found"),
+    [
+        ("generation_config.json", "[1]", "a JSON file of it has another form than"),
+        ("tokenizer.json", "{}", "a JSON file of it has another form than"),
+        ("tokenizer_config.json", "[]", "a JSON file of it has another form than"),
+        ("config.json", '{"model_type": "llama", "quantization_config": 5}', "a JSON file of it"),
+        ("config.json", '{"a": 1, "a": 2}', "found the key a twice in one object"),
+        ("model.safetensors", "<html>", "a file of weights is cut, damaged or something else"),
+    ],
+)
+def test_files_of_another_form_are_named_without_python(
+    file: str, content: str, found: str, tmp_path: Path
+):
+    save(tiny_lm(), tmp_path)
+    (tmp_path / file).write_text(content)
+    assert found in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("named", [5, [], [7], None, {}])
+def test_an_architecture_that_is_named_otherwise_is_no_matter(named: Any, tmp_path: Path):
+    save(tiny_lm(), tmp_path)
+    configured(tmp_path, architectures=named)
+    assert isinstance(architecture_of(load_config(tmp_path)), str)

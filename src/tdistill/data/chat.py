@@ -169,7 +169,12 @@ def chat_template_of(
     told = clock if config.clock is None else datetime.fromisoformat(config.clock)
     chat = ChatTemplate(tokenizer, name, dict(config.template_kwargs), told or datetime.now())
     given: Any = tokenizer.chat_template
-    texts = given.values() if isinstance(given, dict) else [given]
+    texts = list(given.values() if isinstance(given, dict) else [given])
+    if not all(isinstance(text, str) for text in texts):
+        raise DataError(
+            "data.template: expected chat templates that are texts; found another kind. Correct "
+            "chat_template in tokenizer_config.json."
+        )
     words = set(re.findall(r"\w+", " ".join(texts)))
     for variable in config.template_kwargs:
         if variable not in words:

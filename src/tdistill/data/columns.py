@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tdistill.data.config import Format, Template
-from tdistill.errors import DataError
+from tdistill.errors import DataError, excerpt
 
+_MOST_NAMED = 20  # columns in a message
 # The names of each role in a format: the first group that a source has any of counts, and two names
 # of that group are refused.
 Names = tuple[tuple[str, ...], ...]
@@ -93,11 +94,18 @@ def named_columns(
         elif not any(name in role and not role.isdisjoint(columns) for role in _TOGETHER):
             raise DataError(
                 f"{source}: expected the column {column} that data.columns names for {name}; found "
-                f"the columns {', '.join(columns) or '(none)'}{_near(column, columns)}. Correct it."
+                f"the columns {_named(columns)}{_near(column, columns)}. Correct it."
             )
     taken = set(given.values())
     own = {name: name for name in columns if name not in taken and name not in given}
     return own | given
+
+
+def _named(columns: Iterable[str]) -> str:
+    """Names of columns, which are a stranger's: some of them, none of them long."""
+    names = [excerpt(name, 60) for name in columns]
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return (", ".join(names[:_MOST_NAMED]) or "(none)") + more
 
 
 def _near(name: str, known: Sequence[str]) -> str:
@@ -119,7 +127,7 @@ def detect_format(columns: Mapping[str, str], wanted: Format, source: str) -> Fo
     Raises:
         DataError: none or several formats fit, or the wanted one lacks its columns.
     """
-    found = f"found the columns {', '.join(columns.values()) or '(none)'}"
+    found = f"found the columns {_named(columns.values())}"
     fits: list[Format] = [wanted] if wanted != "auto" else _fitting(columns)
     if len(fits) > 1:
         raise DataError(

@@ -113,8 +113,8 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
                 yield number, _decoded(line, f"{path}:{number}")
     except (gzip.BadGzipFile, EOFError) as error:
         raise DataError(
-            f"{path}: expected a gzip file; found one that cannot be read to its end ({error}). "
-            "Write the file again."
+            f"{path}: expected a gzip file; found one that cannot be read to its end. Write the "
+            "file again."
         ) from error
 
 

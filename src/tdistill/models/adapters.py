@@ -9,6 +9,7 @@ from typing import Any
 
 from tdistill.errors import ModelError, excerpt, one_line
 from tdistill.files import expanded, hub_name
+from tdistill.models.architecture import note_untied
 from tdistill.models.model_files import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -148,8 +149,7 @@ def _untie(model: Any, names: Sequence[str]) -> None:
     low_rank = [name for name in names if "lora_" in name or "hada_" in name or "lokr_" in name]
     if any(f".{module}." in name for module in own for name in low_rank):
         head.weight = Parameter(head.weight.detach().clone())
-        model.config.get_text_config().tie_word_embeddings = False
-        model.config.tie_word_embeddings = False
+        note_untied(model)
 
 
 def _refuse_other_base(adapted: Any, folder: Path) -> None:

@@ -22,6 +22,38 @@ TEXT_KEYS = {
 """Names of a multimodal model's text weights, older and newer, as those of the text model."""
 
 
+def architecture_of(config: PreTrainedConfig) -> str:
+    """The class that a checkpoint names, or that of its configuration; as it can stand in a line.
+
+    Example:
+        >>> from transformers import LlamaConfig
+        >>> architecture_of(LlamaConfig(architectures=["LlamaForCausalLM"]))
+        'LlamaForCausalLM'
+        >>> architecture_of(LlamaConfig())
+        'LlamaConfig'
+    """
+    named: Any = config.architectures
+    return excerpt(named[0] if isinstance(named, list) and named else type(config).__name__)
+
+
+def note_untied(model: Any) -> None:
+    """Let the configuration of a network say that its output layer has weights of its own."""
+    for config in (model.config, model.config.get_text_config()):
+        config.tie_word_embeddings = False
+
+
+def note_tying(model: Any) -> None:
+    """Believe the weights: with both layers in a checkpoint, and different, they are not tied.
+
+    transformers keeps them apart then, though config.json may say otherwise; a network made from
+    that would be another.
+    """
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    own = getattr(head, "weight", None)
+    if own is not None and own is not embedding.weight and model.config.tie_word_embeddings:
+        note_untied(model)
+
+
 def causal_config(config: PreTrainedConfig, path: str) -> PreTrainedConfig:
     """The configuration of the causal language model to load.
 
@@ -38,7 +70,7 @@ def causal_config(config: PreTrainedConfig, path: str) -> PreTrainedConfig:
     """
     from transformers import AutoModelForCausalLM
 
-    name = excerpt((config.architectures or [type(config).__name__])[0])
+    name = architecture_of(config)
     found = f"{path}: expected a causal language model (decoder only), found {name}"
     if config.is_encoder_decoder:
         raise ModelError(f"{found}, an encoder-decoder; its two parts cannot be read as one")

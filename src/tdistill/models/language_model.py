@@ -15,7 +15,7 @@ from tdistill.errors import ModelError, one_line
 from tdistill.files import hub_name, resolve_path
 from tdistill.hashing import key_of
 from tdistill.models.adapters import adapter_base, adapter_bases, merged
-from tdistill.models.architecture import TEXT_KEYS, causal_config
+from tdistill.models.architecture import TEXT_KEYS, causal_config, note_tying
 from tdistill.models.model_files import check_model_folder
 from tdistill.models.soundness import check_loaded, check_numbers
 from tdistill.models.weights import FLOAT32, DType, WeightsConfig
@@ -215,6 +215,7 @@ def _load_weights(path: str, **options: Any) -> Any:
     model, loading = _loaded(path, "a causal language model in transformers' format", read)
     check_loaded(model, loading, path)
     check_numbers(model, path)
+    note_tying(model)
     return model
 
 
@@ -293,6 +294,10 @@ def _loaded(path: str, expected: str, read: Callable[[], Any]) -> Any:
             why = "it needs code of its own, which is never run; take a model that transformers has"
         elif "ignore_mismatched_sizes" in str(error):
             why = "its weights have other shapes than config.json says"
+        elif isinstance(error, (AttributeError, LookupError, RecursionError, TypeError)):
+            why = f"a JSON file of it has another form than transformers expects ({why})"
+        elif type(error).__name__ == "SafetensorError":
+            why = f"a file of weights is cut, damaged or something else ({why}); take it again"
         raise ModelError(f"{path}: expected {expected}; loading failed with: {why}") from error
 
 

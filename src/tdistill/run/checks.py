@@ -29,6 +29,7 @@ from tdistill.files import (
     resolve_path,
     storage_error,
 )
+from tdistill.models.architecture import architecture_of
 from tdistill.models.head_form import head_form
 from tdistill.models.language_model import load_config
 from tdistill.models.readers import open_reader
@@ -153,8 +154,7 @@ def _models(recipe: Recipe, folder: Path) -> str:
             check("teacher.gguf_file", file.is_file(), f"a file in {file.parent}", file.name)
             seen.append(f"{field} {file.name}")
         else:
-            kind = (load_config(path).architectures or ["of an unnamed architecture"])[0]
-            seen.append(f"{field} {kind}")
+            seen.append(f"{field} {architecture_of(load_config(path))}")
     return ", ".join(seen) or "made by the world first"
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from tdistill.data import DataConfig, DoctorReport, load_examples
 from tdistill.data.sources import read_rows
 from tdistill.files import expanded
+from tdistill.models.architecture import architecture_of
 from tdistill.models.language_model import load_config, parameters_of
 from tdistill.report.measures import count
 
@@ -65,7 +66,7 @@ def see_teacher(path: str, tokenizer: Any) -> dict[str, Any]:
     """
     config: Any = load_config(path)
     depth = config.get_text_config().num_hidden_layers
-    name = (config.architectures or [type(config).__name__])[0]
+    name = architecture_of(config)
     template = "a chat template" if tokenizer.chat_template else "no chat template"
     size = count(parameters_of(config))
     facts = (f"{name}, {size} parameters, {depth} layers; {template}",)

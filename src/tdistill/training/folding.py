@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tdistill.errors import ModelError
+from tdistill.models.architecture import note_untied
 from tdistill.models.head import LinearHead
 from tdistill.models.head_form import head_form
 from tdistill.models.language_model import LanguageModel
@@ -155,7 +156,6 @@ def _less(lm: LanguageModel, rows: Float[Tensor, "V D"], weight: float) -> Langu
             f"the critic at weight {weight:g}; take a smaller weight, or a smaller "
             "critic.learning_rate"
         )
-    model.config.tie_word_embeddings = False
-    model.config.get_text_config().tie_word_embeddings = False
+    note_untied(model)
     model.set_output_embeddings(own.to(head.weight.dtype))
     return lm
