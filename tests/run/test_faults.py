@@ -168,11 +168,13 @@ def test_damaged_weights_of_a_finished_run_are_made_again(
     cut, flipped = out / "models/kd/model.safetensors", out / "student/model.safetensors"
     cut.write_bytes(cut.read_bytes()[:-9])
     flip([flipped])
+    (out / "models/seqkd/tokenizer.json").write_text("{}")
     words = ["run", str(finished.recipe), "--out", str(out)]
     assert cli.main(words) == 0
     said = capsys.readouterr().out
     assert f"{cut}: not as it was written, so kd is done again" in said
     assert f"{flipped}: not as it was written, so publish is done again" in said
+    assert "models/seqkd/tokenizer.json: not as it was written, so seqkd is done again" in said
     assert "[sft] reused" in said
     assert "[evaluate-kd] reused" in said
     assert_same_run(finished, out)

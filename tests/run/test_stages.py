@@ -9,6 +9,7 @@ from unittest.mock import ANY
 
 import pytest
 
+from tdistill.run.folders import files_of_model
 from tdistill.run.stages import Stages, read_record
 
 
@@ -109,7 +110,7 @@ def test_records_are_those_of_these_keys(tmp_path: Path, work: Work, lines: list
     assert json.loads((tmp_path / "stages/one.json").read_text()) == record
 
 
-@pytest.mark.parametrize("old", ['"rows": 7', '"seconds": 0', '"weights": {}'])
+@pytest.mark.parametrize("old", ['"rows": 7', '"seconds": 0', '"files": {}'])
 def test_a_record_that_was_changed_does_it_again(
     tmp_path: Path, work: Work, lines: list[str], old: str
 ):
@@ -122,31 +123,52 @@ def test_a_record_that_was_changed_does_it_again(
     assert work.done == 2
 
 
-@pytest.mark.parametrize("damage", [b"cut", b"another", b""])
-def test_weights_that_are_not_as_they_were_written_are_made_again(
-    tmp_path: Path, lines: list[str], damage: bytes
+MODEL = {"model.safetensors": "weights", "config.json": "{}", "chat_template.jinja": "{{ x }}"}
+
+
+@pytest.mark.parametrize("name", [*MODEL])
+@pytest.mark.parametrize("damage", ["cut", "", "[1, {}]"])
+def test_a_model_that_is_not_as_it_was_written_is_made_again(
+    tmp_path: Path, lines: list[str], name: str, damage: str
 ):
-    weights, beside = tmp_path / "models/kd/model.safetensors", tmp_path / "models/kd/README.md"
-    done = []
+    folder, done = tmp_path / "models/kd", []
 
     def make() -> dict[str, Any]:
         done.append(1)
-        weights.parent.mkdir(parents=True, exist_ok=True)
-        weights.write_bytes(b"weights")
+        folder.mkdir(parents=True, exist_ok=True)
+        for file, text in MODEL.items():
+            (folder / file).write_text(text)
         return {}
 
-    stages = Stages(tmp_path, lines.append)
-    record = stages.run("kd", "k", [weights], make)
-    assert list(record["weights"]) == ["models/kd/model.safetensors"]
-    beside.write_text("may be written at any time")
-    assert stages.finished("kd", "k", [weights]) == record
-    weights.write_bytes(damage)
-    assert stages.changed("kd", "k") == [weights]
+    stages, outputs = Stages(tmp_path, lines.append), files_of_model(folder)
+    record = stages.run("kd", "k", outputs, make)
+    assert sorted(record["files"]) == sorted(f"models/kd/{file}" for file in MODEL)
+    (folder / "README.md").write_text("may be written at any time")
+    assert stages.finished("kd", "k", outputs) == record
+    (folder / name).write_text(damage)
+    assert stages.changed("kd", "k") == [folder / name]
     assert stages.changed("kd", "other") == []
-    assert stages.finished("kd", "k", [weights]) is None
+    assert stages.finished("kd", "k", outputs) is None
     assert stages.finished("kd", "k", []) == record  # whoever does not need them
-    assert stages.run("kd", "k", [weights], make) == {**record, "sha256": ANY, "seconds": ANY}
+    assert stages.run("kd", "k", outputs, make) == {**record, "sha256": ANY, "seconds": ANY}
     assert len(done) == 2
-    assert f"  {weights}: not as it was written, so kd is done again" in lines
-    weights.unlink()  # to make room
+    assert f"  {folder / name}: not as it was written, so kd is done again" in lines
+    (folder / name).unlink()  # to make room
     assert stages.changed("kd", "k") == []
+
+
+def test_of_the_copy_that_people_take_the_weights_alone_must_stay(tmp_path: Path, lines: list[str]):
+    folder = tmp_path / "student"
+
+    def make() -> dict[str, Any]:
+        folder.mkdir()
+        for file, text in MODEL.items():
+            (folder / file).write_text(text)
+        return {}
+
+    stages, outputs = Stages(tmp_path, lines.append), files_of_model(folder)
+    record = stages.run("publish", "k", outputs, make)
+    (folder / "config.json").write_text('{"mine": 1}')
+    assert stages.finished("publish", "k", outputs) == record
+    (folder / "model.safetensors").write_text("w")
+    assert stages.finished("publish", "k", outputs) is None

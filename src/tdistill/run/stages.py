@@ -15,12 +15,15 @@ from tdistill.errors import StorageError, TdistillError
 from tdistill.files import fingerprint, storage_error, write_atomically
 from tdistill.hashing import checksum_of
 from tdistill.models.finite import keeping_bad_batch
+from tdistill.models.model_files import CONFIG
 from tdistill.plain_json import BadJSON, read_json_object
 from tdistill.processes import is_first_process, process_rank
 from tdistill.progress import emit
+from tdistill.run.folders import STUDENT
 
 Say = Callable[[str], None]
 _NOTE = "key.txt"
+_OF_A_MODEL = ("safetensors", "json", "jinja")
 _LARGEST_RECORD = 1 << 32  # bytes: responses to all test prompts may be in it
 _SEEN_WITHIN = 120.0  # seconds until files that another machine wrote are seen
 
@@ -45,7 +48,7 @@ def workplace_key(folder: Path) -> str | None:
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
-    """What a stage left, with ``key``, ``seconds`` and ``weights``; None if it is not as written.
+    """What a stage left, with ``key``, ``seconds`` and ``files``; None if it is not as written.
 
     A record of another release, cut off or changed by hand is none: its stage is done again.
     """
@@ -70,7 +73,7 @@ class Stages:
     def finished(self, name: str, key: str, outputs: Sequence[Path]) -> dict[str, Any] | None:
         """The record of a stage if it was finished with this key and its outputs are there.
 
-        Weights among the outputs must be those that the stage wrote.
+        Models among the outputs must be those that the stage wrote.
         """
         record = read_record(self.folder / f"{name}.json")
         if record is None or record["key"] != key or not all(path.exists() for path in outputs):
@@ -79,21 +82,24 @@ class Stages:
         return None if any(file.parent in within for file in self._changed(record)) else record
 
     def changed(self, name: str, key: str) -> list[Path]:
-        """Files of weights that a finished stage wrote and that are others, or damaged, by now."""
+        """Files of models that a finished stage wrote and that are others, or damaged, by now."""
         record = read_record(self.folder / f"{name}.json")
         return [] if record is None or record["key"] != key else self._changed(record)
 
     def _changed(self, record: Mapping[str, Any]) -> list[Path]:
-        written = {
-            self.folder.parent / name: content for name, content in record["weights"].items()
-        }
+        written = {self.folder.parent / name: content for name, content in record["files"].items()}
         return [
             f for f, content in written.items() if f.exists() and fingerprint(str(f)) != content
         ]
 
-    def _weights(self, outputs: Sequence[Path]) -> dict[str, str]:
-        """What is in the files of weights beside the outputs, by their paths in the folder."""
-        files = sorted({file for x in outputs for file in x.parent.glob("*.safetensors")})
+    def _written(self, outputs: Sequence[Path]) -> dict[str, str]:
+        """What is in the files of the models among the outputs, by their paths in the folder.
+
+        Of the copy that people take, weights alone: they may change what else is there.
+        """
+        folders = [path.parent for path in outputs if path.name == CONFIG]
+        kinds = {x: ("safetensors",) if x.name == STUDENT else _OF_A_MODEL for x in folders}
+        files = sorted(f for x, names in kinds.items() for n in names for f in x.glob(f"*.{n}"))
         of_run = self.folder.parent
         return {os.path.relpath(file, of_run): fingerprint(str(file)) for file in files}
 
@@ -124,7 +130,7 @@ class Stages:
             together: all processes do it, and come at the same time.
 
         Returns:
-            The record: what ``work`` returned, with ``key``, ``seconds`` and ``weights``.
+            The record: what ``work`` returned, with ``key``, ``seconds`` and ``files``.
 
         Raises:
             StorageError: if there is no room, or no permission, to write what the stage leaves.
@@ -147,7 +153,7 @@ class Stages:
             with keeping_bad_batch(self.folder.parent / "failed" / f"{name}.json"):
                 made = work()
             seconds = round(time.monotonic() - started, 1)
-            record = {**made, "key": key, "seconds": seconds, "weights": self._weights(outputs)}
+            record = {**made, "key": key, "seconds": seconds, "files": self._written(outputs)}
             record = json.loads(json.dumps(record))  # as whoever reads it finds it
             record["sha256"] = checksum_of(record)
             write_atomically(path, json.dumps(record))

@@ -113,7 +113,7 @@ class Students:
                 shutil.rmtree(self.model_folder(x), ignore_errors=True)
 
     def damaged(self) -> list[Path]:
-        """Files of weights that are not as they were written; those that were removed are none."""
+        """Files of models that are not as they were written; those that were removed are none."""
         stages = [*self.labels, "publish"] if self.number == 0 else self.labels
         return [file for x in stages for file in self.stages.changed(x, self.keys[x])]
 
