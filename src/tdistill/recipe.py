@@ -27,6 +27,7 @@ _PATHS = {
     "rollouts": _GIVEN,
     "world": ("folder",),
 }
+_MOST_SEEDS = 1000
 _LONGEST_LABEL = 64  # of an objective: names of folders and columns
 _OF_OBJECTIVES = ("objectives", "distilled", "baseline")
 
@@ -131,12 +132,20 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Refuse impossible combinations."""
-        check_at_least(1, seeds=self.seeds)
+        check("seeds", 1 <= self.seeds <= _MOST_SEEDS, f"from 1 to {_MOST_SEEDS}", self.seeds)
         known = f"one of the objectives ({', '.join(self.objectives)})"
         check("distilled", self.distilled in self.objectives, known, self.distilled)
         baseline = self.baseline
         check("baseline", baseline is None or baseline in self.objectives, known, baseline)
+        folded = {label.casefold(): label for label in self.objectives}
         for label in self.objectives:
+            other = folded[label.casefold()]  # of which some disks make one folder
+            check(
+                "objectives",
+                label == other,
+                "names that differ in more than case",
+                f"{label}, {other}",
+            )
             usable = (
                 label not in ("teacher", "start", "untrained")
                 and label.replace("-", "_").isidentifier()

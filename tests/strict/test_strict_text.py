@@ -231,7 +231,7 @@ def test_load_yaml_reads_a_mapping(tmp_path: Path) -> None:
         (b"a:\n  x: 1\n  y: 2\n  x: 3\n", r"line 4, column 3: .*'x' is given twice, first in line"),
         (b"a: 1\n---\nb: 2\n", "line 2, column 1"),
         (b"a: \x00\n", "expected YAML, but "),
-        (b"a: \xff\n", "expected a UTF-8 YAML file, but "),
+        (b"a: \xff\n", "expected a UTF-8 YAML file, found byte 0xff at 3; convert it"),
         (b"a: !!python/object:os.system {}\n", "line 1, column 4"),
     ],
 )

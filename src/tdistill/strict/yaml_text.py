@@ -129,8 +129,13 @@ def _read(path: Path) -> str:
         if path.parent.is_dir():
             cure = nearest(path.name, sorted(entry.name for entry in path.parent.iterdir()))
         raise RecipeError(f"{path}: expected a YAML file, found none{cure}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: expected a UTF-8 YAML file, but {error}") from error
+    except UnicodeDecodeError as error:
+        found = f"byte {error.object[error.start]:#04x} at {error.start}"
+        raise RecipeError(
+            f"{path}: expected a UTF-8 YAML file, found {found}; convert it"
+        ) from error
+    except OSError as error:
+        raise RecipeError(f"{path}: expected a UTF-8 YAML file, but {error.strerror}") from error
     if size > _MOST_BYTES:
         raise RecipeError(f"{path}: expected a recipe of at most 1 MiB, found {size:,} bytes")
     if _deepest(text) > _MOST_LEVELS:

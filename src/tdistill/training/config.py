@@ -7,6 +7,7 @@ from typing import Literal
 
 from tdistill.checks import check, check_at_least
 
+_MOST_STEPS = 1 << 30  # updates; years of them
 LayerRule = Literal["even", "first", "influence", "greedy"]
 """How the layers of a student are chosen: see :mod:`tdistill.training.layer_choice`."""
 
@@ -109,6 +110,7 @@ class TrainConfig:
             logging_steps=self.logging_steps,
             tokens_per_forward=self.tokens_per_forward,
         )
+        check("steps", self.steps <= _MOST_STEPS, f"at most {_MOST_STEPS:,}", self.steps)
         check_at_least(
             0,
             loader_workers=self.loader_workers,
