@@ -174,7 +174,7 @@ def _data(recipe: Recipe, folder: Path) -> str:
 def _packages(recipe: Recipe) -> str:
     from transformers.integrations import integration_utils as trackers
 
-    wanted = {}
+    wanted: dict[str, str] = {}
     if recipe.training.lora is not None:
         wanted["training.lora"] = "peft"
     if recipe.teacher.weights.quantise is not None:
