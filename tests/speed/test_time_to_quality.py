@@ -9,7 +9,7 @@ import pytest
 import torch
 from benchmarks import time_to_quality
 from benchmarks.speed.workers.held_out import forward_kl, write_held_out
-from benchmarks.time_to_quality import GKD, Point, crossing, learning_curve, summary
+from benchmarks.time_to_quality import PEERS, Point, crossing, learning_curve, summary
 
 from tiny import tiny_model
 
@@ -24,14 +24,22 @@ def test_a_crossing_is_between_the_evaluations_around_it():
 
 
 def test_rollouts_are_counted_by_the_rows_that_were_used():
+    peer, forward = PEERS
     gkd = [Point(0, 0.0, 0.0, 2.0), Point(60, 400.0, 300.0, 1.0)]
-    found = summary({GKD: gkd, "kd": CURVE, "slow": CURVE[:1]}, 0.5, batch=16, rows=64)
+    faster = [gkd[0], Point(60, 400.0, 160.0, 0.5)]
+    curves = {peer: gkd, forward: faster, "kd": CURVE, "slow": CURVE[:1]}
+    found = summary(curves, peer, 0.5, batch=16, rows=64)
     assert found["target_kl"] == 1.0
     kd = found["methods"]["kd"]
     assert (kd["updates"], kd["processor_seconds"], kd["with_rollouts"]) == (5, 8.0, 8.0 + 0.5 * 64)
-    assert (kd["times_gkd"], kd["times_gkd_with_rollouts"]) == (300 / 8, 300 / 40)
+    assert (kd["times_peer"], kd["times_peer_with_rollouts"]) == (300 / 8, 300 / 40)
     assert found["methods"]["slow"] == {"reached": False, "kl": 2.0}
-    assert found["methods"][GKD]["times_gkd_with_rollouts"] == 1.0
+    assert found["methods"][peer]["times_peer_with_rollouts"] == 1.0
+    assert found["methods"][forward]["times_peer_with_rollouts"] == pytest.approx(
+        300 / (160 * 2 / 3)
+    )
+    kd = summary(curves, forward, 0.5, batch=16, rows=64)["methods"]["kd"]
+    assert (kd["updates"], kd["times_peer"], kd["times_peer_with_rollouts"]) == (10, 10.0, 160 / 48)
 
 
 class Falling:

@@ -1,4 +1,7 @@
-"""TRL's experimental GKDTrainer with lmbda 0: given rows, the teacher in memory, full logits."""
+"""TRL's experimental GKDTrainer with lmbda 0: given rows, the teacher in memory, full logits.
+
+``beta`` of the options is its own: .5 by default, 0 is the forward KL.
+"""
 
 from __future__ import annotations
 
@@ -41,6 +44,7 @@ def main() -> None:
             per_device_train_batch_size=options.get("batch", len(rows)),
             use_cpu=not torch.cuda.is_available(),
             lmbda=0.0,
+            beta=options.get("beta", 0.5),
             max_length=len(data[0]["input_ids"]),
             **ARGUMENTS | {"learning_rate": options.get("learning_rate", 1e-5)},
         )
