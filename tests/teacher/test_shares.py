@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tdistill.errors import CacheError, InvalidValueError
+from tdistill.hashing import checksum_of
 from tdistill.teacher.cache.merging import Merged, merge_caches
 from tdistill.teacher.cache.reader import Cache
 from tdistill.teacher.cache.verification import verify_cache
@@ -140,9 +141,7 @@ def test_two_shards_of_one_name_are_not_mixed(tmp_path: Path):
         text = text.replace(theirs, ours)
         (second / theirs).rename(second / ours)
     content = json.loads(text)
-    from tdistill.teacher.cache.manifest import _checksum
-
-    content["sha256"] = _checksum(content)
+    content["sha256"] = checksum_of(content)
     manifest.write_text(json.dumps(content))
     with pytest.raises(CacheError, match="expected the shard of that name that another cache has"):
         merge_caches(tmp_path / "cache", [first, second])
