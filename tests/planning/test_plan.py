@@ -169,6 +169,8 @@ def test_the_pace_of_a_server_is_not_that_of_the_device(tmp_path: Path) -> None:
     assert {s.work.stage: s.seconds for s in stated}["rollouts"] == 9 * 2 * 8 / 10.0
     took = planned(path, Known(seconds={"rollouts": 36.0})).stages  # 144 tokens
     assert {s.work.stage: s.seconds for s in took}["held-out"] == pytest.approx(6 * 8 / 4.0)
+    judged = planned(path, Known(seconds={"evaluate-teacher": 50.0})).stages  # by the server
+    assert {s.work.stage: s.seconds for s in judged}["evaluate-kd"] == seconds["evaluate-kd"]
 
 
 @pytest.mark.usefixtures("untraced")

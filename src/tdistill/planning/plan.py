@@ -30,6 +30,7 @@ from tdistill.recipe import Recipe, named_paths
 from tdistill.teacher.config import RolloutConfig
 from tdistill.training.objectives import SFT
 
+_Like = tuple[Kind, bool]
 _STRATEGIES: tuple[Strategy, ...] = ("DDP", "ZeRO-2", "FSDP2", "ZeRO-3")
 
 
@@ -247,13 +248,18 @@ def timed(work: Sequence[Work], known: Known, *, measured: bool = False) -> list
         known: rates, and seconds by ``stage`` or, of further seeds, ``seed-K/stage``.
         measured: whether the seconds of ``work`` are of a device whose speed was measured.
     """
-    took, assumed = defaultdict[Kind, float](float), defaultdict[Kind, float](float)
+    took, assumed = defaultdict[_Like, float](float), defaultdict[_Like, float](float)
     for one in work:
         if (seconds := known.seconds.get(place_of(one))) is not None:
-            took[one.kind] += seconds
-            assumed[one.kind] += one.seconds or one.tokens
+            took[_like(one)] += seconds
+            assumed[_like(one)] += one.seconds or one.tokens
     origin = "measured" if measured else "assumed"
-    return [_timed(one, known, took[one.kind], assumed[one.kind], origin) for one in work]
+    return [_timed(one, known, took[_like(one)], assumed[_like(one)], origin) for one in work]
+
+
+def _like(one: Work) -> _Like:
+    """What a stage's time says something of: its kind, here or on a server."""
+    return one.kind, one.seconds > 0
 
 
 def _timed(one: Work, known: Known, took: float, assumed: float, origin: str) -> Timed:
